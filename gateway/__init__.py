@@ -1,0 +1,1 @@
+"""A gateway node: holds connections and delivers what is pushed into it."""

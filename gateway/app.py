@@ -1,0 +1,347 @@
+"""The applications behind both ports: routes → auth → admission → the transport."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from gateway import metrics
+from gateway.auth import Authenticator, Unauthenticated, credential
+from gateway.connection import Bounds, Identity, StreamConnection
+from gateway.node import GatewayNode
+from gateway.origin import Origins
+from gateway.push import PushEndpoints, RequireSecret, push_routes
+from gateway.settings import GatewaySettings
+from gateway.transports import sse
+from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
+from gateway.transports.sse import SseConnection
+from gateway.transports.websocket import BadHandshake, WebSocketConnection, answer_handshake
+from gateway.wires.takeover import TAKE_OVER
+from gateway.wires.transport import TransportWire
+
+POLL_WAIT_SECONDS: Final = 25.0
+MAX_POLL_WAIT_SECONDS: Final = 60.0
+#: Told to clients that are refused for load, in seconds; drawn for each.
+RETRY_AFTER_SECONDS: Final = (1, 10)
+_OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may connect."""
+
+    identity: Identity
+    cors: dict[str, str]
+
+    @property
+    def cors_lines(self) -> bytes:
+        """The CORS headers as they stand in a response's head."""
+        return "".join(f"{name}: {value}\r\n" for name, value in self.cors.items()).encode("ascii")
+
+
+class Public:
+    """The public listener's routes."""
+
+    def __init__(
+        self, node: GatewayNode, auth: Authenticator, origins: Origins, settings: GatewaySettings
+    ) -> None:
+        self._node = node
+        self._auth = auth
+        self._origins = origins
+        self._send_buffer_bytes = settings.send_buffer_bytes
+        self._bounds = Bounds(
+            heartbeat_seconds=settings.heartbeat_seconds,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+            inbound_bytes=settings.inbound_bytes,
+            poll_grace_seconds=settings.poll_grace_seconds,
+            poll_buffer_bytes=settings.poll_buffer_bytes,
+        )
+        loop = asyncio.get_running_loop()
+        self._sessions = PollSessions(node, bounds=self._bounds, soon=loop.call_soon)
+        self._client = files("gateway").joinpath("pushgate.js").read_bytes()
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        return [
+            Route("/ws", self.websocket, methods=["GET", "OPTIONS"]),
+            Route("/sse", self.sse, methods=["GET", "OPTIONS"]),
+            Route("/poll", self.poll, methods=["GET", "OPTIONS"]),
+            Route("/pushgate.js", self.client, methods=["GET"]),
+            *health_routes(self._node),
+        ]
+
+    async def websocket(self, request: Request) -> Response:
+        """`GET /ws`."""
+        if request.method == "OPTIONS":
+            return self._preflight(request)
+        offered = _subprotocols(request)
+        admitted = self._admit(request, offered)
+        try:
+            head, subprotocol = answer_handshake(request.headers, offered)
+        except BadHandshake as bad:
+            headers = {"upgrade": "websocket", "sec-websocket-version": "13"}
+            raise HTTPException(bad.status, bad.detail, headers) from bad
+        connection = WebSocketConnection(
+            admitted.identity, self._node, subprotocol=subprotocol, bounds=self._bounds
+        )
+        return self._hold(connection, head)
+
+    async def sse(self, request: Request) -> Response:
+        """`GET /sse`."""
+        if request.method == "OPTIONS":
+            return self._preflight(request)
+        try:
+            admitted = self._admit(request)
+        except Overloaded:
+            if "text/event-stream" not in request.headers.get("accept", ""):
+                raise
+            # An EventSource that gets a 503 never comes back; a stream that ends, it retries.
+            headers = {"cache-control": "no-store", **self._cors(request)}
+            return Response(sse.retry(), media_type="text/event-stream", headers=headers)
+        connection = SseConnection(admitted.identity, self._node, bounds=self._bounds)
+        return self._hold(connection, sse.head(admitted.cors_lines))
+
+    async def poll(self, request: Request) -> Response:
+        """`GET /poll?cursor=C&wait=S`."""
+        if request.method == "OPTIONS":
+            return self._preflight(request)
+        admitted = self._admit(request)
+        wait = _wait(request)
+        cursor = request.query_params.get("cursor")
+        found = self._sessions.find(cursor, admitted.identity) if cursor else None
+        if found is None:
+            session, count = self._sessions.open(admitted.identity, gap=bool(cursor)), 0
+            self._node.hold(session)
+            await self._node.registered(session)
+        else:
+            session, count = found
+        body = session.poll(count)
+        if body is None and wait > 0:
+            return Park(session, admitted.cors_lines, wait, self._send_buffer_bytes)
+        session.rest()
+        headers = {"cache-control": "no-store", **admitted.cors}
+        return Response(body or session.empty(), media_type="application/json", headers=headers)
+
+    async def client(self, request: Request) -> Response:  # noqa: ARG002
+        """`GET /pushgate.js`."""
+        return Response(self._client, media_type="text/javascript; charset=utf-8")
+
+    def _admit(self, request: Request, offered: Sequence[str] = ()) -> Admitted:
+        """Let a request in, or refuse it before anything is allocated for it."""
+        origin = request.headers.get("origin")
+        cors = self._cors(request)
+        if origin is not None and not cors:
+            raise HTTPException(403, "this origin is not allowed; see PUSHGATE_ORIGINS")
+        if _has_body(request):
+            raise HTTPException(413, "no body is taken here", cors)
+        try:
+            token = credential(
+                authorization=request.headers.get("authorization"),
+                subprotocols=offered,
+                query_token=request.query_params.get("token"),
+                cookies=request.cookies,
+                origin_allowed=bool(cors),
+            )
+            identity = self._auth.identify(token)
+        except Unauthenticated as error:
+            raise HTTPException(401, str(error), {"www-authenticate": "Bearer", **cors}) from error
+        if not self._node.ready:
+            raise Overloaded(cors)
+        return Admitted(identity, cors)
+
+    def _cors(self, request: Request) -> dict[str, str]:
+        """Return CORS headers for an allowed Origin; none for a foreign one or where none is."""
+        origin = request.headers.get("origin")
+        host = request.headers.get("host", "")
+        if origin is None or not self._origins.allow(origin, host=host):
+            return {}
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-allow-credentials": "true",
+            "vary": "origin",
+        }
+
+    def _preflight(self, request: Request) -> Response:
+        cors = self._cors(request)
+        if not cors:
+            raise HTTPException(403, "this origin is not allowed; see PUSHGATE_ORIGINS")
+        allowed = {
+            "access-control-allow-methods": "GET",
+            "access-control-allow-headers": "authorization, last-event-id",
+            "access-control-max-age": "600",
+        }
+        return Response(status_code=204, headers={**cors, **allowed})
+
+    def _hold(self, connection: StreamConnection, head: bytes) -> Response:
+        return Hold(connection, head, self._node, self._send_buffer_bytes)
+
+
+class Overloaded(HTTPException):
+    """503 with a jittered Retry-After."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        wait = random.randint(*RETRY_AFTER_SECONDS)  # noqa: S311
+        super().__init__(503, "not taking connections now", {"retry-after": str(wait), **headers})
+
+
+class Hold(Response):
+    """A response that takes the socket and keeps it: the connection's way in."""
+
+    def __init__(
+        self, connection: StreamConnection, head: bytes, node: GatewayNode, buffer_bytes: int
+    ) -> None:
+        super().__init__()
+        self._connection = connection
+        self._head = head
+        self._node = node
+        self._buffer_bytes = buffer_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Take the socket, be registered, then answer: the client is told last."""
+        taken = scope["extensions"][TAKE_OVER]()
+        if taken is None:
+            return
+        connection = self._connection
+        wire = TransportWire(taken.transport, connection, send_buffer_bytes=self._buffer_bytes)
+        connection.attach(wire)
+        self._node.hold(connection)
+        if taken.rest:
+            connection.received(taken.rest)
+        await self._node.registered(connection)
+        connection.open(self._head)
+
+
+class Park(Response):
+    """A response that takes the socket until there is something to answer."""
+
+    def __init__(
+        self, session: PollSession, cors_lines: bytes, wait_seconds: float, buffer_bytes: int
+    ) -> None:
+        super().__init__()
+        self._session = session
+        self._cors_lines = cors_lines
+        self._wait_seconds = wait_seconds
+        self._buffer_bytes = buffer_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Take the socket and park it with the session."""
+        taken = scope["extensions"][TAKE_OVER]()
+        if taken is None:
+            self._session.rest()
+            return
+        persistence = b"" if taken.keep_alive else b"connection: close\r\n"
+        head = _POLL_HEAD + self._cors_lines + persistence
+        parked = ParkedPoll(self._session, head, taken.resume)
+        parked.attach(TransportWire(taken.transport, parked, send_buffer_bytes=self._buffer_bytes))
+        self._session.park(parked, wait_seconds=self._wait_seconds)
+
+
+_POLL_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
+)
+
+
+def public_app(
+    node: GatewayNode, settings: GatewaySettings, *, extra_routes: Sequence[BaseRoute] = ()
+) -> Starlette:
+    """Return the application of the public port."""
+    auth = Authenticator(settings.jwt_secret.get_secret_value())
+    public = Public(node, auth, Origins(settings.origins), settings)
+    return Starlette(
+        routes=[*public.routes(), *extra_routes],
+        exception_handlers={HTTPException: _refused},
+    )
+
+
+def internal_app(
+    node: GatewayNode, settings: GatewaySettings, *, drain: Callable[[], None]
+) -> Starlette:
+    """Return the application of the internal port."""
+    endpoints = PushEndpoints(node, max_payload_bytes=settings.max_payload_bytes)
+
+    async def exposition(request: Request) -> Response:  # noqa: ARG001
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+
+    async def start_drain(request: Request) -> Response:  # noqa: ARG001
+        drain()
+        return PlainTextResponse("draining\n", 202)
+
+    guard = Middleware(
+        RequireSecret,
+        secret=settings.internal_secret.get_secret_value(),
+        open_paths=_OPEN_PATHS,
+    )
+    return Starlette(
+        routes=[
+            *push_routes(endpoints),
+            Route("/metrics", exposition, methods=["GET"]),
+            Route("/drain", start_drain, methods=["POST"]),
+            *health_routes(node),
+        ],
+        middleware=[guard],
+        exception_handlers={HTTPException: _plain},
+    )
+
+
+def health_routes(node: GatewayNode) -> list[BaseRoute]:
+    """Return `/healthz` (alive) and `/readyz` (taking connections); both are on both ports."""
+
+    async def healthz(request: Request) -> Response:  # noqa: ARG001
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:  # noqa: ARG001
+        if node.ready:
+            return JSONResponse({"status": "ready"})
+        status = "draining" if node.draining else "waiting for the registry"
+        return JSONResponse({"status": status}, 503)
+
+    return [
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+    ]
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    metrics.REFUSED.labels(str(error.status_code)).inc()
+    return await _plain(request, error)
+
+
+async def _plain(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+
+def _subprotocols(request: Request) -> list[str]:
+    values = request.headers.getlist("sec-websocket-protocol")
+    return [name.strip() for value in values for name in value.split(",")]
+
+
+def _has_body(request: Request) -> bool:
+    length = request.headers.get("content-length", "0")
+    return length != "0" or "transfer-encoding" in request.headers
+
+
+def _wait(request: Request) -> float:
+    text = request.query_params.get("wait")
+    if text is None:
+        return POLL_WAIT_SECONDS
+    try:
+        wait = float(text)
+    except ValueError as error:
+        raise HTTPException(400, f"wait is a number of seconds: {text[:20]!r}") from error
+    if not wait >= 0:  # also false for NaN
+        raise HTTPException(400, "wait is 0 or more seconds")
+    return min(wait, MAX_POLL_WAIT_SECONDS)

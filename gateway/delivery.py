@@ -1,0 +1,60 @@
+"""One message on its way out: encoded once a form, however many connections get it."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable
+
+import msgspec
+
+Form = Callable[["Delivery"], bytes]
+
+
+class Delivery:
+    """A message as the transports see it.
+
+    `text` is the payload where it is UTF-8, else None: then the JSON forms carry base64.
+    """
+
+    __slots__ = ("_encoded", "id", "payload", "text", "type")
+
+    def __init__(self, payload: bytes, *, message_id: str, event_type: str | None = None) -> None:
+        self.payload = payload
+        self.id = message_id
+        self.type = event_type
+        try:
+            self.text: str | None = payload.decode()
+        except UnicodeDecodeError:
+            self.text = None
+        self._encoded: dict[Form, bytes] = {}
+
+    def encoded(self, form: Form) -> bytes:
+        """Return the message in `form`, encoding it the first time."""
+        known = self._encoded.get(form)
+        if known is None:
+            known = self._encoded[form] = form(self)
+        return known
+
+
+class _Text(msgspec.Struct):
+    id: str
+    type: str | None
+    data: str
+
+
+class _Binary(msgspec.Struct):
+    id: str
+    type: str | None
+    data: str
+    encoding: str = "base64"
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def json_form(delivery: Delivery) -> bytes:
+    """Encode as the JSON object of `pushgate.v1`, of long-poll and of binary SSE events."""
+    if delivery.text is None:
+        data = b64encode(delivery.payload).decode("ascii")
+        return _encode(_Binary(delivery.id, delivery.type, data))
+    return _encode(_Text(delivery.id, delivery.type, delivery.text))

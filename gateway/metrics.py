@@ -1,0 +1,62 @@
+"""A gateway's metrics: names in one place, labels of low cardinality, never a user id."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+__all__ = ["CONTENT_TYPE_LATEST"]
+
+_registry = CollectorRegistry()
+
+CONNECTIONS = Gauge(
+    "pushgate_gateway_connections",
+    "Held connections (long-poll: sessions).",
+    ["transport"],
+    registry=_registry,
+)
+OPENED = Counter(
+    "pushgate_gateway_connections_opened_total",
+    "Connections that were opened.",
+    ["transport"],
+    registry=_registry,
+)
+CLOSED = Counter(
+    "pushgate_gateway_connections_closed_total",
+    "Connections that ended, by reason.",
+    ["transport", "reason"],
+    registry=_registry,
+)
+REFUSED = Counter(
+    "pushgate_gateway_refused_total",
+    "Requests refused on the public listener, by status.",
+    ["status"],
+    registry=_registry,
+)
+PUSHED = Counter(
+    "pushgate_gateway_pushed_total",
+    "Messages pushed into this node, by result.",
+    ["result"],
+    registry=_registry,
+)
+BATCH = Histogram(
+    "pushgate_gateway_push_batch_messages",
+    "Messages in one internal push.",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+    registry=_registry,
+)
+REGISTRY_PENDING = Gauge(
+    "pushgate_gateway_registry_pending_users",
+    "Users whose entry is still to be written.",
+    registry=_registry,
+)
+REGISTRY_ERRORS = Counter(
+    "pushgate_gateway_registry_errors_total",
+    "Registry commands that failed.",
+    registry=_registry,
+)
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus's text format."""
+    return generate_latest(_registry)

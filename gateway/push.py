@@ -1,0 +1,276 @@
+"""Pushing into a gateway: the internal listener. batch → hub → results."""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+from base64 import b64decode
+from collections.abc import Callable, Collection
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import metrics
+from gateway.delivery import Delivery
+from gateway.hub import Refusal
+from gateway.node import GatewayNode
+from registry.message import (
+    BATCH_MEDIA_TYPE,
+    EPOCH_HEADER,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_MESSAGES,
+    NODE_HEADER,
+    valid_device,
+    valid_id,
+    valid_type,
+    valid_user,
+)
+
+
+class Entry(msgspec.Struct):
+    """One element of a batch. Unknown fields are ignored."""
+
+    user: str | list[str]
+    data: Any
+    encoding: str | None = None
+    id: str | None = None
+    type: str | None = None
+    device: str | None = None
+
+
+class Invalid(Exception):
+    """An element that can't be delivered to anyone; `error` is its result."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+Result = int | dict[str, str]
+
+
+class _Codec:
+    """One encoding of the batch: JSON for people, MessagePack between our own."""
+
+    def __init__(self, module: Any, media_type: str) -> None:
+        self.media_type = media_type
+        self.encode: Callable[[object], bytes] = module.encode
+        self._batch = module.Decoder(list[Entry])
+        self._raw = module.Decoder(list[msgspec.Raw])
+        self._entry = module.Decoder(Entry)
+
+    def decode(self, body: bytes) -> list[Entry | None]:
+        """Return a batch's elements, None for each that is not of the right shape.
+
+        Raises:
+            msgspec.DecodeError: the body is no list at all.
+        """
+        try:
+            return self._batch.decode(body)  # type: ignore[no-any-return]
+        except msgspec.ValidationError:
+            return [self._entry_or_none(raw) for raw in self._raw.decode(body)]
+
+    def _entry_or_none(self, raw: msgspec.Raw) -> Entry | None:
+        try:
+            return self._entry.decode(raw)  # type: ignore[no-any-return]
+        except msgspec.DecodeError:
+            return None
+
+
+_JSON: Final = _Codec(msgspec.json, "application/json")
+_PACKED: Final = _Codec(msgspec.msgpack, BATCH_MEDIA_TYPE)
+
+
+class PushEndpoints:
+    """The internal listener's routes that push."""
+
+    def __init__(self, node: GatewayNode, *, max_payload_bytes: int) -> None:
+        self._node = node
+        self._max_payload_bytes = max_payload_bytes
+        self._numbers = itertools.count(1)
+
+    async def batch(self, request: Request) -> Response:
+        """`POST /push`: at most 1,000 messages and 4 MiB, a result for each."""
+        self._refuse_if_meant_for_another(request)
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        codec = _PACKED if media_type == BATCH_MEDIA_TYPE else _JSON
+        body = await _body(request, limit=MAX_BATCH_BYTES)
+        try:
+            entries = codec.decode(body)
+        except msgspec.DecodeError as error:
+            raise HTTPException(400, f"the body is no list of messages: {error}") from error
+        if len(entries) > MAX_BATCH_MESSAGES:
+            raise HTTPException(413, f"{len(entries)} messages; at most {MAX_BATCH_MESSAGES}")
+        metrics.BATCH.observe(len(entries))
+        results = [self._push(entry) for entry in entries]
+        return Response(codec.encode({"results": results}), media_type=codec.media_type)
+
+    async def one(self, request: Request) -> Response:
+        """`POST /push/{user}`: the body is the payload; push-id, push-type, push-device apply."""
+        self._refuse_if_meant_for_another(request)
+        user = _user_in_path(request)
+        headers = request.headers
+        entry = Entry(
+            user,
+            await _body(request, limit=self._max_payload_bytes),
+            None,
+            headers.get("push-id"),
+            headers.get("push-type"),
+            headers.get("push-device"),
+        )
+        result = self._push(entry)
+        if isinstance(result, int):
+            status, text = (200, f"delivered to {result}") if result else (404, "not on this node")
+            return PlainTextResponse(f"{text}\n", status)
+        assert isinstance(result, dict)  # noqa: S101 - one user, one result
+        error = result["error"]
+        return PlainTextResponse(f"{error}\n", _STATUS[error])
+
+    async def here(self, request: Request) -> Response:
+        """`GET /push/{user}`: whether the user is on this node."""
+        here = _user_in_path(request) in self._node.hub
+        return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
+
+    def _push(self, entry: Entry | None) -> Result | list[Result]:
+        if entry is None:
+            return _counted({"error": "invalid"})
+        try:
+            delivery = self._delivery(entry)
+        except Invalid as invalid:
+            error = {"error": invalid.error}
+            return (
+                _counted(error)
+                if isinstance(entry.user, str)
+                else [_counted(error) for _ in entry.user]
+            )
+        if isinstance(entry.user, str):
+            return self._deliver(delivery, entry.user, entry.device)
+        return [self._deliver(delivery, user, entry.device) for user in entry.user]
+
+    def _delivery(self, entry: Entry) -> Delivery:
+        payload = _payload(entry)
+        if len(payload) > self._max_payload_bytes:
+            raise Invalid("too-large")
+        if entry.id is not None and not valid_id(entry.id):
+            raise Invalid("invalid")
+        if entry.type is not None and not valid_type(entry.type):
+            raise Invalid("invalid")
+        if entry.device is not None and not valid_device(entry.device):
+            raise Invalid("invalid")
+        return Delivery(payload, message_id=entry.id or self._new_id(), event_type=entry.type)
+
+    def _deliver(self, delivery: Delivery, user: str, device: str | None) -> Result:
+        if not valid_user(user):
+            return _counted({"error": "invalid"})
+        result = self._node.hub.deliver(delivery, user=user, device=device)
+        if isinstance(result, Refusal):
+            return _counted({"error": result.value})
+        return _counted(result)
+
+    def _new_id(self) -> str:
+        return f"{self._node.identity.epoch}-{next(self._numbers)}"
+
+    def _refuse_if_meant_for_another(self, request: Request) -> None:
+        """421 for a batch that names another node or an earlier start of this one."""
+        meant = request.headers.get(NODE_HEADER), request.headers.get(EPOCH_HEADER)
+        ours = self._node.identity
+        for given, own in zip(meant, (ours.name, ours.epoch), strict=True):
+            if given is not None and given != own:
+                raise HTTPException(421, f"this is node {ours.name}, epoch {ours.epoch}")
+
+
+_STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloaded": 503}
+
+
+def _counted(result: Result) -> Result:
+    if isinstance(result, int):
+        _DELIVERED.inc(result) if result else _NOT_HERE.inc()
+    else:
+        metrics.PUSHED.labels(result["error"]).inc()
+    return result
+
+
+_DELIVERED: Final = metrics.PUSHED.labels("delivered")
+_NOT_HERE: Final = metrics.PUSHED.labels("not-here")
+
+
+def _payload(entry: Entry) -> bytes:
+    data = entry.data
+    if entry.encoding == "base64" and isinstance(data, str):
+        try:
+            return b64decode(data, validate=True)
+        except ValueError as error:
+            raise Invalid("invalid") from error
+    if entry.encoding is not None:
+        raise Invalid("invalid")
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise Invalid("invalid") from error
+    raise Invalid("invalid")
+
+
+def _user_in_path(request: Request) -> str:
+    """Return `{user}`, percent-decoded once, slashes too; the decoded path would not tell them."""
+    raw = request.scope["raw_path"][len(b"/push/") :]
+    try:
+        user = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, "the user in the path is not UTF-8") from error
+    if not valid_user(user):
+        raise HTTPException(400, "a user id is 1–256 bytes without control characters")
+    return user
+
+
+async def _body(request: Request, *, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes; 413 before anything of a larger one is kept."""
+    too_large = HTTPException(413, f"at most {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+class RequireSecret:
+    """Lets requests in that carry the internal secret: 401 without one, 403 with a wrong one."""
+
+    def __init__(self, app: ASGIApp, *, secret: str, open_paths: Collection[str]) -> None:
+        """Guard all paths but `open_paths`."""
+        self._app = app
+        self._expected = f"Bearer {secret}".encode()
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on or refuse."""
+        given = dict(scope["headers"]).get(b"authorization")
+        if scope["path"] in self._open_paths or (
+            given is not None and hmac.compare_digest(given, self._expected)
+        ):
+            await self._app(scope, receive, send)
+            return
+        status = 401 if given is None else 403
+        headers = {"www-authenticate": "Bearer"} if given is None else None
+        await PlainTextResponse("internal secret required\n", status, headers)(scope, receive, send)
+
+
+def push_routes(endpoints: PushEndpoints) -> list[Route]:
+    """Return the routes of this page."""
+    return [
+        Route("/push", endpoints.batch, methods=["POST"]),
+        Route("/push/{user:path}", endpoints.one, methods=["POST"]),
+        Route("/push/{user:path}", endpoints.here, methods=["GET"]),
+    ]

@@ -1,0 +1,1 @@
+"""A message to bytes, inbound bytes to events: one file a transport."""

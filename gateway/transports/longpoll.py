@@ -1,0 +1,231 @@
+"""Long-poll: a session that outlives its requests, with a bounded buffer."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import ClassVar, Final
+
+from gateway.closes import Close
+from gateway.connection import Bounds, Connection, Identity, Keeper, State
+from gateway.delivery import Delivery, json_form
+from gateway.wires import Wire
+
+#: What a client may send behind a parked poll before it is cut off.
+_MAX_EARLY_BYTES: Final = 16_384
+_COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+class ParkedPoll:
+    """A request whose answer waits for a message: the wire's holder until then."""
+
+    __slots__ = ("_early", "_head", "_resume", "_session", "_wire")
+
+    def __init__(self, session: PollSession, head: bytes, resume: Callable[[bytes], None]) -> None:
+        """`head` is the answer's head but for its length; `resume` takes the socket back."""
+        self._session = session
+        self._head = head
+        self._resume = resume
+        self._wire: Wire | None = None
+        self._early = b""
+
+    def attach(self, wire: Wire) -> None:
+        """Take the socket."""
+        self._wire = wire
+
+    def answer(self, body: bytes) -> None:
+        """Answer, and give the socket back to HTTP with what came meanwhile."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            length = b"content-length: %d\r\n\r\n" % len(body)
+            if wire.write(self._head + length + body):
+                self._resume(self._early)
+
+    def abort(self) -> None:
+        """Cut the request off."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.abort()
+
+    def overflowed(self) -> None:
+        """Cut off a client that does not read its answer."""
+        self.abort()
+
+    def received(self, data: bytes) -> None:
+        """Keep a pipelined request for later."""
+        self._early += data
+        if len(self._early) > _MAX_EARLY_BYTES:
+            self._session.unpark(self)
+            self.abort()
+
+    def lost(self) -> None:
+        """The client went away; its session waits for it."""
+        self._wire = None
+        self._session.unpark(self)
+
+
+class PollSession(Connection):
+    """What a long-poll client has instead of a socket: a bounded buffer, between polls too.
+
+    A message stays until a cursor acknowledges it; cursors are `<key>.<messages so far>`.
+    """
+
+    __slots__ = (
+        "_acknowledged",
+        "_answered",
+        "_buffer",
+        "_bytes",
+        "_flushing",
+        "_gap",
+        "_gap_told",
+        "_parked",
+        "_sessions",
+        "key",
+    )
+    transport: ClassVar[str] = "poll"
+
+    def __init__(self, identity: Identity, sessions: PollSessions, *, gap: bool) -> None:
+        super().__init__(identity, sessions.keeper)
+        self.key = secrets.token_urlsafe(12)
+        self.state = State.OPEN  # there is no handshake to wait for
+        self._sessions = sessions
+        self._buffer: deque[bytes] = deque()
+        self._bytes = 0
+        self._acknowledged = 0
+        self._answered = 0
+        self._gap = gap  # to be told with the next answer
+        self._gap_told = False  # told with the answer that is not acknowledged yet
+        self._parked: ParkedPoll | None = None
+        self._flushing = False
+
+    def deliver(self, delivery: Delivery) -> bool:
+        """Buffer one message; a parked poll is answered at the end of the loop's turn."""
+        form = delivery.encoded(json_form)
+        if self._bytes + len(form) > self._sessions.bounds.poll_buffer_bytes:
+            self._gap = True
+            return False
+        self._buffer.append(form)
+        self._bytes += len(form)
+        if self._parked is not None and not self._flushing:
+            self._flushing = True
+            self._sessions.soon(self._flush)  # the rest of the batch goes with it
+        return True
+
+    def knows(self, count: int) -> bool:
+        """Whether a cursor is one this session still can answer."""
+        return count in (self._acknowledged, self._answered)
+
+    def poll(self, count: int) -> bytes | None:
+        """Acknowledge up to `count`; return an answer, or None where there is nothing to say."""
+        self._unpark_with(self._body([], False))
+        if count == self._answered:
+            self._acknowledge()
+        elif self._answered > self._acknowledged:
+            return self._outstanding()  # the same cursor again gives the same answer again
+        return self._fresh()
+
+    def empty(self) -> bytes:
+        """Return the answer of a poll that nothing came for."""
+        return self._body([], False)
+
+    def park(self, parked: ParkedPoll, *, wait_seconds: float) -> None:
+        """Let a request wait for a message."""
+        self._parked = parked
+        self._keeper.wake_at(self, wait_seconds)
+
+    def unpark(self, parked: ParkedPoll) -> None:
+        """Take note that a parked request is gone; the session waits for the next."""
+        if self._parked is parked:
+            self._parked = None
+            self.rest()
+
+    def rest(self) -> None:
+        """Wait for the next poll for the grace time."""
+        self._keeper.wake_at(self, self._sessions.bounds.poll_grace_seconds)
+
+    def wake(self) -> None:
+        """End the wait of a parked poll, or a session that nobody polls any more."""
+        if self._parked is not None:
+            self._unpark_with(self.empty())
+        else:
+            self._end("expired")
+
+    def close(self, close: Close) -> None:
+        """Answer a parked poll at once and end the session."""
+        self._flush()
+        self._unpark_with(self.empty())
+        self._end(close.reason)
+
+    def _end(self, reason: str) -> None:
+        self._sessions.forget(self.key)
+        self._closed(reason)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._parked is not None and (body := self._fresh()):
+            self._unpark_with(body)
+
+    def _unpark_with(self, body: bytes) -> None:
+        parked, self._parked = self._parked, None
+        if parked is not None:
+            parked.answer(body)
+            self.rest()
+
+    def _acknowledge(self) -> None:
+        for _ in range(self._answered - self._acknowledged):
+            self._bytes -= len(self._buffer.popleft())
+        self._acknowledged = self._answered
+        self._gap_told = False
+
+    def _fresh(self) -> bytes | None:
+        if not self._buffer and not self._gap:
+            return None
+        self._answered = self._acknowledged + len(self._buffer)
+        self._gap_told, self._gap = self._gap or self._gap_told, False
+        return self._outstanding()
+
+    def _outstanding(self) -> bytes:
+        count = self._answered - self._acknowledged
+        return self._body(list(islice(self._buffer, count)), self._gap_told)
+
+    def _body(self, messages: list[bytes], gap: bool) -> bytes:
+        cursor = b"%s.%d" % (self.key.encode("ascii"), self._acknowledged + len(messages))
+        told = b', "gap": true' if gap else b""
+        return b'{"cursor": "%s", "messages": [%s]%s}' % (cursor, b", ".join(messages), told)
+
+
+class PollSessions:
+    """The node's long-poll sessions, by the key in their cursors."""
+
+    def __init__(
+        self, keeper: Keeper, *, bounds: Bounds, soon: Callable[[Callable[[], None]], object]
+    ) -> None:
+        """`soon` defers a call to the end of the event loop's turn."""
+        self.keeper = keeper
+        self.bounds = bounds
+        self.soon = soon
+        self._sessions: dict[str, PollSession] = {}
+
+    def open(self, identity: Identity, *, gap: bool) -> PollSession:
+        """Make a session; a `gap` tells the client that it may have missed messages."""
+        session = PollSession(identity, self, gap=gap)
+        self._sessions[session.key] = session
+        session.rest()
+        return session
+
+    def find(self, cursor: str, identity: Identity) -> tuple[PollSession, int] | None:
+        """Return the session and count that a cursor names, if it is this user's and known."""
+        key, _, count = cursor.rpartition(".")
+        session = self._sessions.get(key)
+        if session is None or session.identity.user != identity.user:
+            return None
+        if not (_COUNT.fullmatch(count) and session.knows(int(count))):
+            return None
+        return session, int(count)
+
+    def forget(self, key: str) -> None:
+        """Drop a session that has ended."""
+        self._sessions.pop(key, None)

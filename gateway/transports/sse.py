@@ -1,0 +1,77 @@
+"""Server-sent events (HTML standard §9.2), encoded by sse-starlette."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar, Final
+
+from sse_starlette.event import ServerSentEvent
+
+from gateway.closes import Close
+from gateway.connection import Bounds, Identity, Keeper, StreamConnection
+from gateway.delivery import Delivery, json_form
+
+BINARY_TYPE: Final = "pushgate.binary"
+#: The client's own delay before it reconnects, drawn per client, in milliseconds.
+RETRY_MS: Final = (1_000, 5_000)
+_COMMENT: Final = b":\n\n"
+# The stream ends with the connection: one framing fewer on each event, and a cut is a clean end.
+_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\n"
+    b"content-type: text/event-stream; charset=utf-8\r\n"
+    b"cache-control: no-store\r\n"
+    b"x-accel-buffering: no\r\n"
+    b"connection: close\r\n"
+)
+
+
+def head(extra_headers: bytes) -> bytes:
+    """Return the response's head; the first comment makes intermediaries pass it on."""
+    return _HEAD + extra_headers + b"\r\n" + _COMMENT
+
+
+def event(delivery: Delivery) -> bytes:
+    """One event. A payload that is not UTF-8 becomes JSON with base64, of its own type."""
+    data, name = delivery.text, delivery.type
+    if data is None:
+        data, name = delivery.encoded(json_form).decode(), BINARY_TYPE
+    return ServerSentEvent(data, event=name, id=delivery.id, sep="\n").encode()
+
+
+def retry() -> bytes:
+    """Tell EventSource when to come back: the one wish it honours."""
+    return ServerSentEvent(retry=random.randint(*RETRY_MS), sep="\n").encode()  # noqa: S311
+
+
+class SseConnection(StreamConnection):
+    """An event stream after its head."""
+
+    __slots__ = ("_bounds",)
+    transport: ClassVar[str] = "sse"
+
+    def __init__(self, identity: Identity, keeper: Keeper, *, bounds: Bounds) -> None:
+        super().__init__(identity, keeper)
+        self._bounds = bounds
+
+    def deliver(self, delivery: Delivery) -> bool:
+        """Send one message as one event."""
+        return self.write(delivery.encoded(event))
+
+    def received(self, data: bytes) -> None:
+        """Ignore what follows the request: the stream has one direction."""
+
+    def opened(self) -> None:
+        """Start the heartbeat, out of step with others that opened with this one."""
+        interval = self._bounds.heartbeat_seconds
+        self._keeper.wake_at(self, interval * random.uniform(0.5, 1.0))  # noqa: S311
+
+    def wake(self) -> None:
+        """Send a comment, so that a peer that is gone shows itself, and so do we."""
+        if self.write(_COMMENT):
+            self._keeper.wake_at(self, self._bounds.heartbeat_seconds)
+
+    def say_goodbye(self, close: Close) -> None:  # noqa: ARG002
+        """End the stream; the client comes back after its delay."""
+        if self._wire is not None:
+            self._wire.write(retry())
+            self._wire.close()

@@ -1,0 +1,1 @@
+"""A processor worker: from Kafka to the gateway that owns the connection."""

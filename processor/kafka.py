@@ -1,0 +1,116 @@
+"""Kafka clients from settings: the only file that imports aiokafka."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from typing import Any, Final
+
+from aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    ConsumerRebalanceListener,
+    ConsumerRecord,
+    TopicPartition,
+)
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from processor.settings import KafkaSettings
+
+__all__ = [
+    "AIOKafkaConsumer",
+    "AIOKafkaProducer",
+    "CommitFailedError",
+    "ConsumerRebalanceListener",
+    "IllegalStateError",
+    "KafkaError",
+    "Record",
+    "TopicPartition",
+    "group_consumer",
+    "producer",
+    "seed_group",
+]
+
+Record = ConsumerRecord[bytes | None, bytes | None]
+
+#: Topics and partitions that appear later are found within this.
+_METADATA_MAX_AGE_MS: Final = 5_000
+#: A value over our own limit is still read, so that it can be rejected: Kafka's own bound is
+#: message.max.bytes, and a consumer is always given at least one batch, however large.
+_FETCH_BYTES: Final = 1_048_576
+_MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
+
+
+def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
+    """Return a consumer of `group` that commits only when told to.
+
+    It starts at the earliest where nothing is committed: see `seed_group` for new groups.
+    """
+    return AIOKafkaConsumer(
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",  # what a publisher has aborted is nobody's message
+        max_partition_fetch_bytes=_FETCH_BYTES,
+        metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+        **_connection(settings),
+    )
+
+
+def producer(settings: KafkaSettings) -> AIOKafkaProducer:
+    """Return a producer that waits for all in-sync replicas."""
+    return AIOKafkaProducer(
+        acks="all",
+        enable_idempotence=False,
+        max_request_size=_MAX_REQUEST_BYTES,
+        metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+        **_connection(settings),
+    )
+
+
+async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str]) -> bool:
+    """Let a group that never committed start at the end of what exists now.
+
+    All partitions are committed in one step before anyone joins, so that what appears later, and
+    only that, starts at the earliest. Of two processors that start at once either may win: neither
+    has read anything yet. Returns whether the group was new.
+    """
+    consumer = group_consumer(settings, group)
+    await consumer.start()
+    try:
+        existing = await consumer.topics()
+        partitions = [
+            TopicPartition(topic, number)
+            for topic in topics
+            if topic in existing
+            for number in consumer.partitions_for_topic(topic) or ()
+        ]
+        if not partitions:
+            return False
+        consumer.assign(partitions)
+        consumer.pause(*partitions)
+        for partition in partitions:
+            if await consumer.committed(partition) is not None:
+                return False
+        await consumer.commit(await consumer.end_offsets(partitions))
+    except CommitFailedError:
+        return False  # the group has members: whoever was first has done this
+    finally:
+        await consumer.stop()
+    return True
+
+
+def _connection(settings: KafkaSettings) -> dict[str, Any]:
+    protocol = settings.kafka_security_protocol
+    password = settings.kafka_sasl_password
+    return {
+        "bootstrap_servers": settings.kafka_bootstrap,
+        "client_id": "pushgate",
+        "security_protocol": protocol,
+        "ssl_context": (
+            ssl.create_default_context(cafile=settings.kafka_ca_file) if "SSL" in protocol else None
+        ),
+        "sasl_mechanism": settings.kafka_sasl_mechanism,
+        "sasl_plain_username": settings.kafka_sasl_username,
+        "sasl_plain_password": password.get_secret_value() if password else None,
+    }

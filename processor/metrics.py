@@ -1,0 +1,51 @@
+"""A processor's metrics: names in one place, labels of low cardinality, never a user id."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+__all__ = ["CONTENT_TYPE_LATEST"]
+
+_registry = CollectorRegistry()
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+OUTCOMES = Counter(
+    "pushgate_processor_outcomes_total",
+    "What became of messages: every one gets an outcome.",
+    ["outcome", "reason"],
+    registry=_registry,
+)
+BATCH = Histogram(
+    "pushgate_processor_batch_messages",
+    "Records handled in one go.",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000),
+    registry=_registry,
+)
+LOOKUP_SECONDS = Histogram(
+    "pushgate_processor_lookup_seconds",
+    "Registry look-ups, each of a whole batch.",
+    buckets=_SECONDS,
+    registry=_registry,
+)
+FORWARD_SECONDS = Histogram(
+    "pushgate_processor_forward_seconds",
+    "Forwards to a gateway, each of a whole batch.",
+    buckets=_SECONDS,
+    registry=_registry,
+)
+REGISTRY_ERRORS = Counter(
+    "pushgate_processor_registry_errors_total",
+    "Look-ups that got no answer; the batch waits.",
+    registry=_registry,
+)
+COMMIT_ERRORS = Counter(
+    "pushgate_processor_commit_errors_total",
+    "Commits that failed; the batch may come again.",
+    registry=_registry,
+)
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus's text format."""
+    return generate_latest(_registry)

@@ -1,0 +1,153 @@
+"""One processor process: the consumer, the node table's refresh, and a port for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from processor import metrics
+from processor.consumer import Consumer
+from processor.dead_letters import DeadLetters
+from processor.dispatch import Dispatcher
+from processor.forward import Forwarder
+from processor.kafka import KafkaError
+from processor.settings import ProcessorSettings
+from registry.directory import RegistryUnavailable
+from registry.redis_store import RedisRegistry
+
+_REFRESH_SECONDS: Final = 1.0
+_START_RETRY_SECONDS: Final = 1.0
+
+log = structlog.get_logger("processor")
+
+
+class Processor:
+    """A processor worker, from start to exit. Made inside the running loop."""
+
+    def __init__(self, settings: ProcessorSettings) -> None:
+        self._settings = settings
+        self._registry = RedisRegistry(
+            settings.redis_url, timeout_seconds=settings.redis_timeout_seconds
+        )
+        self._forwarder = Forwarder(
+            secret=settings.internal_secret.get_secret_value(),
+            timeout_seconds=settings.forward_timeout_seconds,
+        )
+        self._dead_letters = DeadLetters(settings)
+        self._consumer = Consumer(
+            settings, Dispatcher(self._registry, self._forwarder), self._dead_letters
+        )
+        self._registry_seen = False
+        self._stopping = asyncio.Event()
+        self._operators = _Server(
+            uvicorn.Config(
+                self._app(),
+                host=settings.processor_host,
+                port=settings.processor_port,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether messages published from now on are handled."""
+        return self._registry_seen and self._consumer.assigned.is_set()
+
+    def stop(self) -> None:
+        """Finish the batch in hand, commit, leave the group, then return from `run`."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until `stop`."""
+        settings = self._settings
+        log.info("processor starts", topics=settings.topics, group=settings.kafka_group)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._operators.serve())
+            refresh = tasks.create_task(self._refresh())
+            work = tasks.create_task(self._work())
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            self._consumer.stop()
+            await asyncio.wait((work,), timeout=_LEAVE_SECONDS)
+            work.cancel()
+            refresh.cancel()
+            self._operators.should_exit = True
+        await self._forwarder.close()
+        await self._registry.close()
+        log.info("processor has left")
+
+    async def _work(self) -> None:
+        await self._start_dead_letters()
+        try:
+            await self._consumer.run()
+        finally:
+            with contextlib.suppress(KafkaError, TimeoutError):
+                await asyncio.wait_for(self._dead_letters.stop(), timeout=2.0)
+
+    async def _start_dead_letters(self) -> None:
+        while True:
+            try:
+                return await self._dead_letters.start()
+            except KafkaError as error:
+                bootstrap = self._settings.kafka_bootstrap
+                log.error("can't reach Kafka; trying on", bootstrap=bootstrap, error=str(error))
+            await asyncio.sleep(_START_RETRY_SECONDS)
+
+    async def _refresh(self) -> None:
+        failing = False
+        while True:
+            try:
+                await self._registry.refresh()
+            except RegistryUnavailable as error:
+                if not failing:
+                    log.error("can't reach the registry; trying on", error=str(error))
+                failing = True
+            else:
+                failing, self._registry_seen = False, True
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    def _app(self) -> Starlette:
+        async def healthz(request: Request) -> Response:  # noqa: ARG001
+            return JSONResponse({"status": "alive"})
+
+        async def readyz(request: Request) -> Response:  # noqa: ARG001
+            if self.ready:
+                return JSONResponse({"status": "ready"})
+            waiting = "Kafka" if self._registry_seen else "the registry"
+            return JSONResponse({"status": f"waiting for {waiting}"}, 503)
+
+        async def exposition(request: Request) -> Response:  # noqa: ARG001
+            return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+
+        return Starlette(
+            routes=[
+                Route("/healthz", healthz),
+                Route("/readyz", readyz),
+                Route("/metrics", exposition),
+            ]
+        )
+
+
+#: How long the batch in hand and the farewell to the group may take.
+_LEAVE_SECONDS: Final = 10.0
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the process, which has more to stop than this port."""
+        yield

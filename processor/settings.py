@@ -1,0 +1,87 @@
+"""A processor's settings, and how to reach Kafka: one class, one sentence a field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from registry.settings import RegistrySettings
+
+
+class KafkaSettings(BaseSettings):
+    """How to reach Kafka; `pushgate send` takes these too."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+
+    kafka_bootstrap: Annotated[
+        str, Field(min_length=1, description="Kafka bootstrap servers, a comma list of host:port.")
+    ] = "localhost:9092"
+    kafka_topics: Annotated[
+        str, Field(min_length=1, description="Topics with messages to push, a comma list.")
+    ] = "push"
+    kafka_security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Field(description="Kafka's security.protocol."),
+    ] = "PLAINTEXT"
+    kafka_sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        Field(description="Kafka's sasl.mechanism."),
+    ] = "PLAIN"
+    kafka_sasl_username: Annotated[str | None, Field(description="SASL user name.")] = None
+    kafka_sasl_password: Annotated[SecretStr | None, Field(description="SASL password.")] = None
+    kafka_ca_file: Annotated[
+        str | None, Field(description="PEM file of the CA that signed the brokers' certificates.")
+    ] = None
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics as a list."""
+        return [topic.strip() for topic in self.kafka_topics.split(",") if topic.strip()]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.topics:
+            raise ValueError(f"kafka_topics {self.kafka_topics!r} names no topic")
+        if "SASL" in self.kafka_security_protocol and not (
+            self.kafka_sasl_username and self.kafka_sasl_password
+        ):
+            raise ValueError(
+                f"kafka_security_protocol {self.kafka_security_protocol} needs "
+                "PUSHGATE_KAFKA_SASL_USERNAME and PUSHGATE_KAFKA_SASL_PASSWORD"
+            )
+        return self
+
+
+class ProcessorSettings(RegistrySettings, KafkaSettings):
+    """Flags and PUSHGATE_… variables of `pushgate processor`."""
+
+    kafka_group: Annotated[
+        str, Field(min_length=1, description="Consumer group of all processors.")
+    ] = "pushgate"
+    kafka_start: Annotated[
+        Literal["end", "earliest"],
+        Field(description="Where a new consumer group starts in what exists already."),
+    ] = "end"
+    dead_letter_topic: Annotated[
+        str, Field(min_length=1, description="Topic that keeps records which break the rules.")
+    ] = "push.dead"
+    internal_secret: Annotated[
+        SecretStr, Field(min_length=1, description="Bearer secret of the gateways.")
+    ]
+    processor_host: Annotated[
+        str, Field(description="Address of /healthz, /readyz and /metrics.")
+    ] = "127.0.0.1"
+    processor_port: Annotated[
+        int, Field(ge=0, le=65535, description="Port of /healthz, /readyz and /metrics.")
+    ] = 8082
+    max_payload_bytes: Annotated[
+        int, Field(ge=1, le=4 * 1024 * 1024, description="Largest payload that is delivered.")
+    ] = 65_536
+    batch_messages: Annotated[
+        int, Field(ge=1, le=100_000, description="Most records handled in one go.")
+    ] = 2_000
+    forward_timeout_seconds: Annotated[
+        float, Field(gt=0, le=60, description="How long one forward to a gateway may take.")
+    ] = 2.0

@@ -1,0 +1,5 @@
+"""`python -m pushgate`."""
+
+from pushgate.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""The command line: `pushgate dev | gateway | processor | send | listen | token`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+import click
+import httpx
+import uvloop
+from websockets.exceptions import InvalidStatus, WebSocketException
+
+from gateway.server import Gateway
+from processor.kafka import KafkaError
+from processor.server import Processor
+from pushgate import logs
+from pushgate.client import TRANSPORTS
+from pushgate.options import load, settings_options
+from pushgate.publish import publisher
+from pushgate.settings import (
+    DEV_FILE,
+    GatewayCommandSettings,
+    ListenSettings,
+    ProcessorCommandSettings,
+    SendSettings,
+    TokenSettings,
+)
+from pushgate.token import mint
+from registry.message import URGENCIES
+
+_RECONNECT_SECONDS: Final = 1.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pushgate")
+def cli() -> None:
+    """A push gateway: Kafka in, WebSocket, SSE and long-poll out."""
+
+
+@cli.command()
+@settings_options(GatewayCommandSettings)
+def gateway(**flags: Any) -> None:
+    """Run one gateway node."""
+    settings = load(GatewayCommandSettings, flags)
+    logs.configure(as_json=settings.log_json)
+    _serve(lambda: Gateway(settings))
+
+
+@cli.command()
+@settings_options(ProcessorCommandSettings)
+def processor(**flags: Any) -> None:
+    """Run one processor worker."""
+    settings = load(ProcessorCommandSettings, flags)
+    logs.configure(as_json=settings.log_json)
+    _serve(lambda: Processor(settings))
+
+
+@cli.command()
+@click.argument("user")
+@click.argument("payload")
+@click.option("--id", "push_id", help="Message id; Kafka's coordinates where none is given.")
+@click.option("--type", "push_type", help="The client's event name.")
+@click.option("--ttl", "push_ttl", type=click.IntRange(min=0), help="Seconds it is worth sending.")
+@click.option("--urgency", "push_urgency", type=click.Choice(sorted(URGENCIES)), help="Urgency.")
+@click.option("--collapse-key", "push_collapse_key", help="A newer one replaces an older one.")
+@click.option("--device", "push_device", help="One device of the user only.")
+@settings_options(SendSettings)
+def send(user: str, payload: str, **flags: Any) -> None:
+    """Publish PAYLOAD for USER through Kafka; - reads standard input, a line a message."""
+    headers = {
+        name.replace("_", "-"): str(value)
+        for name in [name for name in flags if name.startswith("push_")]
+        if (value := flags.pop(name)) is not None
+    }
+    settings = load(SendSettings, flags, files=(DEV_FILE,))
+    payloads = (line.rstrip("\n") for line in sys.stdin) if payload == "-" else iter([payload])
+
+    async def publish() -> None:
+        async with publisher(settings) as kafka:
+            for text in payloads:
+                # What the command line could not decode is sent as the bytes it was.
+                data = text.encode(errors="surrogateescape")
+                click.echo(await kafka.publish(user, data, headers))
+
+    try:
+        _run(publish())
+    except KafkaError as error:
+        raise click.ClickException(f"Kafka at {settings.kafka_bootstrap}: {error}") from error
+
+
+@cli.command()
+@click.argument("user")
+@click.option(
+    "--transport", type=click.Choice(list(TRANSPORTS)), default="ws", show_default=True,
+    help="How to connect.",
+)  # fmt: skip
+@click.option("--device", help="The device the token speaks for.")
+@settings_options(ListenSettings)
+def listen(user: str, transport: str, device: str | None, **flags: Any) -> None:
+    """Connect as USER and print what arrives, a message a line."""
+    settings = load(ListenSettings, flags, files=(DEV_FILE,))
+    secret = settings.jwt_secret.get_secret_value()
+
+    async def receive() -> None:
+        while True:
+            token = mint(user, secret, ttl_seconds=3_600, device=device)
+            try:
+                async for message in TRANSPORTS[transport](settings.url.rstrip("/"), token):
+                    sys.stdout.buffer.write(message.payload + b"\n")
+                    sys.stdout.buffer.flush()
+                reason = "the connection ended"
+            except (httpx.HTTPStatusError, InvalidStatus) as error:
+                if error.response.status_code in (401, 403):
+                    raise click.ClickException(f"refused: {error}") from error
+                reason = str(error)
+            except (httpx.HTTPError, WebSocketException, OSError) as error:
+                reason = str(error) or type(error).__name__
+            click.echo(f"{settings.url}: {reason}; connecting again", err=True)
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    _run(receive())
+
+
+@cli.command()
+@click.argument("user")
+@click.option("--ttl", type=click.IntRange(min=1), default=3_600, show_default=True,
+              help="How long it is good for, seconds.")  # fmt: skip
+@click.option("--device", help="The device it speaks for.")
+@settings_options(TokenSettings)
+def token(user: str, ttl: int, device: str | None, **flags: Any) -> None:
+    """Mint a token for USER with the configured secret."""
+    settings = load(TokenSettings, flags, files=(DEV_FILE,))
+    click.echo(mint(user, settings.jwt_secret.get_secret_value(), ttl_seconds=ttl, device=device))
+
+
+class _Server(Protocol):
+    def stop(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+def _serve(make: Callable[[], _Server]) -> None:
+    async def serve() -> None:
+        try:
+            server = make()
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, server.stop)
+        await server.run()
+
+    uvloop.run(serve())
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        uvloop.run(work)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="pushgate")

@@ -1,0 +1,66 @@
+"""Settings as command-line flags: every field is a flag and a PUSHGATE_… variable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings
+
+PREFIX = "PUSHGATE_"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+def settings_options(settings: type[BaseSettings]) -> Callable[[_F], _F]:
+    """Decorate a command with one option a field; what is not given is not passed on."""
+
+    def decorate(command: _F) -> _F:
+        for name, field in reversed(settings.model_fields.items()):
+            shown = "" if field.is_required() or field.default is None else f"  [{field.default}]"
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                metavar="VALUE",
+                help=f"{field.description}{shown}  ${PREFIX}{name.upper()}",
+                default=None,
+            )(command)
+        return command
+
+    return decorate
+
+
+def load(
+    settings: type[_Settings], flags: dict[str, Any], *, files: tuple[str, ...] = ()
+) -> _Settings:
+    """Build settings from flags, then the environment, then `files`.
+
+    Raises:
+        click.UsageError: a value is bad; the text names the setting and the value.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return settings(_env_file=files, **given)
+    except ValidationError as error:
+        raise click.UsageError(_explain(settings, error)) from None
+
+
+def _explain(settings: type[BaseSettings], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if not name:
+            lines.append(message)
+        elif problem["type"] == "missing":
+            lines.append(
+                f"{PREFIX}{name.upper()} is not set: {settings.model_fields[name].description}"
+            )
+        elif settings.model_fields[name].annotation in (SecretStr, SecretStr | None):
+            lines.append(f"{PREFIX}{name.upper()}: {message}")
+        else:
+            lines.append(f"{PREFIX}{name.upper()} is {problem['input']!r}: {message}")
+    return "\n".join(lines)

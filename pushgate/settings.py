@@ -1,0 +1,53 @@
+"""Settings of the commands that are not servers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.settings import GatewaySettings
+from processor.settings import KafkaSettings, ProcessorSettings
+
+#: Where `pushgate dev` keeps what it made up, for `token`, `listen` and `send`.
+DEV_FILE: Final = ".pushgate/dev.env"
+
+
+class TokenSettings(BaseSettings):
+    """Settings of `pushgate token`."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+
+    jwt_secret: Annotated[SecretStr, Field(min_length=1, description="Key of HS256 tokens.")]
+
+
+class ListenSettings(TokenSettings):
+    """Settings of `pushgate listen`."""
+
+    url: Annotated[
+        str,
+        Field(pattern=r"^https?://[^/]+/?$", description="The gateway's public address."),
+    ] = "http://127.0.0.1:8080"
+
+
+class SendSettings(KafkaSettings):
+    """Settings of `pushgate send`."""
+
+
+class LogSettings(BaseSettings):
+    """Settings of every server command."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+
+    log_json: Annotated[
+        bool, Field(description="Log lines as JSON, for machines; otherwise for people.")
+    ] = False
+
+
+class GatewayCommandSettings(GatewaySettings, LogSettings):
+    """All of `pushgate gateway`."""
+
+
+class ProcessorCommandSettings(ProcessorSettings, LogSettings):
+    """All of `pushgate processor`."""

@@ -1,0 +1,79 @@
+"""Who is where: the registry's protocol, and the nodes it speaks of."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One start of one gateway process.
+
+    `epoch` is random for each start, so that nothing written by an earlier process of the same
+    name counts. `address` is the internal listener as `host:port`: no scheme, no path.
+    """
+
+    name: str
+    epoch: str
+    address: str
+
+    def __post_init__(self) -> None:
+        if not (_NAME.fullmatch(self.name) and _NAME.fullmatch(self.epoch)):
+            raise ValueError(
+                f"a node's name and epoch are 1–64 of A–Z a–z 0–9 . _ -: {self.name!r}"
+            )
+        if not _ADDRESS.fullmatch(self.address):
+            raise ValueError(f"a node's address is host:port: {self.address[:80]!r}")
+
+    @property
+    def tag(self) -> bytes:
+        """What stands for this node in a user's entry."""
+        return f"{self.name}:{self.epoch}".encode()
+
+
+class Lease(enum.Enum):
+    """What a heartbeat found."""
+
+    HELD = "the lease was still this node's: its entries count and go on counting"
+    LAPSED = "there was no lease (start, a long pause, an emptied Redis): assert every entry again"
+    TAKEN = "another process holds a live lease under this name: this node's entries do not count"
+
+
+class RegistryUnavailable(Exception):
+    """The registry did not answer. Nobody may be called offline on the strength of this."""
+
+
+class Registry(Protocol):
+    """The push registry. Every method raises RegistryUnavailable when it cannot be asked."""
+
+    async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
+        """Renew the node's lease; `claim` takes it over from an earlier process of that name."""
+
+    async def retire(self, node: Node) -> None:
+        """Give up the node's lease, if it is still this node's: nothing of it counts any more."""
+
+    async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
+        """Assert the node's own elements of users that are `here`, remove those that are `gone`.
+
+        Each user's change is one atomic step that touches only this node's element and drops
+        expired ones. Any number of users.
+        """
+
+    async def refresh(self) -> None:
+        """Read the node table afresh; `lookup` filters by it."""
+
+    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
+        """Return, for each user, the live nodes that hold a connection of theirs; one call."""
+
+    async def ping(self) -> None:
+        """Ask whether the registry can be reached."""
+
+    async def close(self) -> None:
+        """Let go of the connections to the registry."""

@@ -1,0 +1,16 @@
+-- Give up a node's lease if it is still this epoch's.
+--
+-- KEYS[1]  the node's lease, "<epoch> <address>"
+-- KEYS[2]  the names of nodes, a sorted set
+-- ARGV[1]  name
+-- ARGV[2]  epoch
+--
+-- Returns 1 if the lease was given up, else 0.
+
+local held = redis.call('GET', KEYS[1])
+if not held or string.sub(held, 1, #ARGV[2] + 1) ~= ARGV[2] .. ' ' then
+  return 0
+end
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+return 1

@@ -1,0 +1,200 @@
+"""What a message is: read from a Kafka record, carried in the internal batch.
+
+The terms are those of Web Push (RFC 8030): `push-ttl` is its TTL, `push-urgency` its Urgency and
+`push-collapse-key` its Topic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+MAX_USER_BYTES: Final = 256
+MAX_NAME_BYTES: Final = 128
+#: A default id is `topic-partition-offset`; Kafka's topic names reach 249 bytes by themselves.
+MAX_ID_BYTES: Final = 249 + 1 + 10 + 1 + 19
+MAX_BATCH_MESSAGES: Final = 1_000
+MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+BATCH_MEDIA_TYPE: Final = "application/msgpack"
+#: The node a batch is meant for; another node answers 421 (RFC 9110 §15.5.20).
+NODE_HEADER: Final = "pushgate-node"
+EPOCH_HEADER: Final = "pushgate-epoch"
+URGENCIES: Final = frozenset({"very-low", "low", "normal", "high"})
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_OR_SPACE = re.compile(r"[\x00-\x1f\x7f-\x9f\s]")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+_RESERVED_TYPES = frozenset({"open", "error"})
+
+
+class Push(msgspec.Struct, omit_defaults=True, gc=False):
+    """One message as it travels from a processor to a gateway: an element of the internal batch.
+
+    `data` is the payload as it was published; None in `type` or `device` means "none given".
+    """
+
+    user: str
+    data: bytes
+    id: str
+    type: str | None = None
+    device: str | None = None
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """A message with what its publisher asked of its delivery; times in epoch milliseconds."""
+
+    push: Push
+    published_ms: int
+    ttl_seconds: int | None = None
+    urgency: str = "normal"
+    collapse_key: str | None = None
+
+    def expired(self, now_ms: int) -> bool:
+        """Whether its TTL has passed; a TTL of 0 asks for whoever is connected now (§5.2)."""
+        return bool(self.ttl_seconds) and now_ms > self.published_ms + self.ttl_seconds * 1000  # type: ignore[operator]
+
+
+class RejectedRecord(Exception):
+    """A record that breaks the publishing rules. `reason` is a short name fit for a label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def valid_user(user: str) -> bool:
+    """1–256 bytes of UTF-8, no control characters."""
+    return _fits(user, MAX_USER_BYTES) and not _CONTROL.search(user)
+
+
+def valid_id(message_id: str) -> bool:
+    """No spaces or control characters: it is the last space-separated part of an SSE cursor."""
+    return _fits(message_id, MAX_ID_BYTES) and not _CONTROL_OR_SPACE.search(message_id)
+
+
+def valid_type(event_type: str) -> bool:
+    """1–128 bytes, no control characters, and none of the names that clients reserve."""
+    return (
+        _fits(event_type, MAX_NAME_BYTES)
+        and not _CONTROL.search(event_type)
+        and event_type not in _RESERVED_TYPES
+        and not event_type.startswith("pushgate.")
+    )
+
+
+def valid_device(device: str) -> bool:
+    """1–128 bytes of UTF-8, no control characters."""
+    return _fits(device, MAX_NAME_BYTES) and not _CONTROL.search(device)
+
+
+def from_record(
+    *,
+    topic: str,
+    partition: int,
+    offset: int,
+    timestamp_ms: int,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Iterable[tuple[str, bytes | None]],
+    max_payload_bytes: int,
+) -> Envelope:
+    """Read one Kafka record.
+
+    Raises:
+        RejectedRecord: the record breaks a publishing rule; its `reason` names which.
+    """
+    if key is None:
+        raise RejectedRecord("key", "no key: the record's key is the user id")
+    user = _text("key", key)
+    if not valid_user(user):
+        raise RejectedRecord("key", "a user id is 1–256 bytes of UTF-8 without control characters")
+    if value is None:
+        raise RejectedRecord("value", "null value: send an empty one for an empty message")
+    if len(value) > max_payload_bytes:
+        raise RejectedRecord("too-large", f"{len(value)} bytes; the limit is {max_payload_bytes}")
+    if not headers:
+        push = Push(user, value, f"{topic}-{partition}-{offset}")
+        return Envelope(push, timestamp_ms)
+    # A repeated header counts as its last value, as with Kafka's own Headers.lastHeader.
+    given = {name: raw for name, raw in headers if name in _HEADERS}
+    read = {name: _HEADERS[name](name, raw) for name, raw in given.items()}
+    push = Push(
+        user,
+        value,
+        read.get("push-id") or read.get("ce_id") or f"{topic}-{partition}-{offset}",
+        read.get("push-type") or read.get("ce_type"),
+        read.get("push-device"),
+    )
+    return Envelope(
+        push,
+        _epoch_ms(read["ce_time"]) if "ce_time" in read else timestamp_ms,
+        int(read["push-ttl"]) if "push-ttl" in read else None,
+        read.get("push-urgency", "normal"),
+        read.get("push-collapse-key"),
+    )
+
+
+def _fits(text: str, limit: int) -> bool:
+    if text.isascii():
+        return 0 < len(text) <= limit
+    try:
+        return len(text.encode()) <= limit
+    except UnicodeEncodeError:  # a lone surrogate, which JSON escapes can spell
+        return False
+
+
+def _text(name: str, raw: bytes | None) -> str:
+    if raw is None:
+        raise RejectedRecord(name, "null header")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise RejectedRecord(name, f"not UTF-8 at byte {error.start}") from error
+
+
+def _reader(rule: Callable[[str], bool], what: str) -> Callable[[str, bytes | None], str]:
+    def read(name: str, raw: bytes | None) -> str:
+        text = _text(name, raw)
+        if not rule(text):
+            raise RejectedRecord(name, what)
+        return text
+
+    return read
+
+
+def _publisher_id(text: str) -> bool:
+    return valid_id(text) and _fits(text, MAX_NAME_BYTES)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _epoch_ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+_ID_RULE = "1–128 bytes of UTF-8 without spaces or control characters"
+_TYPE_RULE = "1–128 bytes without control characters; not open, error, nor pushgate.…"
+_NAME_RULE = "1–128 bytes of UTF-8 without control characters"
+
+_HEADERS: Final[dict[str, Callable[[str, bytes | None], str]]] = {
+    "push-id": _reader(_publisher_id, _ID_RULE),
+    "push-type": _reader(valid_type, _TYPE_RULE),
+    "push-ttl": _reader(lambda text: bool(_DIGITS.fullmatch(text)), "whole seconds, 0 or more"),
+    "push-urgency": _reader(URGENCIES.__contains__, "very-low, low, normal or high"),
+    "push-collapse-key": _reader(valid_device, _NAME_RULE),
+    "push-device": _reader(valid_device, _NAME_RULE),
+    # CloudEvents, Kafka protocol binding 1.0.2 §3.2 (binary content mode).
+    "ce_id": _reader(_publisher_id, _ID_RULE),
+    "ce_type": _reader(valid_type, _TYPE_RULE),
+    "ce_time": _reader(_is_time, "an RFC 3339 time with an offset"),
+}

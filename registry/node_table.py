@@ -1,0 +1,55 @@
+"""Which nodes are alive, and what a user's entry means in that light."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from registry.directory import Node
+
+#: Longer entries are not ours: 256 elements of the longest names would fit.
+MAX_ENTRY_BYTES: Final = 64 * 1024
+_MAX_REMEMBERED: Final = 16_384
+_EXPIRES = re.compile(rb"[0-9]{1,12}")
+
+
+class NodeTable:
+    """A snapshot of the live nodes, by which entries are read.
+
+    An element of a node that is not in the table, or is there with another epoch, does not count.
+    Entries are short and repeat (expiry is in whole minutes), so their meaning is remembered for
+    as long as the snapshot lives: a second or so.
+    """
+
+    def __init__(self, nodes: Iterable[Node] = (), *, now: int = 0) -> None:
+        """Take `now`, the registry's own time in epoch seconds when the nodes were read."""
+        self.nodes: dict[bytes, Node] = {node.tag: node for node in nodes}
+        self._now = now
+        self._meanings: dict[bytes, tuple[Node, ...]] = {}
+
+    def live(self, entry: bytes) -> tuple[Node, ...]:
+        """Return the live nodes that an entry names."""
+        meaning = self._meanings.get(entry)
+        if meaning is None:
+            meaning = self._read(entry)
+            if len(self._meanings) < _MAX_REMEMBERED:
+                self._meanings[entry] = meaning
+        return meaning
+
+    def names_stranger(self, entry: bytes) -> bool:
+        """Whether the entry names a node that is not in this snapshot: dead, or newer than it."""
+        return len(entry) <= MAX_ENTRY_BYTES and any(
+            element.rpartition(b":")[0] not in self.nodes for element in entry.split()
+        )
+
+    def _read(self, entry: bytes) -> tuple[Node, ...]:
+        if len(entry) > MAX_ENTRY_BYTES:
+            return ()
+        found: dict[bytes, Node] = {}
+        for element in entry.split():
+            tag, _, expires = element.rpartition(b":")
+            node = self.nodes.get(tag)
+            if node is not None and _EXPIRES.fullmatch(expires) and int(expires) > self._now:
+                found[tag] = node
+        return tuple(found.values())
