@@ -13,6 +13,7 @@ from aiokafka import (
     ConsumerRecord,
     TopicPartition,
 )
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from processor.settings import KafkaSettings
@@ -75,18 +76,12 @@ async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str])
     only that, starts at the earliest. Of two processors that start at once either may win: neither
     has read anything yet. Returns whether the group was new.
     """
+    partitions = await _partitions(settings, topics)
+    if not partitions:
+        return False
     consumer = group_consumer(settings, group)
     await consumer.start()
     try:
-        existing = await consumer.topics()
-        partitions = [
-            TopicPartition(topic, number)
-            for topic in topics
-            if topic in existing
-            for number in consumer.partitions_for_topic(topic) or ()
-        ]
-        if not partitions:
-            return False
         consumer.assign(partitions)
         consumer.pause(*partitions)
         for partition in partitions:
@@ -98,6 +93,20 @@ async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str])
     finally:
         await consumer.stop()
     return True
+
+
+async def _partitions(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicPartition]:
+    admin = AIOKafkaAdminClient(**_connection(settings))
+    await admin.start()
+    try:
+        described = await admin.describe_topics(list(topics))
+    finally:
+        await admin.close()
+    return [
+        TopicPartition(topic["topic"], partition["partition"])
+        for topic in described
+        for partition in topic["partitions"]
+    ]
 
 
 def _connection(settings: KafkaSettings) -> dict[str, Any]:

@@ -148,10 +148,15 @@ class RedisRegistry:
         try:
             # redis-py's own time-outs bound each step of a command, not the command.
             async with asyncio.timeout(self._timeout):
-                return await command()
+                answer = await command()
         except (RedisError, OSError, TimeoutError) as error:
             reason = str(error) or f"no answer in {self._timeout} s"
             raise RegistryUnavailable(f"Redis at {self._where}: {reason}") from error
+        # Python 3.11's asyncio.wait_for(), which redis-py uses, can swallow a cancellation.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return answer
 
     def _script(self, name: str) -> Callable[..., Awaitable[Any]]:
         source = files("registry").joinpath(f"lua/{name}.lua").read_text("utf-8")
