@@ -58,6 +58,10 @@ class Gateway:
         """Leave: tell the clients, give up the lease, then return from `run`."""
         self._stopping.set()
 
+    async def started(self) -> None:
+        """Return once ready."""
+        await self.node.registrar.ready.wait()
+
     async def run(self) -> None:
         """Serve until `stop`."""
         log.info(
@@ -71,13 +75,14 @@ class Gateway:
             tasks.create_task(self._public.serve())
             registrar = tasks.create_task(self.node.registrar.run())
             clock = tasks.create_task(self._tick())
-            tasks.create_task(self._announce())
+            announce = tasks.create_task(self._announce())
             await self._stopping.wait()
             await self._leave()
             registrar.cancel()
             await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
             self._internal.stop()
             clock.cancel()
+            announce.cancel()
         await self._registry.close()
         log.info("gateway has left", node=self.node.identity.name)
 
@@ -95,10 +100,5 @@ class Gateway:
             self.node.advance()
 
     async def _announce(self) -> None:
-        ready = asyncio.create_task(self.node.registrar.ready.wait())
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            log.info("gateway is ready", node=self.node.identity.name)
-        ready.cancel()
-        stopping.cancel()
+        await self.started()
+        log.info("gateway is ready", node=self.node.identity.name)

@@ -54,6 +54,7 @@ def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
         isolation_level="read_committed",  # what a publisher has aborted is nobody's message
         max_partition_fetch_bytes=_FETCH_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+        fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
         **_connection(settings),
     )
 

@@ -46,7 +46,7 @@ class Processor:
         self._consumer = Consumer(
             settings, Dispatcher(self._registry, self._forwarder), self._dead_letters
         )
-        self._registry_seen = False
+        self._registry_seen = asyncio.Event()
         self._stopping = asyncio.Event()
         self._operators = _Server(
             uvicorn.Config(
@@ -64,7 +64,12 @@ class Processor:
     @property
     def ready(self) -> bool:
         """Whether messages published from now on are handled."""
-        return self._registry_seen and self._consumer.assigned.is_set()
+        return self._registry_seen.is_set() and self._consumer.assigned.is_set()
+
+    async def started(self) -> None:
+        """Return once ready."""
+        await self._registry_seen.wait()
+        await self._consumer.assigned.wait()
 
     def stop(self) -> None:
         """Finish the batch in hand, commit, leave the group, then return from `run`."""
@@ -117,7 +122,8 @@ class Processor:
                     log.error("can't reach the registry; trying on", error=str(error))
                 failing = True
             else:
-                failing, self._registry_seen = False, True
+                failing = False
+                self._registry_seen.set()
             await asyncio.sleep(_REFRESH_SECONDS)
 
     def _app(self) -> Starlette:
@@ -127,7 +133,7 @@ class Processor:
         async def readyz(request: Request) -> Response:  # noqa: ARG001
             if self.ready:
                 return JSONResponse({"status": "ready"})
-            waiting = "Kafka" if self._registry_seen else "the registry"
+            waiting = "Kafka" if self._registry_seen.is_set() else "the registry"
             return JSONResponse({"status": f"waiting for {waiting}"}, 503)
 
         async def exposition(request: Request) -> Response:  # noqa: ARG001

@@ -35,6 +35,11 @@ class KafkaSettings(BaseSettings):
         str | None, Field(description="PEM file of the CA that signed the brokers' certificates.")
     ] = None
 
+    kafka_fetch_wait_ms: Annotated[
+        int,
+        Field(ge=1, le=30_000, description="How long a broker may hold an empty fetch open."),
+    ] = 500
+
     @property
     def topics(self) -> list[str]:
         """The topics as a list."""

@@ -22,6 +22,7 @@ from pushgate.options import load, settings_options
 from pushgate.publish import publisher
 from pushgate.settings import (
     DEV_FILE,
+    DevSettings,
     GatewayCommandSettings,
     ListenSettings,
     ProcessorCommandSettings,
@@ -38,6 +39,25 @@ _RECONNECT_SECONDS: Final = 1.0
 @click.version_option(package_name="pushgate")
 def cli() -> None:
     """A push gateway: Kafka in, WebSocket, SSE and long-poll out."""
+
+
+@cli.command()
+@settings_options(DevSettings)
+def dev(**flags: Any) -> None:
+    """Run the whole system on embedded parts, on loopback."""
+    # Only this command needs the extra `dev`.
+    from pushgate.dev import DiedError  # noqa: PLC0415
+    from pushgate.dev import run as run_dev  # noqa: PLC0415
+    from pushgate.embedded import EmbeddedError  # noqa: PLC0415
+
+    settings = load(DevSettings, flags)
+    logs.configure(as_json=settings.log_json)
+    try:
+        _run(run_dev(settings))
+    except (EmbeddedError, OSError, DiedError) as error:
+        raise click.ClickException(str(error)) from error
+    except KafkaError as error:
+        raise click.ClickException(f"Kafka: {error}") from error
 
 
 @cli.command()

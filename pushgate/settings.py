@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Annotated, Final
 
 from pydantic import Field, SecretStr
@@ -51,3 +52,20 @@ class GatewayCommandSettings(GatewaySettings, LogSettings):
 
 class ProcessorCommandSettings(ProcessorSettings, LogSettings):
     """All of `pushgate processor`."""
+
+
+def _secret() -> SecretStr:
+    return SecretStr(secrets.token_urlsafe(32))
+
+
+class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
+    """All of `pushgate dev`: the gateway's and the processor's, on loopback, with secrets made."""
+
+    host: Annotated[str, Field(description="Public listener's address.")] = "127.0.0.1"
+    jwt_secret: Annotated[
+        SecretStr, Field(min_length=1, description="Key of HS256 tokens; made if not set.")
+    ] = Field(default_factory=_secret)
+    internal_secret: Annotated[
+        SecretStr,
+        Field(min_length=1, description="Bearer secret of the gateways; made if not set."),
+    ] = Field(default_factory=_secret)

@@ -8,8 +8,9 @@ import importlib.util
 import shutil
 import socket
 from collections.abc import Sequence
+from typing import Final
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
 
 
 class EmbeddedError(Exception):

@@ -20,22 +20,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import pushgate
 from pushgate.embedded import LOOPBACK, EmbeddedError, require
 
-FETCH_WAIT_MS = 20
-"""The `fetch_max_wait_ms` to consume with: the delay of a message here, 50 empty fetches/s."""
+#: The `fetch_max_wait_ms` to consume with: the most that a message waits, at 50 empty fetches/s.
+FETCH_WAIT_MS: Final = 20
 
-START_SECONDS = 10.0
-STOP_SECONDS = 5.0
-PACKAGE_ROOT = Path(pushgate.__file__).parent.parent
-"""The working directory in which `broker_command` finds this module, installed or not."""
+START_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 5.0
+#: The working directory in which `broker_command` finds this module, installed or not.
+PACKAGE_ROOT: Final = Path(pushgate.__file__).parent.parent
 
-_CHUNK_BYTES = 1 << 16
-_RD_KAFKA_PRODUCER = 0
-_ERROR_BYTES = 512
+_CHUNK_BYTES: Final = 1 << 16
+_RD_KAFKA_PRODUCER: Final = 0
+_ERROR_BYTES: Final = 512
 
 
 class EmbeddedKafka:

@@ -6,14 +6,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from pushgate.embedded import LOOPBACK, EmbeddedError, choose_port, require, tied_to_parent
 
-START_SECONDS = 10.0
-STOP_SECONDS = 5.0
-_ATTEMPTS = 3
-_LOG_NAME = "server.log"
+START_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 5.0
+_ATTEMPTS: Final = 3
+_LOG_NAME: Final = "server.log"
 
 
 class EmbeddedValkey:

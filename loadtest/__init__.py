@@ -1,0 +1,1 @@
+"""Load and micro benchmarks; see README.md. They speak to the parts only over the wire."""

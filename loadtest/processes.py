@@ -1,0 +1,200 @@
+"""The processes under load, and what /proc says of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+import jwt
+
+SECRET: Final = "loadtest-secret-of-at-least-32-bytes"
+BEARER: Final = {"authorization": f"Bearer {SECRET}"}
+START_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 20.0
+#: What the whole system shares, clients and servers of Redis and Kafka too.
+CORES: Final = frozenset(sorted(os.sched_getaffinity(0))[:2])
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class LoadtestError(Exception):
+    """The benchmark could not be carried out; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A process's memory in bytes.
+
+    `pss` counts pages that n processes share as 1/n each, so it moves when another process with
+    the same libraries starts or ends; `anonymous` is the part that nobody shares.
+    """
+
+    pss: int
+    anonymous: int
+
+
+class Server:
+    """A child process that listens; a context manager that starts and ends it."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], ready: str) -> None:
+        """`ready` is the URL that answers 200 once it is."""
+        self._command = [sys.executable, *command]
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if "PUSHGATE_" not in name},
+            **environment,
+        }
+        self._ready = ready
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        os.sched_setaffinity(self._process.pid, CORES)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise LoadtestError(f"{self._command[1:]} did not start: {self.log()}")
+            time.sleep(0.05)
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def log(self) -> str:
+        """Return the end of what it printed."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-3_000:]
+
+    def memory(self) -> Memory:
+        """Read its memory."""
+        fields: dict[str, int] = {}
+        with open(f"/proc/{self.pid}/smaps_rollup") as rollup:  # noqa: PTH123
+            for line in rollup:
+                name, _, value = line.partition(":")
+                if value.endswith("kB\n"):
+                    fields[name] = int(value.split()[0]) * 1024
+        return Memory(fields["Pss"], fields["Pss_Anon"])
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time it has used, in user and kernel mode."""
+        with open(f"/proc/{self.pid}/stat") as stat:  # noqa: PTH123
+            after_name = stat.read().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / _TICKS
+
+    def stop(self) -> None:
+        """End it, gently first. Harmless when repeated."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._log.close()
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(self._ready, trust_env=False, timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+class Gateway(Server):
+    """`pushgate gateway` on two free ports."""
+
+    def __init__(self, redis_url: str, **settings: object) -> None:
+        """`settings` are named as in gateway/settings.py."""
+        self.port, internal_port = free_port(), free_port()
+        self.internal = f"http://127.0.0.1:{internal_port}"
+        environment = _environment(
+            redis_url=redis_url,
+            host="127.0.0.1",
+            port=self.port,
+            internal_port=internal_port,
+            jwt_secret=SECRET,
+            internal_secret=SECRET,
+            **settings,
+        )
+        super().__init__(["-m", "pushgate", "gateway"], environment, f"{self.internal}/readyz")
+
+
+class Processor(Server):
+    """`pushgate processor`; may be started again after `stop`."""
+
+    def __init__(self, redis_url: str, kafka: str, *, topic: str, group: str) -> None:
+        port = free_port()
+        self.operators = f"http://127.0.0.1:{port}"
+        environment = _environment(
+            redis_url=redis_url,
+            kafka_bootstrap=kafka,
+            kafka_topics=topic,
+            kafka_group=group,
+            dead_letter_topic=f"{topic}.dead",
+            internal_secret=SECRET,
+            processor_port=port,
+        )
+        super().__init__(["-m", "pushgate", "processor"], environment, f"{self.operators}/readyz")
+
+    def outcomes(self) -> dict[str, int]:
+        """Return the outcomes it has counted since it started."""
+        text = httpx.get(f"{self.operators}/metrics", trust_env=False).text
+        counted: dict[str, int] = {}
+        for line in text.splitlines():
+            if line.startswith("pushgate_processor_outcomes_total{"):
+                labels, value = line.rsplit(" ", 1)
+                outcome = labels.partition('outcome="')[2].partition('"')[0]
+                counted[outcome] = counted.get(outcome, 0) + int(float(value))
+        return counted
+
+
+def tokens(users: Sequence[str]) -> list[str]:
+    """Mint a token for each user, good for an hour."""
+    expires = int(time.time()) + 3_600
+    return [jwt.encode({"sub": user, "exp": expires}, SECRET, algorithm="HS256") for user in users]
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _environment(**settings: object) -> dict[str, str]:
+    return {f"PUSHGATE_{name.upper()}": str(value) for name, value in settings.items()}

