@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import metrics
 from gateway.auth import Authenticator, Unauthenticated, credential
+from gateway.closes import GOING_AWAY
 from gateway.connection import Bounds, Identity, StreamConnection
 from gateway.node import GatewayNode
 from gateway.origin import Origins
@@ -35,6 +36,8 @@ POLL_WAIT_SECONDS: Final = 25.0
 MAX_POLL_WAIT_SECONDS: Final = 60.0
 #: Told to clients that are refused for load, in seconds; drawn for each.
 RETRY_AFTER_SECONDS: Final = (1, 10)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 _OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 
 
@@ -75,17 +78,15 @@ class Public:
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
         return [
-            Route("/ws", self.websocket, methods=["GET", "OPTIONS"]),
-            Route("/sse", self.sse, methods=["GET", "OPTIONS"]),
-            Route("/poll", self.poll, methods=["GET", "OPTIONS"]),
+            Route("/ws", self._connecting(self.websocket), methods=["GET", "OPTIONS"]),
+            Route("/sse", self._connecting(self.sse), methods=["GET", "OPTIONS"]),
+            Route("/poll", self._connecting(self.poll), methods=["GET", "OPTIONS"]),
             Route("/pushgate.js", self.client, methods=["GET"]),
             *health_routes(self._node),
         ]
 
     async def websocket(self, request: Request) -> Response:
         """`GET /ws`."""
-        if request.method == "OPTIONS":
-            return self._preflight(request)
         offered = _subprotocols(request)
         admitted = self._admit(request, offered)
         try:
@@ -100,8 +101,6 @@ class Public:
 
     async def sse(self, request: Request) -> Response:
         """`GET /sse`."""
-        if request.method == "OPTIONS":
-            return self._preflight(request)
         try:
             admitted = self._admit(request)
         except Overloaded:
@@ -115,8 +114,6 @@ class Public:
 
     async def poll(self, request: Request) -> Response:
         """`GET /poll?cursor=C&wait=S`."""
-        if request.method == "OPTIONS":
-            return self._preflight(request)
         admitted = self._admit(request)
         wait = _wait(request)
         cursor = request.query_params.get("cursor")
@@ -137,6 +134,18 @@ class Public:
     async def client(self, request: Request) -> Response:  # noqa: ARG002
         """`GET /pushgate.js`."""
         return Response(self._client, media_type="text/javascript; charset=utf-8")
+
+    def _connecting(self, connect: Endpoint) -> Endpoint:
+        """Answer OPTIONS, and refuse the HEAD that starlette adds to every GET."""
+
+        async def endpoint(request: Request) -> Response:
+            if request.method == "OPTIONS":
+                return self._preflight(request)
+            if request.method != "GET":
+                raise HTTPException(405, "GET is what connects", {"allow": "GET, OPTIONS"})
+            return await connect(request)
+
+        return endpoint
 
     def _admit(self, request: Request, offered: Sequence[str] = ()) -> Admitted:
         """Let a request in, or refuse it before anything is allocated for it."""
@@ -221,6 +230,8 @@ class Hold(Response):
             connection.received(taken.rest)
         await self._node.registered(connection)
         connection.open(self._head)
+        if self._node.draining:  # it began while this handshake was under way
+            connection.close(GOING_AWAY)
 
 
 class Park(Response):

@@ -29,8 +29,9 @@ class GatewaySettings(RegistrySettings):
     advertise_address: Annotated[
         str | None,
         Field(
+            pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
             description="host:port under which processors reach this node; the internal "
-            "listener's, if that is a real address."
+            "listener's, if that is a real address.",
         ),
     ] = None
     node_name: Annotated[
@@ -63,13 +64,13 @@ class GatewaySettings(RegistrySettings):
         ),
     ] = 1024 * 1024
     heartbeat_seconds: Annotated[
-        float, Field(gt=0, description="Interval of WebSocket pings and SSE comments.")
+        float, Field(gt=0, le=240, description="Interval of WebSocket pings and SSE comments.")
     ] = 25.0
     heartbeat_timeout_seconds: Annotated[
-        float, Field(gt=0, description="How long a WebSocket ping may go unanswered.")
+        float, Field(gt=0, le=240, description="How long a WebSocket ping may go unanswered.")
     ] = 10.0
     poll_grace_seconds: Annotated[
-        float, Field(gt=0, description="How long a long-poll session lives between polls.")
+        float, Field(gt=0, le=240, description="How long a long-poll session lives between polls.")
     ] = 30.0
     poll_buffer_bytes: Annotated[
         int, Field(ge=4_096, description="What a long-poll session may hold between polls.")

@@ -144,9 +144,8 @@ class PollClient(Client):
     @staticmethod
     def request(path: str, token: str) -> bytes:
         """Return the first poll."""
-        return (
-            f"GET {path}?wait=0 HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n"
-        ).encode()
+        authorization = f"Authorization: Bearer {token}\r\n\r\n"
+        return f"GET {path}?wait=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}".encode()
 
     def polls_with(self, token: str) -> None:
         """Say with which token to poll again."""
@@ -169,7 +168,8 @@ class PollClient(Client):
         for message in answer["messages"]:
             self.messages += 1
             self.on_message(message["data"].encode())
-        return b"GET /poll?wait=60&cursor=" + answer["cursor"].encode() + self._again
+        cursor: str = answer["cursor"]
+        return b"GET /poll?wait=60&cursor=" + cursor.encode() + self._again
 
 
 KINDS: Final[dict[str, tuple[type[Client], str]]] = {

@@ -83,7 +83,7 @@ class Bench:
     async def spread(self) -> None:
         """Give every element an expiry of its own, anywhere in the life of an entry."""
         now = int(time.time()) // 60 * 60
-        entries: dict[str | bytes, str] = {}
+        entries: dict[bytes, str] = {}
         for key in self._keys.values():
             expiries = [now + 60 * random.randint(2, _ENTRY_MINUTES + 1) for _ in range(2)]
             homes = random.sample(self._nodes, 2)

@@ -55,7 +55,9 @@ class Envelope(msgspec.Struct, gc=False):
 
     def expired(self, now_ms: int) -> bool:
         """Whether its TTL has passed; a TTL of 0 asks for whoever is connected now (§5.2)."""
-        return bool(self.ttl_seconds) and now_ms > self.published_ms + self.ttl_seconds * 1000  # type: ignore[operator]
+        if not self.ttl_seconds:
+            return False
+        return now_ms > self.published_ms + self.ttl_seconds * 1000
 
 
 class RejectedRecord(Exception):

@@ -37,7 +37,7 @@ _POLL_SECONDS: Final = 0.02
 async def eventually(
     condition: Callable[[], Any], what: str, *, timeout_seconds: float = SECONDS
 ) -> None:
-    """Return once `condition`, which may be a coroutine function, is true; else fail with `what`."""
+    """Return once `condition`, maybe a coroutine function, is true; else fail with `what`."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         found = condition()
