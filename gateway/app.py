@@ -226,10 +226,8 @@ class Hold(Response):
         wire = TransportWire(taken.transport, connection, send_buffer_bytes=self._buffer_bytes)
         connection.attach(wire)
         self._node.hold(connection)
-        if taken.rest:
-            connection.received(taken.rest)
         await self._node.registered(connection)
-        connection.open(self._head)
+        connection.open(self._head, early=taken.rest)
         if self._node.draining:  # it began while this handshake was under way
             connection.close(GOING_AWAY)
 
@@ -270,10 +268,12 @@ def public_app(
     """Return the application of the public port."""
     auth = Authenticator(settings.jwt_secret.get_secret_value())
     public = Public(node, auth, Origins(settings.origins), settings)
-    return Starlette(
+    app = Starlette(
         routes=[*public.routes(), *extra_routes],
         exception_handlers={HTTPException: _refused},
     )
+    app.router.redirect_slashes = False  # a path that is not ours is 404, nothing else
+    return app
 
 
 def internal_app(
@@ -294,7 +294,7 @@ def internal_app(
         secret=settings.internal_secret.get_secret_value(),
         open_paths=_OPEN_PATHS,
     )
-    return Starlette(
+    app = Starlette(
         routes=[
             *push_routes(endpoints),
             Route("/metrics", exposition, methods=["GET"]),
@@ -304,6 +304,8 @@ def internal_app(
         middleware=[guard],
         exception_handlers={HTTPException: _plain},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def health_routes(node: GatewayNode) -> list[BaseRoute]:

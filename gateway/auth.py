@@ -13,6 +13,8 @@ from registry.message import valid_device, valid_user
 
 COOKIE: Final = "pushgate_token"
 _BEARER: Final = "bearer "
+#: The end of the year 9999: an `exp` beyond it is a mistake, or a way to ask for ever.
+_LAST_DATE: Final = 253_402_300_799
 
 
 class Unauthenticated(Exception):
@@ -41,12 +43,14 @@ class Authenticator:
             )
         except (jwt.InvalidTokenError, ValueError, OverflowError) as error:
             raise Unauthenticated(f"token refused: {type(error).__name__}") from None
-        user, device = claims["sub"], claims.get("device")
+        user, device, expires_at = claims["sub"], claims.get("device"), int(claims["exp"])
+        if expires_at > _LAST_DATE:
+            raise Unauthenticated("token refused: exp is no date")
         if not (isinstance(user, str) and valid_user(user)):
             raise Unauthenticated("token refused: sub is no user id")
         if device is not None and not (isinstance(device, str) and valid_device(device)):
             raise Unauthenticated("token refused: device is no device name")
-        return Identity(user, device, int(claims["exp"]))
+        return Identity(user, device, expires_at)
 
 
 def credential(

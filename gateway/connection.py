@@ -113,13 +113,21 @@ class StreamConnection(Connection):
         """Take the socket; nothing is written to it before `open`."""
         self._wire = wire
 
-    def open(self, head: bytes) -> None:
-        """OPENING → OPEN: send the handshake's answer, then what came in the meantime."""
-        if self.state is State.OPENING and self._wire is not None:
-            self.state = State.OPEN
-            waiting, self._backlog = self._backlog or (), None
-            self._wire.write(b"".join((head, *waiting)))
-            self.opened()
+    def open(self, head: bytes, *, early: bytes = b"") -> None:
+        """OPENING → OPEN: send the handshake's answer, then what came in the meantime.
+
+        `early` is what the client sent behind its request, without waiting for the answer.
+        """
+        if self.state is not State.OPENING or self._wire is None:
+            return
+        self.state = State.OPEN
+        waiting, self._backlog = self._backlog or (), None
+        self._wire.write(b"".join((head, *waiting)))
+        self.opened()
+        if early:
+            self.received(early)
+        if self._wire is not None:
+            self._wire.listen()
 
     def close(self, close: Close) -> None:
         """OPENING, OPEN → CLOSING: say goodbye; without a handshake there is none to say."""

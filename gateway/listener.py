@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.wires.takeover import TAKE_OVER, Takeover
 
@@ -43,26 +44,35 @@ class HoldableHTTP(HttpToolsProtocol):
             self.cycle.keep_alive = False  # whatever follows is of another protocol
             self._keep(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            self._refuse_what_follows()
 
     def on_headers_complete(self) -> None:
         """Offer the socket to the application."""
         super().on_headers_complete()
-        extensions: dict[str, Any] = {TAKE_OVER: self.take_over}
+        extensions: dict[str, Any] = {TAKE_OVER: partial(self.take_over, self.cycle)}
         self.scope["extensions"] = extensions
 
-    def take_over(self) -> Takeover | None:
-        """Take the socket of the current request, or None when the client has gone already."""
-        transport, cycle = self.transport, self.cycle
+    def take_over(self, cycle: RequestResponseCycle) -> Takeover | None:
+        """Take the socket for the request of `cycle`; None when the client has gone already."""
+        transport = self.transport
         if cycle.disconnected or transport.is_closing():
             return None
-        # A request that was pipelined behind this one is not answered: its client asks again.
-        keep_alive = cycle.keep_alive and not self.pipeline
+        # A request that was begun behind this one is not answered: its client asks again.
+        keep_alive = cycle.keep_alive and self.scope is cycle.scope
         resume = self._resume_with(keep_alive=keep_alive)
         taken = Takeover(transport, self._rest or b"", keep_alive, resume)
         cycle.response_started = cycle.response_complete = cycle.disconnected = True
-        self._let_go()
+        self._let_go(cycle)
         return taken
+
+    def _refuse_what_follows(self) -> None:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        # The request before is whole: it is answered, and the connection ends with it.
+        cycle.keep_alive = False
+        self._rest = b""
 
     def _keep(self, data: bytes) -> None:
         self._rest = (self._rest or b"") + data
@@ -90,13 +100,13 @@ class HoldableHTTP(HttpToolsProtocol):
 
         return resume
 
-    def _let_go(self) -> None:
+    def _let_go(self, cycle: RequestResponseCycle) -> None:
         """Break every cycle through this object, so that it is freed now and not by the GC."""
         self.connections.discard(self)
         self._unset_keepalive_if_required()
-        self.scope.pop("extensions", None)
+        cycle.scope.pop("extensions", None)
         nothing: Any = None
-        self.cycle.on_response = nothing
+        cycle.on_response = nothing
         self.transport = self.flow = self.parser = nothing
         self.cycle = self.scope = self.headers = nothing
         self.pipeline.clear()

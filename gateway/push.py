@@ -72,14 +72,17 @@ class _Codec:
             msgspec.DecodeError: the body is no list at all.
         """
         try:
-            return self._batch.decode(body)  # type: ignore[no-any-return]
-        except msgspec.ValidationError:
-            return [self._entry_or_none(raw) for raw in self._raw.decode(body)]
+            try:
+                return self._batch.decode(body)  # type: ignore[no-any-return]
+            except (msgspec.ValidationError, UnicodeDecodeError):
+                return [self._entry_or_none(raw) for raw in self._raw.decode(body)]
+        except RecursionError as error:
+            raise msgspec.DecodeError("nested too deeply") from error
 
     def _entry_or_none(self, raw: msgspec.Raw) -> Entry | None:
         try:
             return self._entry.decode(raw)  # type: ignore[no-any-return]
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from typing import Annotated, Self
@@ -102,8 +101,3 @@ def _clean(name: str) -> str:
     return "".join(
         char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name
     )
-
-
-def process_name() -> str:
-    """Name this process for its log lines."""
-    return f"gateway[{os.getpid()}]"

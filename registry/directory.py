@@ -72,8 +72,5 @@ class Registry(Protocol):
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
         """Return, for each user, the live nodes that hold a connection of theirs; one call."""
 
-    async def ping(self) -> None:
-        """Ask whether the registry can be reached."""
-
     async def close(self) -> None:
         """Let go of the connections to the registry."""

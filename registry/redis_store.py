@@ -106,10 +106,6 @@ class RedisRegistry:
             found = [() if entry is None else table.live(entry) for entry in entries]
         return found
 
-    async def ping(self) -> None:
-        """Ask whether Redis can be reached."""
-        await self._ask(lambda: self._redis.execute_command("GET", _NAMES_KEY + b":ping"))
-
     async def close(self) -> None:
         """Let go of the connections."""
         await self._redis.aclose()

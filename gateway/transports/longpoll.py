@@ -35,6 +35,7 @@ class ParkedPoll:
     def attach(self, wire: Wire) -> None:
         """Take the socket."""
         self._wire = wire
+        wire.listen()
 
     def answer(self, body: bytes) -> None:
         """Answer, and give the socket back to HTTP with what came meanwhile."""

@@ -6,7 +6,10 @@ from typing import Protocol
 
 
 class Wire(Protocol):
-    """A held socket, as whoever holds it sees it."""
+    """A held socket, as whoever holds it sees it. Nothing is received before `listen`."""
+
+    def listen(self) -> None:
+        """Begin to receive; what came before waits in the kernel."""
 
     def write(self, data: bytes) -> bool:
         """Hand `data` to the kernel or the bounded buffer, in order.

@@ -17,8 +17,12 @@ class TransportWire(asyncio.Protocol):
         self._transport = transport
         self._held = held
         transport.set_write_buffer_limits(high=send_buffer_bytes)
+        transport.pause_reading()
         transport.set_protocol(self)
-        transport.resume_reading()
+
+    def listen(self) -> None:
+        """Begin to receive."""
+        self._transport.resume_reading()
 
     def write(self, data: bytes) -> bool:
         """Hand `data` on in order; False when the peer is gone or too far behind."""
