@@ -92,7 +92,7 @@ class Public:
         try:
             head, subprotocol = answer_handshake(request.headers, offered)
         except BadHandshake as bad:
-            headers = {"upgrade": "websocket", "sec-websocket-version": "13"}
+            headers = {"upgrade": "websocket", "sec-websocket-version": "13", **admitted.cors}
             raise HTTPException(bad.status, bad.detail, headers) from bad
         connection = WebSocketConnection(
             admitted.identity, self._node, subprotocol=subprotocol, bounds=self._bounds
@@ -133,7 +133,8 @@ class Public:
 
     async def client(self, request: Request) -> Response:  # noqa: ARG002
         """`GET /pushgate.js`."""
-        return Response(self._client, media_type="text/javascript; charset=utf-8")
+        headers = {"access-control-allow-origin": "*"}  # a module is fetched with CORS
+        return Response(self._client, media_type="text/javascript; charset=utf-8", headers=headers)
 
     def _connecting(self, connect: Endpoint) -> Endpoint:
         """Answer OPTIONS, and refuse the HEAD that starlette adds to every GET."""
@@ -179,6 +180,7 @@ class Public:
         return {
             "access-control-allow-origin": origin,
             "access-control-allow-credentials": "true",
+            "access-control-expose-headers": "retry-after",
             "vary": "origin",
         }
 

@@ -11,6 +11,8 @@ from gateway.connection import Identity
 from gateway.transports.websocket import BEARER_PREFIX
 from registry.message import valid_device, valid_user
 
+#: What fits the head of a request with common proxies; more is work for nothing.
+MAX_TOKEN_BYTES: Final = 8_192
 COOKIE: Final = "pushgate_token"
 _BEARER: Final = "bearer "
 #: The end of the year 9999: an `exp` beyond it is a mistake, or a way to ask for ever.
@@ -33,6 +35,8 @@ class Authenticator:
         Raises:
             Unauthenticated: the token is not valid, or no longer.
         """
+        if len(token) > MAX_TOKEN_BYTES:
+            raise Unauthenticated(f"token refused: over {MAX_TOKEN_BYTES} bytes")
         try:
             claims = jwt.decode(
                 token,

@@ -10,6 +10,8 @@ from gateway.closes import Close
 from gateway.delivery import Delivery
 from gateway.wires import Wire
 
+#: How long a client may take to read a goodbye, and to answer a Close frame (Zuul's close grace).
+CLOSE_GRACE_SECONDS: Final = 4.0
 #: Messages that wait while a handshake waits for the registry, one second at most.
 MAX_BACKLOG: Final = 64
 
@@ -139,7 +141,8 @@ class StreamConnection(Connection):
     def ended(self, reason: str, last_words: bytes) -> None:
         """OPEN, CLOSING → CLOSING: the peer is done; send what is due to it and close."""
         if self._wire is not None:
-            if self._leave(reason):
+            spoken = self.state is State.OPEN  # before its answer, a client expects nothing else
+            if self._leave(reason) and spoken:
                 self._wire.write(last_words)
             self._wire.close()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
-from urllib.parse import urlsplit
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_ORIGIN: Final = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*)://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?"
+)
 
 
 class Origins:
@@ -23,14 +26,10 @@ class Origins:
         self._exact: set[tuple[str, str, int]] = set()
         self._below: set[tuple[str, str, int]] = set()
         for text in filter(None, (part.strip() for part in allowed.split(","))):
-            parsed = _parse(text)
+            parsed = _parse(text.replace("://*.", "://", 1))
             if parsed is None:
                 raise ValueError(f"{text!r} is no origin: write scheme://host or scheme://*.host")
-            scheme, host, port = parsed
-            if host.startswith("*."):
-                self._below.add((scheme, host[1:], port))
-            else:
-                self._exact.add(parsed)
+            (self._below if "://*." in text else self._exact).add(parsed)
 
     def allow(self, origin: str, *, host: str) -> bool:
         """Whether a page of `origin` may connect to `host` (the request's Host header)."""
@@ -44,16 +43,14 @@ class Origins:
     def _is_below(self, origin: tuple[str, str, int]) -> bool:
         scheme, host, port = origin
         return any(
-            (scheme, port) == (s, p) and host.endswith(suffix) for s, suffix, p in self._below
+            (scheme, port) == (s, p) and host.endswith(f".{parent}") for s, parent, p in self._below
         )
 
 
 def _parse(origin: str) -> tuple[str, str, int] | None:
-    try:
-        parts = urlsplit(origin)
-        port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
-    except ValueError:
+    match = _ORIGIN.fullmatch(origin)
+    if match is None:
         return None
-    if port is None or not parts.hostname or parts.path or parts.query or "@" in parts.netloc:
-        return None
-    return parts.scheme, parts.hostname, port
+    scheme, host, port = match.groups()
+    number = int(port) if port else _DEFAULT_PORTS.get(scheme.lower())
+    return None if number is None else (scheme.lower(), host.lower(), number)

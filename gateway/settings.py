@@ -6,12 +6,11 @@ import secrets
 import socket
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from gateway.origin import Origins
 from registry.directory import Node
 from registry.settings import RegistrySettings
-
-_WILDCARDS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
 
 
 class GatewaySettings(RegistrySettings):
@@ -78,9 +77,22 @@ class GatewaySettings(RegistrySettings):
         int, Field(ge=125, description="Largest message accepted from a WebSocket client.")
     ] = 65_536
 
+    @field_validator("origins")
+    @classmethod
+    def _of_origins(cls, value: str) -> str:
+        Origins(value)
+        return value
+
+    @field_validator("advertise_address")
+    @classmethod
+    def _somebodys(cls, value: str | None) -> str | None:
+        if value is not None and _is_wildcard(value.rpartition(":")[0]):
+            raise ValueError("that is nobody's address: processors could not reach it")
+        return value
+
     @model_validator(mode="after")
     def _reachable(self) -> Self:
-        if self.advertise_address is None and self.internal_host in _WILDCARDS:
+        if self.advertise_address is None and _is_wildcard(self.internal_host):
             raise ValueError(
                 f"internal_host {self.internal_host!r} is no address that processors could reach: "
                 "set PUSHGATE_ADVERTISE_ADDRESS to host:port"
@@ -101,3 +113,13 @@ def _clean(name: str) -> str:
     return "".join(
         char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name
     )
+
+
+def _is_wildcard(host: str) -> bool:
+    host = host.strip("[]")
+    try:
+        # inet_aton() knows that "0" is 0.0.0.0 too.
+        packed = socket.inet_pton(socket.AF_INET6, host) if ":" in host else socket.inet_aton(host)
+    except OSError:
+        return not host
+    return not any(packed)

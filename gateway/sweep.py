@@ -47,16 +47,18 @@ class Sweep:
             connection.wake_slot = -1
 
     def advance(self, now: float) -> None:
-        """Wake whoever is due. A loop that was held up catches up slot by slot."""
+        """Wake whoever is due; a loop that was held up catches up."""
         target = int(now / TICK_SECONDS)
+        due: list[Connection] = []
         for tick in range(max(self._tick + 1, target - _SLOTS + 1), target + 1):
-            self._tick = tick
             slot = tick % _SLOTS
-            due, self._slots[slot] = self._slots[slot], set()
-            for connection in due:
-                connection.wake_slot = -1
-            for connection in due:
-                _wake(connection)
+            due += self._slots[slot]
+            self._slots[slot] = set()
+        self._tick = max(self._tick, target)
+        for connection in due:
+            connection.wake_slot = -1
+        for connection in due:
+            _wake(connection)
 
 
 def _wake(connection: Connection) -> None:

@@ -31,10 +31,12 @@ class Forward(Protocol):
 class _Message:
     """A message under way: where it was tried, and what came of it."""
 
-    __slots__ = ("failure", "push", "stale", "took", "tried")
+    __slots__ = ("envelope", "expired", "failure", "push", "stale", "took", "tried")
 
-    def __init__(self, push: Push) -> None:
-        self.push = push
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.push = envelope.push
+        self.expired = False
         self.tried: list[Node] = []
         self.took = 0
         self.stale = False  # a node that was tried does not have the user (any more)
@@ -55,6 +57,8 @@ class _Message:
     def outcome(self) -> Outcome:
         if self.took:
             return DELIVERED
+        if self.expired:
+            return EXPIRED
         if self.failure is not None:
             return Outcome(Kind.FAILED, self.failure.reason)
         return OFFLINE
@@ -80,28 +84,31 @@ class Dispatcher:
         While the registry does not answer, the batch waits: nobody is called offline for that.
         Messages of one user reach each of their nodes in order.
         """
-        now_ms = self._now_ms()
-        messages = [
-            None if envelope.expired(now_ms) else _Message(envelope.push) for envelope in envelopes
-        ]
-        live = [message for message in messages if message is not None]
-        await self._round(live)
+        messages = [_Message(envelope) for envelope in envelopes]
+        await self._round(messages)
         # The registry is a hint: a refused forward is worth one fresh look, and only nodes that
         # were not tried get the message.
-        await self._round([message for message in live if message.stale])
-        return [EXPIRED if message is None else message.outcome for message in messages]
+        await self._round([message for message in messages if message.stale])
+        return [message.outcome for message in messages]
 
     async def _round(self, messages: Sequence[_Message]) -> None:
+        messages = self._unexpired(messages)
         if not messages:
             return
         users = list(dict.fromkeys(message.push.user for message in messages))
         where = dict(zip(users, await self._lookup(users), strict=True))
         by_node: dict[Node, list[_Message]] = {}
-        for message in messages:
+        for message in self._unexpired(messages):  # the look-up may have waited for the registry
             for node in where[message.push.user]:
                 if node not in message.tried:
                     by_node.setdefault(node, []).append(message)
         await asyncio.gather(*(self._forward(node, batch) for node, batch in by_node.items()))
+
+    def _unexpired(self, messages: Sequence[_Message]) -> list[_Message]:
+        now_ms = self._now_ms()
+        for message in messages:
+            message.expired = message.envelope.expired(now_ms)
+        return [message for message in messages if not message.expired]
 
     async def _forward(self, node: Node, batch: Sequence[_Message]) -> None:
         results = await self._forwarder.forward(node, [message.push for message in batch])

@@ -85,15 +85,16 @@ class Forwarder:
             await client.aclose()
 
     async def _post(self, node: Node, batch: Sequence[Push]) -> list[Result]:
-        client = await self._client(node)
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
+                client = await self._client(node)
                 response = await client.post("/push", content=_encode(batch))
             return _results(response, len(batch))
         except (TimeoutError, httpx.TimeoutException):
             return [Failure("timeout")] * len(batch)
-        except (httpx.HTTPError, OSError):
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
+            # ValueError: a name that is none (IDNA), which is found out on the way.
             return [Failure("unreachable")] * len(batch)
         finally:
             metrics.FORWARD_SECONDS.observe(time.perf_counter() - began)
@@ -145,10 +146,12 @@ def _results(response: httpx.Response, expected: int) -> list[Result]:
         return [Failure("bad-answer")] * expected
     if len(answer.results) != expected:
         return [Failure("bad-answer")] * expected
-    return [result if isinstance(result, int) else _failure(result) for result in answer.results]
+    return [_result(result) for result in answer.results]
 
 
-def _failure(result: dict[str, str]) -> Failure:
+def _result(result: int | dict[str, str]) -> Result:
+    if isinstance(result, int):
+        return result if result >= 0 else Failure("bad-answer")
     error = result.get("error")
     return Failure(error if error in _ERRORS else "bad-answer")
 

@@ -24,6 +24,7 @@ from pushgate.settings import DEV_FILE, DevSettings
 from registry.redis_store import RedisRegistry
 
 _KAFKA_PORT: Final = 9092
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class DiedError(Exception):
@@ -50,11 +51,10 @@ async def run(settings: DevSettings, *, kept: Path = Path(DEV_FILE)) -> None:
         publisher = await stack.enter_async_context(publishing(settings))
         registry = RedisRegistry(settings.redis_url)
         stack.push_async_callback(registry.close)
-        demo = demo_routes(
-            publisher=publisher,
-            jwt_secret=settings.jwt_secret.get_secret_value(),
-            registry=registry,
-        )
+        demo = []
+        if settings.host in _LOOPBACK:  # it mints tokens for whoever reaches it
+            secret = settings.jwt_secret.get_secret_value()
+            demo = demo_routes(publisher=publisher, jwt_secret=secret, registry=registry)
         gateway, processor = Gateway(settings, extra_routes=demo), Processor(settings)
         _keep(kept, settings, gateway)
         await _serve(gateway, processor, stopping, embedded, lambda: _announce(settings, gateway))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
 PREFIX = "PUSHGATE_"
+#: What may stand before the @ of an address, and is nobody's business in a log.
+_CREDENTIALS = re.compile(r"[^/@]*@")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Settings = TypeVar("_Settings", bound=BaseSettings)
@@ -62,5 +65,6 @@ def _explain(settings: type[BaseSettings], error: ValidationError) -> str:
         elif settings.model_fields[name].annotation in (SecretStr, SecretStr | None):
             lines.append(f"{PREFIX}{name.upper()}: {message}")
         else:
-            lines.append(f"{PREFIX}{name.upper()} is {problem['input']!r}: {message}")
+            shown = _CREDENTIALS.sub("…@", str(problem["input"]))
+            lines.append(f"{PREFIX}{name.upper()} is {shown!r}: {message}")
     return "\n".join(lines)

@@ -6,10 +6,14 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Final, Protocol
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+
+
+_MAX_PORT: Final = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +30,29 @@ class Node:
 
     def __post_init__(self) -> None:
         if not (_NAME.fullmatch(self.name) and _NAME.fullmatch(self.epoch)):
-            raise ValueError(
-                f"a node's name and epoch are 1–64 of A–Z a–z 0–9 . _ -: {self.name!r}"
-            )
-        if not _ADDRESS.fullmatch(self.address):
-            raise ValueError(f"a node's address is host:port: {self.address[:80]!r}")
+            given = f"{self.name[:80]!r}, {self.epoch[:80]!r}"
+            raise ValueError(f"name and epoch of a node are 1–64 of A–Z a–z 0–9 . _ -: {given}")
+        if not _is_address(self.address):
+            raise ValueError(f"the address of a node is host:port: {self.address[:80]!r}")
 
     @property
     def tag(self) -> bytes:
         """What stands for this node in a user's entry."""
         return f"{self.name}:{self.epoch}".encode()
+
+
+def _is_address(text: str) -> bool:
+    if not _ADDRESS.fullmatch(text):
+        return False
+    host, _, port = text.rpartition(":")
+    try:
+        if host.startswith("["):
+            IPv6Address(host[1:-1])
+        elif not host.strip("0123456789."):
+            IPv4Address(host)
+    except AddressValueError:
+        return False
+    return 0 < int(port) <= _MAX_PORT
 
 
 class Lease(enum.Enum):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -25,3 +26,15 @@ class RegistrySettings(BaseSettings):
         float,
         Field(gt=0, le=60, description="How long one registry command may take, retries included."),
     ] = 1.0
+
+    @field_validator("redis_url")
+    @classmethod
+    def _of_hosts(cls, value: str) -> str:
+        for host in urlsplit(value).netloc.rpartition("@")[2].split(","):
+            try:
+                port = urlsplit(f"//{host}").port
+            except ValueError:
+                raise ValueError("the port is no number from 0 to 65535") from None
+            if port == 0:
+                raise ValueError("the port is 0")
+        return value

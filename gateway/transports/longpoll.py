@@ -16,6 +16,9 @@ from gateway.wires import Wire
 
 #: What a client may send behind a parked poll before it is cut off.
 _MAX_EARLY_BYTES: Final = 16_384
+#: Stands in the buffer for what was missed: it takes a place in the count, so that a client that
+#: has been told acknowledges it like a message.
+_GAP: Final = b""
 _COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -80,8 +83,6 @@ class PollSession(Connection):
         "_buffer",
         "_bytes",
         "_flushing",
-        "_gap",
-        "_gap_told",
         "_parked",
         "_sessions",
         "key",
@@ -93,27 +94,26 @@ class PollSession(Connection):
         self.key = secrets.token_urlsafe(12)
         self.state = State.OPEN  # there is no handshake to wait for
         self._sessions = sessions
-        self._buffer: deque[bytes] = deque()
+        self._buffer: deque[bytes] = deque((_GAP,) if gap else ())
         self._bytes = 0
         self._acknowledged = 0
         self._answered = 0
-        self._gap = gap  # to be told with the next answer
-        self._gap_told = False  # told with the answer that is not acknowledged yet
         self._parked: ParkedPoll | None = None
         self._flushing = False
 
     def deliver(self, delivery: Delivery) -> bool:
         """Buffer one message; a parked poll is answered at the end of the loop's turn."""
         form = delivery.encoded(json_form)
-        if self._bytes + len(form) > self._sessions.bounds.poll_buffer_bytes:
-            self._gap = True
-            return False
-        self._buffer.append(form)
-        self._bytes += len(form)
+        fits = self._bytes + len(form) <= self._sessions.bounds.poll_buffer_bytes
+        if fits:
+            self._buffer.append(form)
+            self._bytes += len(form)
+        elif not self._buffer or self._buffer[-1] is not _GAP:
+            self._buffer.append(_GAP)
         if self._parked is not None and not self._flushing:
             self._flushing = True
             self._sessions.soon(self._flush)  # the rest of the batch goes with it
-        return True
+        return fits
 
     def knows(self, count: int) -> bool:
         """Whether a cursor is one this session still can answer."""
@@ -121,7 +121,7 @@ class PollSession(Connection):
 
     def poll(self, count: int) -> bytes | None:
         """Acknowledge up to `count`; return an answer, or None where there is nothing to say."""
-        self._unpark_with(self._body([], False))
+        self._unpark_with(self.empty())
         if count == self._answered:
             self._acknowledge()
         elif self._answered > self._acknowledged:
@@ -130,7 +130,7 @@ class PollSession(Connection):
 
     def empty(self) -> bytes:
         """Return the answer of a poll that nothing came for."""
-        return self._body([], False)
+        return self._body([])
 
     def park(self, parked: ParkedPoll, *, wait_seconds: float) -> None:
         """Let a request wait for a message."""
@@ -179,23 +179,21 @@ class PollSession(Connection):
         for _ in range(self._answered - self._acknowledged):
             self._bytes -= len(self._buffer.popleft())
         self._acknowledged = self._answered
-        self._gap_told = False
 
     def _fresh(self) -> bytes | None:
-        if not self._buffer and not self._gap:
+        if not self._buffer:
             return None
         self._answered = self._acknowledged + len(self._buffer)
-        self._gap_told, self._gap = self._gap or self._gap_told, False
         return self._outstanding()
 
     def _outstanding(self) -> bytes:
-        count = self._answered - self._acknowledged
-        return self._body(list(islice(self._buffer, count)), self._gap_told)
+        return self._body(list(islice(self._buffer, self._answered - self._acknowledged)))
 
-    def _body(self, messages: list[bytes], gap: bool) -> bytes:
-        cursor = b"%s.%d" % (self.key.encode("ascii"), self._acknowledged + len(messages))
-        told = b', "gap": true' if gap else b""
-        return b'{"cursor": "%s", "messages": [%s]%s}' % (cursor, b", ".join(messages), told)
+    def _body(self, items: list[bytes]) -> bytes:
+        cursor = b"%s.%d" % (self.key.encode("ascii"), self._acknowledged + len(items))
+        messages = b", ".join(item for item in items if item is not _GAP)
+        told = b', "gap": true' if _GAP in items else b""
+        return b'{"cursor": "%s", "messages": [%s]%s}' % (cursor, messages, told)
 
 
 class PollSessions:

@@ -8,7 +8,14 @@ from typing import ClassVar, Final
 from sse_starlette.event import ServerSentEvent
 
 from gateway.closes import Close
-from gateway.connection import Bounds, Identity, Keeper, StreamConnection
+from gateway.connection import (
+    CLOSE_GRACE_SECONDS,
+    Bounds,
+    Identity,
+    Keeper,
+    State,
+    StreamConnection,
+)
 from gateway.delivery import Delivery, json_form
 
 BINARY_TYPE: Final = "pushgate.binary"
@@ -67,7 +74,9 @@ class SseConnection(StreamConnection):
 
     def wake(self) -> None:
         """Send a comment, so that a peer that is gone shows itself, and so do we."""
-        if self.write(_COMMENT):
+        if self.state is not State.OPEN:
+            self.abort("goodbye unread")
+        elif self.write(_COMMENT):
             self._keeper.wake_at(self, self._bounds.heartbeat_seconds)
 
     def say_goodbye(self, close: Close) -> None:  # noqa: ARG002
@@ -75,3 +84,5 @@ class SseConnection(StreamConnection):
         if self._wire is not None:
             self._wire.write(retry())
             self._wire.close()
+            # Closing waits for the flush, for ever if the peer does not read.
+            self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)

@@ -19,15 +19,20 @@ from websockets.streams import StreamReader
 from websockets.utils import accept_key
 
 from gateway.closes import Close
-from gateway.connection import Bounds, Identity, Keeper, State, StreamConnection
+from gateway.connection import (
+    CLOSE_GRACE_SECONDS,
+    Bounds,
+    Identity,
+    Keeper,
+    State,
+    StreamConnection,
+)
 from gateway.delivery import Delivery, Form, json_form
 
 PLAIN: Final = "pushgate.plain"
 V1: Final = "pushgate.v1"
 BEARER_PREFIX: Final = "bearer."
 
-#: How long a client may take to answer a Close frame (Zuul's close grace).
-CLOSE_GRACE_SECONDS: Final = 4.0
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 _SILENT = logging.getLogger("gateway.websocket")
 _SILENT.setLevel(logging.CRITICAL)
