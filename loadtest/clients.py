@@ -232,7 +232,7 @@ class Crowd:
             self.turn(0.05)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection. Harmless when repeated."""
         for held, _ in self._sockets.values():
             held.close()
         self._sockets.clear()

@@ -16,6 +16,8 @@ from typing import Final, Self
 import httpx
 import jwt
 
+from pushgate.embedded import tied_to_parent
+
 SECRET: Final = "loadtest-secret-of-at-least-32-bytes"
 BEARER: Final = {"authorization": f"Bearer {SECRET}"}
 START_SECONDS: Final = 30.0
@@ -46,7 +48,7 @@ class Server:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], ready: str) -> None:
         """`ready` is the URL that answers 200 once it is."""
-        self._command = [sys.executable, *command]
+        self._command = tied_to_parent([sys.executable, *command])
         self._environment = {
             **{name: value for name, value in os.environ.items() if "PUSHGATE_" not in name},
             **environment,
@@ -68,7 +70,7 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise LoadtestError(f"{self._command[1:]} did not start: {self.log()}")
+                raise LoadtestError(f"{self._command} did not start: {self.log()}")
             time.sleep(0.05)
 
     @property

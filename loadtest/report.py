@@ -51,7 +51,7 @@ class Report:
 
     def _save(self) -> None:
         RESULTS.mkdir(exist_ok=True)
-        command = f"python -m loadtest.{self.name} {' '.join(sys.argv[1:])}"
+        command = " ".join(["python -m", f"loadtest.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
         kept = {
             "command": command,
             "machine": machine(),

@@ -1,7 +1,7 @@
 """Kafka batches in, outcomes counted, offsets committed.
 
-At-least-once: an offset is committed only after every message up to it has its outcome. While a
-batch is in hand, a rebalance waits for it, so that commits go to partitions that are still ours.
+At-least-once: an offset is committed only after every message up to it has its outcome. A rebalance
+waits for the batch in hand and its commit, so that commits go to partitions that are still ours.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import structlog
 
 from processor import metrics
+from processor.commits import Commits
 from processor.dead_letters import DeadLetter, DeadLetters
 from processor.dispatch import Dispatcher
 from processor.kafka import (
@@ -27,12 +28,13 @@ from processor.kafka import (
     TopicPartition,
     group_consumer,
     seed_group,
+    until_reached,
 )
 from processor.outcome import Kind, Outcome
 from processor.settings import ProcessorSettings
 from registry.message import Envelope, RejectedRecord, from_record
 
-_RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
+_RETRY_SECONDS: Final = 1.0
 #: How long getmany() may wait for the first record; then it looks whether to stop.
 _WAIT_MS: Final = 500
 #: How long a rebalance waits for the batch in hand; the broker's own bound is far above.
@@ -54,6 +56,7 @@ class Consumer:
         self._dispatcher = dispatcher
         self._dead_letters = dead_letters
         self._in_hand = asyncio.Lock()
+        self._commits: Commits | None = None
         self._stopping = False
 
     def stop(self) -> None:
@@ -61,45 +64,39 @@ class Consumer:
         self._stopping = True
 
     async def run(self) -> None:
-        """Consume until `stop`. An unreachable Kafka is named, and tried again with back-off."""
+        """Consume until `stop`. While Kafka can't be reached it is tried on, with back-off."""
+        bootstrap = self._settings.kafka_bootstrap
         if self._settings.kafka_start == "end":
-            await self._seed()
-        consumer = await self._join()
+            await until_reached(self._seed, bootstrap=bootstrap)
+        consumer = await until_reached(self._join, bootstrap=bootstrap)
         try:
             while not self._stopping:
                 await self._one_batch(consumer)
+            await self._finish()
         finally:
             await _leave(consumer)
 
     async def _seed(self) -> None:
         settings = self._settings
-        for wait in _waits():
-            try:
-                if await seed_group(settings, settings.kafka_group, settings.topics):
-                    log.info("new group starts at the end", group=settings.kafka_group)
-                return
-            except KafkaError as error:
-                await self._unreachable(error, wait)
-            if self._stopping:
-                return
+        if await seed_group(settings, settings.kafka_group, settings.topics):
+            log.info("new group starts at the end", group=settings.kafka_group)
 
     async def _join(self) -> AIOKafkaConsumer:
-        settings = self._settings
-        for wait in _waits():
-            consumer = group_consumer(settings, settings.kafka_group)
-            consumer.subscribe(settings.topics, listener=_Rebalances(self._in_hand, self.assigned))
-            try:
-                await consumer.start()
-                return consumer
-            except KafkaError as error:
-                await _leave(consumer)
-                await self._unreachable(error, wait)
-        raise AssertionError("_waits() has no end")
+        consumer = group_consumer(self._settings, self._settings.kafka_group)
+        self._commits = Commits(consumer)
+        consumer.subscribe(self._settings.topics, listener=_Rebalances(self._finish, self.assigned))
+        try:
+            await consumer.start()
+        except KafkaError:
+            await _leave(consumer)
+            raise
+        return consumer
 
-    async def _unreachable(self, error: KafkaError, wait: float) -> None:
-        bootstrap = self._settings.kafka_bootstrap
-        log.error("can't reach Kafka; trying on", bootstrap=bootstrap, error=str(error))
-        await asyncio.sleep(wait)
+    async def _finish(self) -> None:
+        """Return when the batch in hand has its outcomes and its offsets are committed."""
+        async with self._in_hand:
+            if self._commits is not None:
+                await self._commits.flush()
 
     async def _one_batch(self, consumer: AIOKafkaConsumer) -> None:
         try:
@@ -108,15 +105,18 @@ class Consumer:
             )
         except KafkaError as error:
             log.error("can't read from Kafka; trying on", error=str(error))
-            await asyncio.sleep(_RETRY_SECONDS[2])
-            return
-        if not batch:
+            await asyncio.sleep(_RETRY_SECONDS)
             return
         async with self._in_hand:
             ours = consumer.assignment()
             batch = {partition: batch[partition] for partition in batch if partition in ours}
+            if not batch:
+                return
             await self._handle(list(itertools.chain.from_iterable(batch.values())))
-            await _commit(consumer, batch)
+            if self._commits is not None:
+                self._commits.finished(
+                    {partition: records[-1].offset + 1 for partition, records in batch.items()}
+                )
 
     async def _handle(self, records: Sequence[Record]) -> None:
         metrics.BATCH.observe(len(records))
@@ -138,16 +138,16 @@ class Consumer:
 class _Rebalances(ConsumerRebalanceListener):
     """Lets a batch in hand finish before its partitions go to another member."""
 
-    def __init__(self, in_hand: asyncio.Lock, assigned: asyncio.Event) -> None:
-        self._in_hand = in_hand
+    def __init__(self, finish: Callable[[], Awaitable[None]], assigned: asyncio.Event) -> None:
+        self._finish = finish
         self._assigned = assigned
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Wait for the batch in hand, up to a bound: what outlasts it may come again."""
         if revoked:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_REVOKE_SECONDS), self._in_hand:
-                    pass
+                async with asyncio.timeout(_REVOKE_SECONDS):
+                    await self._finish()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Take note: the group has this member."""
@@ -169,28 +169,8 @@ def _envelope(record: Record, max_payload_bytes: int) -> Envelope:
     )
 
 
-async def _commit(consumer: AIOKafkaConsumer, batch: Batch) -> None:
-    still_ours = consumer.assignment()
-    offsets = {
-        partition: records[-1].offset + 1
-        for partition, records in batch.items()
-        if partition in still_ours
-    }
-    try:
-        await consumer.commit(offsets)
-    except KafkaError as error:
-        # The next commit covers these offsets too; if there is none, the batch comes again.
-        metrics.COMMIT_ERRORS.inc()
-        log.warning("commit failed", error=str(error) or type(error).__name__)
-
-
 async def _leave(consumer: AIOKafkaConsumer) -> None:
     # aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
     # brokers that are gone; the group's session time-out does the rest.
     with contextlib.suppress(asyncio.CancelledError, KafkaError, TimeoutError):
         await asyncio.wait_for(consumer.stop(), timeout=5.0)
-
-
-def _waits() -> Iterator[float]:
-    yield from _RETRY_SECONDS
-    yield from itertools.repeat(_RETRY_SECONDS[-1])

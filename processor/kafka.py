@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import ssl
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
 
+import structlog
 from aiokafka import (
     AIOKafkaConsumer,
     AIOKafkaProducer,
@@ -30,7 +33,14 @@ __all__ = [
     "group_consumer",
     "producer",
     "seed_group",
+    "until_reached",
 ]
+
+_RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
+
+_T = TypeVar("_T")
+
+log = structlog.get_logger("processor.kafka")
 
 Record = ConsumerRecord[bytes | None, bytes | None]
 
@@ -68,6 +78,18 @@ def producer(settings: KafkaSettings) -> AIOKafkaProducer:
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         **_connection(settings),
     )
+
+
+async def until_reached(connect: Callable[[], Awaitable[_T]], *, bootstrap: str) -> _T:
+    """Return what `connect` returns once a broker answers; says by name, once, when none does."""
+    for attempt in itertools.count():
+        try:
+            return await connect()
+        except KafkaError as error:
+            if attempt == 0:
+                log.error("can't reach Kafka; trying on", bootstrap=bootstrap, error=str(error))
+            await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+    raise AssertionError("count() has no end")
 
 
 async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str]) -> bool:

@@ -19,13 +19,14 @@ from processor.consumer import Consumer
 from processor.dead_letters import DeadLetters
 from processor.dispatch import Dispatcher
 from processor.forward import Forwarder
-from processor.kafka import KafkaError
+from processor.kafka import KafkaError, until_reached
 from processor.settings import ProcessorSettings
 from registry.directory import RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
 _REFRESH_SECONDS: Final = 1.0
-_START_RETRY_SECONDS: Final = 1.0
+#: How long the batch in hand and the farewell to the group may take.
+_LEAVE_SECONDS: Final = 10.0
 
 log = structlog.get_logger("processor")
 
@@ -87,7 +88,8 @@ class Processor:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             self._consumer.stop()
-            await asyncio.wait((work,), timeout=_LEAVE_SECONDS)
+            if self._consumer.assigned.is_set():  # else nothing can be in hand
+                await asyncio.wait((work,), timeout=_LEAVE_SECONDS)
             work.cancel()
             refresh.cancel()
             self._operators.should_exit = True
@@ -96,21 +98,13 @@ class Processor:
         log.info("processor has left")
 
     async def _work(self) -> None:
-        await self._start_dead_letters()
+        bootstrap = self._settings.kafka_bootstrap
+        await until_reached(self._dead_letters.start, bootstrap=bootstrap)
         try:
             await self._consumer.run()
         finally:
             with contextlib.suppress(KafkaError, TimeoutError):
                 await asyncio.wait_for(self._dead_letters.stop(), timeout=2.0)
-
-    async def _start_dead_letters(self) -> None:
-        while True:
-            try:
-                return await self._dead_letters.start()
-            except KafkaError as error:
-                bootstrap = self._settings.kafka_bootstrap
-                log.error("can't reach Kafka; trying on", bootstrap=bootstrap, error=str(error))
-            await asyncio.sleep(_START_RETRY_SECONDS)
 
     async def _refresh(self) -> None:
         failing = False
@@ -146,10 +140,6 @@ class Processor:
                 Route("/metrics", exposition),
             ]
         )
-
-
-#: How long the batch in hand and the farewell to the group may take.
-_LEAVE_SECONDS: Final = 10.0
 
 
 class _Server(uvicorn.Server):

@@ -27,6 +27,7 @@ class NodeTable:
         self.nodes: dict[bytes, Node] = {node.tag: node for node in nodes}
         self._now = now
         self._meanings: dict[bytes, tuple[Node, ...]] = {}
+        self._elements: dict[bytes, Node | None] = {}
 
     def live(self, entry: bytes) -> tuple[Node, ...]:
         """Return the live nodes that an entry names."""
@@ -46,10 +47,16 @@ class NodeTable:
     def _read(self, entry: bytes) -> tuple[Node, ...]:
         if len(entry) > MAX_ENTRY_BYTES:
             return ()
-        found: dict[bytes, Node] = {}
-        for element in entry.split():
-            tag, _, expires = element.rpartition(b":")
-            node = self.nodes.get(tag)
-            if node is not None and _EXPIRES.fullmatch(expires) and int(expires) > self._now:
-                found[tag] = node
-        return tuple(found.values())
+        nodes = [self._element(element) for element in entry.split(b" ")]
+        return tuple(dict.fromkeys(node for node in nodes if node is not None))
+
+    def _element(self, element: bytes) -> Node | None:
+        if element in self._elements:
+            return self._elements[element]
+        tag, _, expires = element.rpartition(b":")
+        node = self.nodes.get(tag)
+        if node is not None and not (_EXPIRES.fullmatch(expires) and int(expires) > self._now):
+            node = None
+        if len(self._elements) < _MAX_REMEMBERED:
+            self._elements[element] = node
+        return node

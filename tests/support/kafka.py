@@ -179,7 +179,7 @@ def _java(jars: Path) -> list[str]:
 def _format_storage(jars: Path, settings: Path) -> None:
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     tool = [*_java(jars), "kafka.tools.StorageTool", "format", "--ignore-formatted"]
-    _run([*tool, "--cluster-id", cluster_id, "--config", str(settings)], START_SECONDS)
+    _run([*tool, f"--cluster-id={cluster_id}", "--config", str(settings)], START_SECONDS)
 
 
 def _run_server(jars: Path, settings: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -1,0 +1,55 @@
+"""What was published and what arrived: every message of every user, in order and once."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from typing import Final
+
+PAYLOAD_BYTES: Final = 200
+_DIGITS: Final = 10
+_REST: Final = b" " + b"x" * (PAYLOAD_BYTES - _DIGITS - 1)
+
+
+def payload(number: int) -> bytes:
+    """Return a user's message of that number."""
+    return b"%010d" % number + _REST
+
+
+class Ledger:
+    """Counts messages as they arrive."""
+
+    def __init__(self, users: int, *, per_user: int, timed: bool = False) -> None:
+        """`timed` keeps the time of each arrival, at a cost to the clients."""
+        self.count = 0
+        self.repeated = 0
+        self.out_of_order = 0
+        self.expected = users * per_user
+        self.arrived = array("d", bytes(8 * self.expected if timed else 0))
+        self._users = users
+        self._next = [0] * users
+
+    @property
+    def missing(self) -> int:
+        """Return how many messages have not come."""
+        return self.expected - (self.count - self.repeated)
+
+    def taker(self, user: int) -> Callable[[bytes], None]:
+        """Return what takes one user's messages."""
+        expected, arrived, users = self._next, self.arrived, self._users
+
+        def take(data: bytes) -> None:
+            self.count += 1
+            number = int(data[:_DIGITS])
+            if number == expected[user] and len(data) == PAYLOAD_BYTES:
+                expected[user] = number + 1
+                if arrived:
+                    arrived[number * users + user] = time.monotonic()
+            elif number < expected[user]:
+                self.repeated += 1
+            else:
+                self.out_of_order += 1
+                expected[user] = number + 1
+
+        return take

@@ -1,0 +1,351 @@
+"""The registrar keeps the registry in step with the hub, whatever the registry does meanwhile."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.hub import Hub
+from gateway.registrar import Registrar
+from registry.directory import Lease, Node, Registry, RegistryUnavailable
+from tests.unit.gateway.fakes import FakeConnection, identity
+
+pytestmark = pytest.mark.anyio
+
+NODE = Node("gw-a", "e1", "127.0.0.1:8081")
+HEARTBEAT_SECONDS = 0.02
+
+
+class FakeRegistry:
+    """The Registry protocol over a set; it can fail, lose everything, or take its time."""
+
+    def __init__(self) -> None:
+        self.users: set[str] = set()
+        self.leased_by: Node | None = None
+        self.taken_by: Node | None = None
+        self.available = True
+        self.writes: list[tuple[list[str], list[str]]] = []
+        self.claims = 0
+        self.heartbeats = 0
+        self.writing = 0
+        self.open = asyncio.Event()  # a write waits for it
+        self.open.set()
+
+    def _check(self) -> None:
+        if not self.available:
+            raise RegistryUnavailable("as the test wants it")
+
+    async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
+        self._check()
+        self.heartbeats += 1
+        self.claims += claim
+        if self.taken_by is not None and not claim:
+            return Lease.TAKEN
+        held, self.leased_by = self.leased_by == node, node
+        return Lease.HELD if held else Lease.LAPSED
+
+    async def retire(self, node: Node) -> None:
+        self._check()
+        if self.leased_by == node:
+            self.leased_by = None
+
+    async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
+        assert node == NODE
+        self.writing += 1
+        assert self.writing == 1, "one write at a time"
+        try:
+            await self.open.wait()
+            self._check()
+            self.writes.append((list(here), list(gone)))
+            self.users |= set(here)
+            self.users -= set(gone)
+        finally:
+            self.writing -= 1
+
+    async def refresh(self) -> None: ...
+
+    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
+        return [(NODE,) if user in self.users else () for user in users]
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Rig:
+    def __init__(self, *, reassert_seconds: float = 600.0) -> None:
+        self.registry = FakeRegistry()
+        protocol: Registry = self.registry
+        self.hub = Hub()
+        self.registrar = Registrar(
+            protocol,
+            NODE,
+            self.hub,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            reassert_seconds=reassert_seconds,
+        )
+
+    def connect(self, *users: str) -> list[FakeConnection]:
+        connections = [FakeConnection(identity(user)) for user in users]
+        for connection in connections:
+            if self.hub.add(connection):
+                self.registrar.changed(connection.identity.user)
+        return connections
+
+    def disconnect(self, *connections: FakeConnection) -> None:
+        for connection in connections:
+            if self.hub.remove(connection):
+                self.registrar.changed(connection.identity.user)
+
+    async def written(self, user: str) -> bool:
+        return await self.registrar.written(user, timeout_seconds=5.0)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.registrar.run())
+        try:
+            async with asyncio.timeout(5):
+                await self.registrar.ready.wait()
+            yield
+            assert not task.done(), "the registrar gave up"
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+async def test_it_claims_its_name_before_it_is_ready(rig: Rig) -> None:
+    assert not rig.registrar.ready.is_set()
+    async with rig.running():
+        assert rig.registry.claims == 1
+        assert rig.registry.leased_by == NODE
+
+
+async def test_it_claims_until_the_registry_answers(rig: Rig) -> None:
+    rig.registry.available = False
+    task = asyncio.create_task(rig.running().__aenter__())
+    await asyncio.sleep(0)
+    assert not rig.registrar.ready.is_set()
+    rig.registry.available = True
+    await task
+    assert rig.registrar.ready.is_set()
+
+
+async def test_a_user_who_connects_is_registered(rig: Rig) -> None:
+    async with rig.running():
+        rig.connect("alice")
+        assert await rig.written("alice")
+        assert rig.registry.users == {"alice"}
+
+
+async def test_a_user_whose_last_connection_ends_is_unregistered(rig: Rig) -> None:
+    async with rig.running():
+        first, second = rig.connect("alice", "alice")
+        await rig.written("alice")
+        rig.disconnect(first)
+        await rig.written("alice")
+        assert rig.registry.users == {"alice"}
+        rig.disconnect(second)
+        await rig.written("alice")
+        assert rig.registry.users == set()
+
+
+async def test_what_changes_during_a_write_goes_together_with_the_next(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("first")
+        await until(lambda: rig.registry.writing)
+        rig.connect("a", "b", "c")
+        rig.registry.open.set()
+        await rig.written("c")
+        assert rig.registry.writes == [(["first"], []), (["a", "b", "c"], [])]
+
+
+async def test_a_user_who_comes_and_goes_meanwhile_is_written_once_as_they_are(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("first")
+        await until(lambda: rig.registry.writing)
+        for _ in range(3):
+            rig.disconnect(*rig.connect("flip"))
+            rig.disconnect(*rig.connect("flap"))
+        rig.connect("flip")
+        rig.registry.open.set()
+        await rig.written("flip")
+        assert rig.registry.writes[1:] == [(["flip"], ["flap"])]
+
+
+async def test_a_user_who_leaves_while_being_written_is_unregistered_after(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        (alice,) = rig.connect("alice")
+        await until(lambda: rig.registry.writing)
+        rig.disconnect(alice)
+        rig.registry.open.set()
+        await rig.written("alice")
+        assert rig.registry.users == set()
+        assert rig.registry.writes == [(["alice"], []), ([], ["alice"])]
+
+
+async def test_a_storm_is_written_in_bounded_batches_and_whole(rig: Rig) -> None:
+    users = [f"u{number}" for number in range(3_500)]
+    async with rig.running():
+        rig.connect(*users)
+        await rig.written(users[-1])
+        assert rig.registry.users == set(users)
+        assert max(len(here) for here, _ in rig.registry.writes) <= 1_000
+
+
+async def test_written_waits_for_the_write(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("alice")
+        waiting = asyncio.create_task(rig.written("alice"))
+        await until(lambda: rig.registry.writing)
+        assert not waiting.done()
+        rig.registry.open.set()
+        assert await waiting
+
+
+async def test_written_waits_for_the_change_that_came_during_a_write(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        (alice,) = rig.connect("alice")
+        await until(lambda: rig.registry.writing)
+        rig.disconnect(alice)
+        waiting = asyncio.create_task(rig.written("alice"))
+        rig.registry.open.set()
+        assert await waiting
+        assert rig.registry.writes[-1] == ([], ["alice"])
+
+
+async def test_written_gives_up_in_time_and_the_write_goes_on(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("alice")
+        assert not await rig.registrar.written("alice", timeout_seconds=0.01)
+        rig.registry.open.set()
+        assert await rig.written("alice")
+        assert rig.registry.users == {"alice"}
+
+
+async def test_any_number_may_wait_for_one_user_and_one_who_leaves_disturbs_nobody(
+    rig: Rig,
+) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("alice")
+        waiting = [asyncio.create_task(rig.written("alice")) for _ in range(3)]
+        await until(lambda: rig.registry.writing)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        rig.registry.open.set()
+        assert await asyncio.gather(*waiting[1:]) == [True, True]
+
+
+async def test_written_is_at_once_for_a_user_who_did_not_change(rig: Rig) -> None:
+    async with rig.running():
+        assert await rig.registrar.written("nobody", timeout_seconds=0)
+
+
+async def test_a_write_that_fails_is_put_back_and_tried_again(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.available = False
+        (alice, _) = rig.connect("alice", "bob")
+        assert not await rig.registrar.written("alice", timeout_seconds=0.05)
+        rig.disconnect(alice)
+        rig.connect("carol")
+        rig.registry.available = True
+        await rig.written("alice")
+        await rig.written("carol")
+        assert rig.registry.users == {"bob", "carol"}
+
+
+async def test_a_lapsed_lease_asserts_every_user_again(rig: Rig) -> None:
+    async with rig.running():
+        rig.connect("alice", "bob")
+        await rig.written("bob")
+        rig.registry.users.clear()
+        rig.registry.leased_by = None
+        await until(lambda: rig.registry.users == {"alice", "bob"})
+
+
+async def test_a_registry_that_is_back_hears_of_every_user_again(rig: Rig) -> None:
+    async with rig.running():
+        rig.connect("alice", "bob")
+        await rig.written("bob")
+        rig.registry.available = False
+        rig.connect("carol")
+        assert not await rig.registrar.written("carol", timeout_seconds=0.05)
+        rig.registry.users.clear()  # what was carried out late went over what is true
+        rig.registry.available = True
+        await until(lambda: rig.registry.users == {"alice", "bob", "carol"})
+
+
+async def test_a_name_that_another_has_taken_is_not_fought_for(rig: Rig) -> None:
+    async with rig.running():
+        rig.connect("alice")
+        await rig.written("alice")
+        writes = len(rig.registry.writes)
+        rig.registry.taken_by = Node("gw-a", "e2", "127.0.0.1:9")
+        beats = rig.registry.heartbeats
+        await until(lambda: rig.registry.heartbeats > beats + 3)
+        assert rig.registry.claims == 1
+        assert len(rig.registry.writes) == writes
+
+
+async def test_every_user_is_asserted_again_as_time_passes() -> None:
+    rig = Rig(reassert_seconds=1.0)
+    async with rig.running():
+        rig.connect(*(f"u{number}" for number in range(10)))
+        await rig.written("u9")
+        # Paced by the second, from the users there are when a round begins.
+        rig.registry.users.clear()
+        await until(lambda: len(rig.registry.users) == 10)
+
+
+async def test_leaving_writes_what_is_left_and_gives_up_the_lease(rig: Rig) -> None:
+    async with rig.running():
+        connections = rig.connect("alice", "bob")
+        await rig.written("bob")
+    rig.disconnect(*connections)
+    await rig.registrar.retire(timeout_seconds=1.0)
+    assert rig.registry.users == set()
+    assert rig.registry.leased_by is None
+
+
+async def test_leaving_without_a_registry_is_bounded_and_no_error(rig: Rig) -> None:
+    rig.connect("alice")
+    rig.registry.available = False
+    await rig.registrar.retire(timeout_seconds=1.0)
+    rig.registry.available = True
+    rig.registry.open.clear()
+    began = time.monotonic()
+    await rig.registrar.retire(timeout_seconds=0.05)
+    assert time.monotonic() - began < 1.0
+
+
+async def test_leaving_in_the_middle_of_a_write_loses_no_change(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("alice")
+        await until(lambda: rig.registry.writing)
+    rig.registry.open.set()
+    await rig.registrar.retire(timeout_seconds=1.0)
+    assert rig.registry.users == {"alice"}
+    assert rig.registry.leased_by is None

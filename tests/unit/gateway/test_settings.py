@@ -1,0 +1,142 @@
+"""A gateway's settings: what it registers under, and bad values that stop the start."""
+
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.settings import GatewaySettings
+
+SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y"}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in GatewaySettings.model_fields:
+        monkeypatch.delenv(f"PUSHGATE_{name.upper()}", raising=False)
+
+
+def settings(**given: Any) -> GatewaySettings:
+    return GatewaySettings(**(SECRETS | given))
+
+
+def refusal(**given: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        settings(**given)
+    return str(caught.value)
+
+
+def test_the_defaults_are_those_of_the_product() -> None:
+    made = settings()
+    assert (made.host, made.port) == ("0.0.0.0", 8080)
+    assert (made.internal_host, made.internal_port) == ("127.0.0.1", 8081)
+    assert made.origins == ""
+    assert made.max_payload_bytes == 65_536
+
+
+def test_the_environment_sets_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUSHGATE_PORT", "9000")
+    assert settings().port == 9000
+    assert settings(port=9001).port == 9001
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_without_a_secret_there_is_no_start(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        GatewaySettings(**{key: value for key, value in SECRETS.items() if key != name})
+    assert name in refusal(**{name: ""})
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(settings(jwt_secret="marker" * 6, internal_secret="marker"))
+    assert "marker" not in shown
+
+
+def test_a_node_registers_its_internal_address() -> None:
+    assert settings().node(8083).address == "127.0.0.1:8083"
+    assert settings(internal_host="::1").node(8083).address == "[::1]:8083"
+    assert settings(internal_host="10.1.2.3").node(1).address == "10.1.2.3:1"
+
+
+def test_a_node_registers_what_it_is_told_to_advertise() -> None:
+    made = settings(internal_host="0.0.0.0", advertise_address="gw-0.gw:8081")
+    assert made.node(8083).address == "gw-0.gw:8081"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "[::]", "0", "0:0:0:0:0:0:0:0", "::0"])
+def test_a_wildcard_is_never_registered(host: str) -> None:
+    assert "PUSHGATE_ADVERTISE_ADDRESS" in refusal(internal_host=host)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8081", "[::]:8081"])
+def test_a_wildcard_is_not_registered_by_command_either(address: str) -> None:
+    assert address in refusal(advertise_address=address)
+
+
+@pytest.mark.parametrize("address", ["http://gw:8081", "gw", "gw:", "", "gw:80/x", "gw:80\r\nx"])
+def test_what_is_no_address_is_not_advertised(address: str) -> None:
+    assert "advertise_address" in refusal(advertise_address=address)
+
+
+@pytest.mark.parametrize("origins", ["*", "example.com", "https://example.com/", "null"])
+def test_a_list_that_is_not_of_origins_stops_the_start(origins: str) -> None:
+    assert "origins" in refusal(origins=origins)
+
+
+def test_each_start_is_an_epoch_of_its_own() -> None:
+    made = settings(node_name="gw-a")
+    first, second = made.node(8081), made.node(8081)
+    assert first.name == second.name == "gw-a"
+    assert first.epoch != second.epoch
+
+
+@pytest.mark.parametrize(
+    "host", ["gw", "gw.example.com", "g" * 64, "h\u00f4te", "a b:c/d\n", "", "\u0664"]
+)
+def test_a_node_is_named_after_its_host_and_port(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    first, second = settings().node(8081), settings().node(8082)
+    assert first.name.endswith("-8081")
+    assert first.name != second.name
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b", "a" * 65, "gw\n", "g\u00e9"])
+def test_a_name_that_could_break_an_entry_is_refused(name: str) -> None:
+    assert "node_name" in refusal(node_name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65_536),
+        ("port", "http"),
+        ("internal_port", 65_536),
+        ("max_payload_bytes", 0),
+        ("max_payload_bytes", 4 * 1024 * 1024 + 1),
+        ("send_buffer_bytes", 0),
+        ("heartbeat_seconds", 0),
+        ("heartbeat_seconds", -1),
+        ("heartbeat_seconds", "often"),
+        ("heartbeat_timeout_seconds", 0),
+        ("poll_grace_seconds", 0),
+        ("poll_buffer_bytes", 0),
+        ("inbound_bytes", 124),
+        ("redis_timeout_seconds", 0),
+        ("redis_url", "http://localhost"),
+        ("redis_url", "localhost:6379"),
+    ],
+)
+def test_a_value_out_of_bounds_stops_the_start(name: str, value: object) -> None:
+    assert name in refusal(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "name", ["heartbeat_seconds", "heartbeat_timeout_seconds", "poll_grace_seconds"]
+)
+@pytest.mark.parametrize("value", [300, 86_400, math.inf, math.nan])
+def test_what_the_clock_can_not_wait_for_stops_the_start(name: str, value: float) -> None:
+    assert name in refusal(**{name: value})

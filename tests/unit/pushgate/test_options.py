@@ -1,0 +1,196 @@
+"""Settings as flags: named when they are bad, never echoed when they are secret."""
+
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
+
+from pushgate.cli import cli
+from pushgate.options import load, settings_options
+from pushgate.settings import (
+    GatewayCommandSettings,
+    ListenSettings,
+    ProcessorCommandSettings,
+    SendSettings,
+    TokenSettings,
+)
+
+COMMANDS: dict[str, type[BaseSettings]] = {
+    "gateway": GatewayCommandSettings,
+    "processor": ProcessorCommandSettings,
+    "send": SendSettings,
+    "listen": ListenSettings,
+    "token": TokenSettings,
+}
+FIELDS = [(command, name) for command, made in COMMANDS.items() for name in made.model_fields]
+SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y"}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _, name in FIELDS:
+        monkeypatch.delenv(f"PUSHGATE_{name.upper()}", raising=False)
+
+
+def explained(settings: type[BaseSettings], **flags: Any) -> str:
+    with pytest.raises(click.UsageError) as caught:
+        load(settings, SECRETS | flags)
+    assert caught.value.__suppress_context__
+    return caught.value.message
+
+
+def test_a_flag_beats_the_environment_which_beats_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load(GatewayCommandSettings, SECRETS).port == 8080
+    monkeypatch.setenv("PUSHGATE_PORT", "9000")
+    assert load(GatewayCommandSettings, SECRETS | {"port": None}).port == 9000
+    assert load(GatewayCommandSettings, SECRETS | {"port": "9001"}).port == 9001
+
+
+def test_the_environment_beats_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("dev") / "dev.env"
+    file.write_text("PUSHGATE_JWT_SECRET=of-file\nPUSHGATE_OTHER=ignored\n")
+    given = load(TokenSettings, {}, files=(str(file),))
+    assert given.jwt_secret.get_secret_value() == "of-file"
+    monkeypatch.setenv("PUSHGATE_JWT_SECRET", "of-environment")
+    given = load(TokenSettings, {}, files=(str(file),))
+    assert given.jwt_secret.get_secret_value() == "of-environment"
+
+
+def test_a_file_that_is_not_there_is_no_error() -> None:
+    assert load(TokenSettings, SECRETS, files=("/nonexistent/dev.env",)).jwt_secret
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        (GatewayCommandSettings, "port", "eighty"),
+        (GatewayCommandSettings, "port", "65536"),
+        (GatewayCommandSettings, "redis_url", "http://localhost"),
+        (GatewayCommandSettings, "redis_url", "redis://localhost:x/0"),
+        (GatewayCommandSettings, "redis_url", "redis+sentinel://localhost:x/main"),
+        (GatewayCommandSettings, "node_name", "a b"),
+        (GatewayCommandSettings, "log_json", "perhaps"),
+        (GatewayCommandSettings, "heartbeat_seconds", "-1"),
+        (GatewayCommandSettings, "origins", "example.com"),
+        (GatewayCommandSettings, "advertise_address", "http://gw:8081"),
+        (ProcessorCommandSettings, "kafka_topics", " , "),
+        (ProcessorCommandSettings, "kafka_security_protocol", "TLS"),
+        (ProcessorCommandSettings, "processor_port", "x"),
+        (ListenSettings, "url", "ws://localhost"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_setting(
+    settings: type[BaseSettings], name: str, value: str
+) -> None:
+    message = explained(settings, **{name: value})
+    assert name.upper() in message.upper()
+    assert repr(value) in message
+
+
+def test_a_bad_value_of_the_environment_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUSHGATE_PORT", "eighty")
+    message = explained(GatewayCommandSettings)
+    assert "PUSHGATE_PORT" in message
+    assert "'eighty'" in message
+
+
+def test_every_bad_value_is_named_at_once() -> None:
+    message = explained(GatewayCommandSettings, port="x", internal_port="y")
+    assert "PUSHGATE_PORT" in message
+    assert "PUSHGATE_INTERNAL_PORT" in message
+
+
+def test_what_is_missing_is_named_with_what_it_is() -> None:
+    with pytest.raises(click.UsageError) as caught:
+        load(GatewayCommandSettings, {})
+    assert "PUSHGATE_JWT_SECRET is not set: " in caught.value.message
+    assert "PUSHGATE_INTERNAL_SECRET is not set: " in caught.value.message
+
+
+def test_an_address_that_nobody_could_reach_is_explained() -> None:
+    message = explained(GatewayCommandSettings, internal_host="0.0.0.0")
+    assert "PUSHGATE_ADVERTISE_ADDRESS" in message
+    assert "0.0.0.0" in message
+
+
+def test_a_secret_is_never_echoed() -> None:
+    bad = {"jwt_secret": "", "internal_secret": ""}
+    assert "PUSHGATE_JWT_SECRET" in explained(GatewayCommandSettings, **bad)
+    message = explained(GatewayCommandSettings, jwt_secret="marker", port="x")
+    assert "marker" not in message
+    sasl = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_password": "marker"}
+    message = explained(ProcessorCommandSettings, **sasl)
+    assert "PUSHGATE_KAFKA_SASL_USERNAME" in message
+    assert "marker" not in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:marker@localhost",
+        "redis:/user:marker@localhost",
+        "user:marker@localhost:6379",
+        "://:marker@localhost",
+    ],
+)
+def test_a_password_in_a_bad_address_is_not_echoed(url: str) -> None:
+    message = explained(GatewayCommandSettings, redis_url=url)
+    assert "PUSHGATE_REDIS_URL" in message
+    assert "marker" not in message
+    assert "localhost" in message
+
+
+@pytest.mark.parametrize(("command", "name"), FIELDS)
+def test_every_setting_has_a_flag_a_variable_and_a_sentence(command: str, name: str) -> None:
+    field = COMMANDS[command].model_fields[name]
+    assert field.description
+    assert field.description[0].isupper() or field.description.startswith("host:port")
+    assert field.description.endswith(".")
+    parameters = {option: one for one in cli.commands[command].params for option in one.opts}
+    option = parameters[f"--{name.replace('_', '-')}"]
+    assert isinstance(option, click.Option)
+    assert option.help is not None
+    assert field.description in option.help
+    assert f"PUSHGATE_{name.upper()}" in option.help
+
+
+@pytest.mark.parametrize(("command", "name"), FIELDS)
+def test_a_setting_that_holds_a_secret_has_no_default_to_show(command: str, name: str) -> None:
+    field = COMMANDS[command].model_fields[name]
+    if any(word in name for word in ("secret", "password")):
+        assert field.annotation in (SecretStr, SecretStr | None)
+        assert field.is_required() or field.default is None
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_shows_every_flag(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0
+    for name in COMMANDS[command].model_fields:
+        assert f"--{name.replace('_', '-')}" in result.output
+
+
+def test_a_bad_flag_stops_the_start_with_its_name_and_no_traceback() -> None:
+    result = CliRunner().invoke(cli, ["gateway", "--port", "eighty"])
+    assert result.exit_code == 2
+    assert "PUSHGATE_PORT is 'eighty'" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_flag_that_is_not_given_is_not_passed_on() -> None:
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @settings_options(TokenSettings)
+    def command(**flags: Any) -> None:
+        seen.update(flags)
+
+    assert CliRunner().invoke(command, []).exit_code == 0
+    assert seen == {"jwt_secret": None}

@@ -1,0 +1,117 @@
+"""What an entry means in the light of the live nodes: poison and the dead mean nothing."""
+
+import random
+
+import pytest
+
+from registry.directory import Node
+from registry.node_table import NodeTable
+
+A = Node("gw-a", "e1", "10.0.0.1:8081")
+B = Node("gw-b", "e2", "10.0.0.2:8081")
+NOW = 1_700_000_000
+TABLE = NodeTable([A, B], now=NOW)
+
+
+def element(node: Node, expires: int = NOW + 60) -> bytes:
+    return b"%s:%d" % (node.tag, expires)
+
+
+def test_an_entry_names_the_nodes_that_hold_the_user() -> None:
+    assert TABLE.live(element(A)) == (A,)
+    assert TABLE.live(element(B) + b" " + element(A)) == (B, A)
+
+
+def test_an_entry_means_the_same_each_time_it_is_read() -> None:
+    table = NodeTable([A], now=NOW)
+    assert [table.live(element(A)) for _ in range(3)] == [(A,)] * 3
+    assert [table.live(element(B)) for _ in range(3)] == [()] * 3
+
+
+def test_a_node_that_is_named_twice_counts_once() -> None:
+    assert TABLE.live(element(A) + b" " + element(A, NOW + 90)) == (A,)
+
+
+def test_an_expired_element_does_not_count() -> None:
+    assert TABLE.live(element(A, NOW)) == ()
+    assert TABLE.live(element(A, NOW + 1)) == (A,)
+    assert TABLE.live(element(A, NOW - 1) + b" " + element(B)) == (B,)
+
+
+def test_an_earlier_start_of_a_live_node_does_not_count() -> None:
+    before = Node(A.name, "e0", A.address)
+    assert TABLE.live(element(before)) == ()
+    assert TABLE.live(element(before) + b" " + element(A)) == (A,)
+
+
+def test_a_table_of_no_nodes_knows_nobody() -> None:
+    assert NodeTable().live(element(A)) == ()
+
+
+def test_an_entry_is_a_stranger_when_any_element_is_of_an_unknown_node() -> None:
+    other = Node("gw-c", "e3", "10.0.0.3:8081")
+    assert TABLE.names_stranger(element(other))
+    assert TABLE.names_stranger(element(A) + b" " + element(other))
+    assert TABLE.names_stranger(element(Node(A.name, "e0", A.address)))
+    assert not TABLE.names_stranger(element(A) + b" " + element(B, NOW - 1))
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        b"",
+        b" ",
+        b":",
+        b"::",
+        b"gw-a",
+        b"gw-a:e1",
+        b"gw-a:e1:",
+        b"gw-a:e1:-1",
+        b"gw-a:e1:+1800000000",
+        b"gw-a:e1:1e99",
+        b"gw-a:e1:" + b"9" * 13,
+        b"gw-a:e1:" + b"9" * 5_000,
+        b"gw-a:e1:1800000000:1",
+        b"gw-a :e1:1800000000",
+        "gw-a:e1:١٨٠٠٠٠٠٠٠٠".encode(),
+        b"http://gw-a:e1:1800000000",
+        b"http://evil.example/:1800000000",
+        b"gw-a:e1@evil.example:1800000000",
+        b"gw-a:e1\r\nhost:1800000000",
+        b"GW-A:e1:1800000000",
+        b"\x00gw-a:e1:1800000000",
+        b"\xff" * 100,
+        b"gw-a:e1:1800000000 " * 60_000,  # 1.1 MB, and every element is right
+        b"x" * 1_048_576,
+    ],
+    ids=lambda poison: repr(poison[:24]),
+)
+def test_a_poisoned_entry_names_nobody(poison: bytes) -> None:
+    assert TABLE.live(poison) == ()
+    assert TABLE.names_stranger(poison) in (True, False)
+
+
+def test_poison_beside_a_good_element_does_not_spoil_it() -> None:
+    assert TABLE.live(b"http://evil:1\r\n\xff:: " + element(A) + b"\r\nx") == (A,)
+
+
+def test_a_huge_entry_is_worth_no_fresh_look() -> None:
+    assert not TABLE.names_stranger(b"x" * 1_048_576)
+
+
+def test_random_bytes_name_live_nodes_or_nobody() -> None:
+    source = random.Random(20_260)
+    pieces = [A.tag, B.tag, b":", b" ", b"\n", b"1800000000", b"gw-a", b"\x00", b"\xff", b"e1"]
+    table = NodeTable([A, B], now=NOW)
+    for _ in range(5_000):
+        entry = b"".join(source.choices(pieces, k=source.randrange(12))) + source.randbytes(2)
+        found = table.live(entry)
+        assert set(found) <= {A, B}
+        assert all(node.tag + b":" in entry for node in found)
+
+
+def test_more_entries_than_are_remembered_are_still_read_right() -> None:
+    table = NodeTable([A], now=NOW)
+    for number in range(20_000):
+        assert table.live(b"gw-a:e1:%d" % (NOW + 1 + number)) == (A,)
+    assert table.live(element(B)) == ()
