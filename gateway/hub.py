@@ -70,4 +70,6 @@ class Hub:
         for connection in connections:
             if connection.deliver(delivery):
                 took += 1
+        if not took and user not in self._users:
+            return 0  # the last connection was found to be gone
         return took or Refusal.OVERLOADED

@@ -79,6 +79,7 @@ class Gateway:
             await self._stopping.wait()
             await self._leave()
             registrar.cancel()
+            await asyncio.wait((registrar,))
             await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
             self._internal.stop()
             clock.cancel()

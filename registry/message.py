@@ -27,6 +27,9 @@ URGENCIES: Final = frozenset({"very-low", "low", "normal", "high"})
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_OR_SPACE = re.compile(r"[\x00-\x1f\x7f-\x9f\s]")
+_RFC_3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _RESERVED_TYPES = frozenset({"open", "error"})
 
@@ -175,13 +178,14 @@ def _publisher_id(text: str) -> bool:
 
 def _is_time(text: str) -> bool:
     try:
-        return datetime.fromisoformat(text).tzinfo is not None
+        datetime.fromisoformat(text.upper())
     except ValueError:
         return False
+    return bool(_RFC_3339.fullmatch(text))  # ISO 8601 knows more forms
 
 
 def _epoch_ms(text: str) -> int:
-    return int(datetime.fromisoformat(text).timestamp() * 1000)
+    return int(datetime.fromisoformat(text.upper()).timestamp() * 1000)
 
 
 _ID_RULE = "1–128 bytes of UTF-8 without spaces or control characters"

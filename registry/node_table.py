@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 from registry.directory import Node
@@ -11,6 +12,7 @@ from registry.directory import Node
 #: Longer entries are not ours: 256 elements of the longest names would fit.
 MAX_ENTRY_BYTES: Final = 64 * 1024
 _MAX_REMEMBERED: Final = 16_384
+_MAX_REMEMBERED_BYTES: Final = 512
 _EXPIRES = re.compile(rb"[0-9]{1,12}")
 
 
@@ -28,21 +30,30 @@ class NodeTable:
         self._now = now
         self._meanings: dict[bytes, tuple[Node, ...]] = {}
         self._elements: dict[bytes, Node | None] = {}
+        self._dead: set[bytes] = set()
 
     def live(self, entry: bytes) -> tuple[Node, ...]:
         """Return the live nodes that an entry names."""
         meaning = self._meanings.get(entry)
         if meaning is None:
             meaning = self._read(entry)
-            if len(self._meanings) < _MAX_REMEMBERED:
+            if len(entry) <= _MAX_REMEMBERED_BYTES and len(self._meanings) < _MAX_REMEMBERED:
                 self._meanings[entry] = meaning
         return meaning
 
-    def names_stranger(self, entry: bytes) -> bool:
-        """Whether the entry names a node that is not in this snapshot: dead, or newer than it."""
-        return len(entry) <= MAX_ENTRY_BYTES and any(
-            element.rpartition(b":")[0] not in self.nodes for element in entry.split()
+    def strangers(self, entries: Iterable[bytes]) -> set[bytes]:
+        """Return the nodes in `entries` that are not in this snapshot: dead, or newer than it."""
+        tags = (
+            element.rpartition(b":")[0]
+            for entry in entries
+            if len(entry) <= MAX_ENTRY_BYTES
+            for element in entry.split(b" ")
         )
+        return {tag for tag in tags if tag not in self.nodes and tag not in self._dead}
+
+    def take_for_dead(self, strangers: Iterable[bytes]) -> None:
+        """Ask no more, in this snapshot's life, for nodes that a fresh reading did not show."""
+        self._dead |= set(islice(strangers, _MAX_REMEMBERED))
 
     def _read(self, entry: bytes) -> tuple[Node, ...]:
         if len(entry) > MAX_ENTRY_BYTES:
@@ -57,6 +68,6 @@ class NodeTable:
         node = self.nodes.get(tag)
         if node is not None and not (_EXPIRES.fullmatch(expires) and int(expires) > self._now):
             node = None
-        if len(self._elements) < _MAX_REMEMBERED:
+        if len(element) <= _MAX_REMEMBERED_BYTES and len(self._elements) < _MAX_REMEMBERED:
             self._elements[element] = node
         return node

@@ -16,14 +16,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from registry.directory import Lease, Node, RegistryUnavailable
 from registry.node_table import NodeTable
@@ -49,7 +50,7 @@ class RedisRegistry:
         entry_seconds: int = 1_800,
     ) -> None:
         """Connect lazily to `url`; a command takes at most `timeout_seconds` in all."""
-        self._redis, self._clustered = _client(url, timeout_seconds)
+        self._redis, self._clustered, self._sentinels = _client(url, timeout_seconds)
         self._where = _without_credentials(url)
         self._timeout = timeout_seconds
         self._lease_ms = int(lease_seconds * 1000)
@@ -99,16 +100,20 @@ class RedisRegistry:
         entries = await self._ask(lambda: self._entries([_key(user) for user in users]))
         table = self._table
         found = [() if entry is None else table.live(entry) for entry in entries]
-        if any(entry and table.names_stranger(entry) for entry in _not_all_live(entries, found)):
+        strangers = table.strangers(_not_all_live(entries, found))
+        if strangers:
             # The snapshot may be older than the entry: a node registers before its users do.
             await self.refresh()
             table = self._table
+            table.take_for_dead(strangers)
             found = [() if entry is None else table.live(entry) for entry in entries]
         return found
 
     async def close(self) -> None:
         """Let go of the connections."""
         await self._redis.aclose()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
 
     async def _entries(self, keys: list[bytes]) -> list[bytes | None]:
         if not keys:
@@ -141,16 +146,18 @@ class RedisRegistry:
         return await self._redis.execute_command("TIME")
 
     async def _ask(self, command: Callable[[], Awaitable[_T]]) -> _T:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
         try:
             # redis-py's own time-outs bound each step of a command, not the command.
             async with asyncio.timeout(self._timeout):
                 answer = await command()
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             reason = str(error) or f"no answer in {self._timeout} s"
             raise RegistryUnavailable(f"Redis at {self._where}: {reason}") from error
         # Python 3.11's asyncio.wait_for(), which redis-py uses, can swallow a cancellation.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        # One that came before is the caller's business: who cleans up after it may ask.
+        if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
         return answer
 
@@ -159,7 +166,7 @@ class RedisRegistry:
         return self._redis.register_script(source)
 
 
-def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, bool]:
+def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, bool, Sequence[Redis]]:
     # Retrying is for those who know what a late answer is worth: the callers.
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
@@ -167,20 +174,22 @@ def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, boo
         "retry": Retry(NoBackoff(), 0),
     }
     parts = urlsplit(url)
+    if parts.scheme not in ("redis+cluster", "redis+sentinel"):
+        return Redis.from_url(url, **options), False, ()
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = map(unquote, credentials.partition(":"))
+    login: dict[str, Any] = {"username": username or None, "password": password or None}
     if parts.scheme == "redis+cluster":
-        first = parts.netloc.split(",", 1)[0]
-        return RedisCluster.from_url(f"redis://{first}", **options), True
-    if parts.scheme == "redis+sentinel":
-        credentials, _, hosts = parts.netloc.rpartition("@")
-        username, _, password = credentials.partition(":")
-        name, _, database = parts.path.strip("/").partition("/")
-        sentinel = Sentinel(
-            [_host_port(host, 26379) for host in hosts.split(",")], sentinel_kwargs=options
-        )
-        options |= {"username": username or None, "password": password or None}
-        master: Redis = sentinel.master_for(name or "mymaster", db=int(database or 0), **options)
-        return master, False
-    return Redis.from_url(url, **options), False
+        nodes = [ClusterNode(*_host_port(host, 6379)) for host in hosts.split(",")]
+        return RedisCluster(startup_nodes=nodes, **login, **options), True, ()
+    name, _, database = parts.path.strip("/").partition("/")
+    addresses = [_host_port(host, 26379) for host in hosts.split(",")]
+    sentinel = Sentinel(addresses, sentinel_kwargs=options)
+    master: Redis = sentinel.master_for(
+        name or "mymaster", db=int(database or 0), **login, **options
+    )
+    # Its clients are closed by nobody else.
+    return master, False, sentinel.sentinels
 
 
 def _host_port(text: str, default: int) -> tuple[str, int]:
@@ -217,7 +226,7 @@ def _by_bucket(
 
 def _not_all_live(
     entries: Sequence[bytes | None], found: Sequence[tuple[Node, ...]]
-) -> list[bytes | None]:
+) -> list[bytes]:
     """Return the entries of which some element may not have counted."""
     return [
         entry

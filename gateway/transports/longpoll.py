@@ -42,11 +42,13 @@ class ParkedPoll:
 
     def answer(self, body: bytes) -> None:
         """Answer, and give the socket back to HTTP with what came meanwhile."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            length = b"content-length: %d\r\n\r\n" % len(body)
-            if wire.write(self._head + length + body):
-                self._resume(self._early)
+        if self._wire is None:
+            return
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        written = self._wire.write(self._head + length + body)  # an overflow aborts the wire
+        self._wire = None
+        if written:
+            self._resume(self._early)
 
     def abort(self) -> None:
         """Cut the request off."""

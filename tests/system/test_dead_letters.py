@@ -1,6 +1,5 @@
 """Records that break the publishing rules: kept, counted, and in nobody's way."""
 
-
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """From a Kafka record to every kind of client, over two gateways and two processors."""
 
-
 import asyncio
 import base64
 import os

@@ -1,6 +1,5 @@
 """What is killed, frozen or stale while messages flow, and what its users notice."""
 
-
 import asyncio
 from typing import Final
 

@@ -1,6 +1,5 @@
 """Where a new group starts, where it resumes, and what waits for what at a start."""
 
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator

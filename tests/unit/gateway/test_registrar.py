@@ -33,6 +33,7 @@ class FakeRegistry:
         self.writing = 0
         self.open = asyncio.Event()  # a write waits for it
         self.open.set()
+        self.permits: asyncio.Semaphore | None = None  # a write takes one, where there are any
 
     def _check(self) -> None:
         if not self.available:
@@ -58,6 +59,8 @@ class FakeRegistry:
         assert self.writing == 1, "one write at a time"
         try:
             await self.open.wait()
+            if self.permits is not None:
+                await self.permits.acquire()
             self._check()
             self.writes.append((list(here), list(gone)))
             self.users |= set(here)
@@ -224,12 +227,15 @@ async def test_written_waits_for_the_write(rig: Rig) -> None:
 
 async def test_written_waits_for_the_change_that_came_during_a_write(rig: Rig) -> None:
     async with rig.running():
-        rig.registry.open.clear()
+        rig.registry.permits = asyncio.Semaphore(0)
         (alice,) = rig.connect("alice")
         await until(lambda: rig.registry.writing)
         rig.disconnect(alice)
         waiting = asyncio.create_task(rig.written("alice"))
-        rig.registry.open.set()
+        rig.registry.permits.release()
+        await until(lambda: len(rig.registry.writes) == 1 and rig.registry.writing)
+        assert not (await asyncio.wait((waiting,), timeout=0.02))[0]
+        rig.registry.permits.release()
         assert await waiting
         assert rig.registry.writes[-1] == ([], ["alice"])
 
@@ -276,25 +282,29 @@ async def test_a_write_that_fails_is_put_back_and_tried_again(rig: Rig) -> None:
         assert rig.registry.users == {"bob", "carol"}
 
 
+#: More than are asserted again as a matter of course while a test runs.
+MANY = [f"u{number}" for number in range(200)]
+
+
 async def test_a_lapsed_lease_asserts_every_user_again(rig: Rig) -> None:
     async with rig.running():
-        rig.connect("alice", "bob")
-        await rig.written("bob")
+        rig.connect(*MANY)
+        await rig.written(MANY[-1])
         rig.registry.users.clear()
         rig.registry.leased_by = None
-        await until(lambda: rig.registry.users == {"alice", "bob"})
+        await until(lambda: rig.registry.users == set(MANY))
 
 
 async def test_a_registry_that_is_back_hears_of_every_user_again(rig: Rig) -> None:
     async with rig.running():
-        rig.connect("alice", "bob")
-        await rig.written("bob")
+        rig.connect(*MANY)
+        await rig.written(MANY[-1])
         rig.registry.available = False
         rig.connect("carol")
         assert not await rig.registrar.written("carol", timeout_seconds=0.05)
         rig.registry.users.clear()  # what was carried out late went over what is true
         rig.registry.available = True
-        await until(lambda: rig.registry.users == {"alice", "bob", "carol"})
+        await until(lambda: rig.registry.users == {*MANY, "carol"})
 
 
 async def test_a_name_that_another_has_taken_is_not_fought_for(rig: Rig) -> None:

@@ -101,6 +101,7 @@ def test_after_a_pause_whoever_asks_again_is_woken_again(sweep: Sweep, pause: fl
 
 def test_a_clock_that_goes_backwards_wakes_nobody(sweep: Sweep) -> None:
     connection = FakeConnection()
+    sweep.advance(START - 7_200)
     sweep.wake_at(connection, START + 1)
     sweep.advance(START - 7_200)
     assert not connection.woken()

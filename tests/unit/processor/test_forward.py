@@ -189,6 +189,9 @@ ADVERSARIAL = {
         push(f"m{n}", data=b"x" * (MAX_BATCH_BYTES - 200)) for n in "abc"
     ],
     "long names": [
+        Push("\U0001f600" * 64, b"x" * 3_700, f"{n:04}" + "i" * 276) for n in range(2_000)
+    ],
+    "long names in every field": [
         Push("\U0001f600" * 64, b"x" * 3_000, f"{n:04}" + "i" * 276, "é" * 64, "d" * 128)
         for n in range(2_000)
     ],
