@@ -35,6 +35,10 @@ class Node:
         if not _is_address(self.address):
             raise ValueError(f"the address of a node is host:port: {self.address[:80]!r}")
 
+    def __hash__(self) -> int:
+        # Nodes are keys for every message; an epoch is random, and a str keeps its hash.
+        return hash(self.epoch)
+
     @property
     def tag(self) -> bytes:
         """What stands for this node in a user's entry."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import islice
 from typing import Final
 
 from registry.directory import Node
@@ -31,6 +30,8 @@ class NodeTable:
         self._meanings: dict[bytes, tuple[Node, ...]] = {}
         self._elements: dict[bytes, Node | None] = {}
         self._dead: set[bytes] = set()
+        #: Tags that entries named and this snapshot lacks: dead nodes, or newer than it.
+        self.strangers: set[bytes] = set()
 
     def live(self, entry: bytes) -> tuple[Node, ...]:
         """Return the live nodes that an entry names."""
@@ -41,31 +42,26 @@ class NodeTable:
                 self._meanings[entry] = meaning
         return meaning
 
-    def strangers(self, entries: Iterable[bytes]) -> set[bytes]:
-        """Return the nodes in `entries` that are not in this snapshot: dead, or newer than it."""
-        tags = (
-            element.rpartition(b":")[0]
-            for entry in entries
-            if len(entry) <= MAX_ENTRY_BYTES
-            for element in entry.split(b" ")
-        )
-        return {tag for tag in tags if tag not in self.nodes and tag not in self._dead}
-
     def take_for_dead(self, strangers: Iterable[bytes]) -> None:
-        """Ask no more, in this snapshot's life, for nodes that a fresh reading did not show."""
-        self._dead |= set(islice(strangers, _MAX_REMEMBERED))
+        """Count nodes that a fresh reading did not show as strangers no more."""
+        self._dead |= set(strangers)
 
     def _read(self, entry: bytes) -> tuple[Node, ...]:
         if len(entry) > MAX_ENTRY_BYTES:
             return ()
-        nodes = [self._element(element) for element in entry.split(b" ")]
-        return tuple(dict.fromkeys(node for node in nodes if node is not None))
+        elements = self._elements
+        nodes: list[Node] = []
+        for element in entry.split(b" "):
+            node = elements[element] if element in elements else self._element(element)
+            if node is not None:
+                nodes.append(node)
+        return tuple(dict.fromkeys(nodes)) if len(nodes) > 1 else tuple(nodes)
 
     def _element(self, element: bytes) -> Node | None:
-        if element in self._elements:
-            return self._elements[element]
         tag, _, expires = element.rpartition(b":")
         node = self.nodes.get(tag)
+        if node is None and tag not in self._dead and len(self.strangers) < _MAX_REMEMBERED:
+            self.strangers.add(tag[:_MAX_REMEMBERED_BYTES])
         if node is not None and not (_EXPIRES.fullmatch(expires) and int(expires) > self._now):
             node = None
         if len(element) <= _MAX_REMEMBERED_BYTES and len(self._elements) < _MAX_REMEMBERED:

@@ -100,11 +100,10 @@ class RedisRegistry:
         entries = await self._ask(lambda: self._entries([_key(user) for user in users]))
         table = self._table
         found = [() if entry is None else table.live(entry) for entry in entries]
-        strangers = table.strangers(_not_all_live(entries, found))
-        if strangers:
+        if table.strangers:
             # The snapshot may be older than the entry: a node registers before its users do.
             await self.refresh()
-            table = self._table
+            strangers, table = table.strangers, self._table
             table.take_for_dead(strangers)
             found = [() if entry is None else table.live(entry) for entry in entries]
         return found
@@ -222,17 +221,6 @@ def _by_bucket(
     for item in items:
         groups.setdefault(key(item).partition(b"}")[0], []).append(item)
     return list(groups.values())
-
-
-def _not_all_live(
-    entries: Sequence[bytes | None], found: Sequence[tuple[Node, ...]]
-) -> list[bytes]:
-    """Return the entries of which some element may not have counted."""
-    return [
-        entry
-        for entry, nodes in zip(entries, found, strict=True)
-        if entry is not None and entry.count(b" ") + 1 != len(nodes)
-    ]
 
 
 def _node(name: bytes, lease: bytes) -> Node | None:

@@ -48,18 +48,25 @@ def test_a_table_of_no_nodes_knows_nobody() -> None:
     assert NodeTable().live(element(A)) == ()
 
 
+def strangers(*entries: bytes, dead: set[bytes] | None = None) -> set[bytes]:
+    table = NodeTable([A, B], now=NOW)
+    table.take_for_dead(dead or set())
+    for entry in entries:
+        table.live(entry)
+    return table.strangers
+
+
 def test_strangers_are_the_nodes_that_are_not_in_the_table() -> None:
     other, earlier = Node("gw-c", "e3", "10.0.0.3:8081"), Node(A.name, "e0", A.address)
-    assert TABLE.strangers([element(other)]) == {other.tag}
-    assert TABLE.strangers([element(A) + b" " + element(other)]) == {other.tag}
-    assert TABLE.strangers([element(earlier), element(other)]) == {earlier.tag, other.tag}
-    assert not TABLE.strangers([element(A) + b" " + element(B, NOW - 1)])
+    assert strangers(element(other)) == {other.tag}
+    assert strangers(element(A) + b" " + element(other)) == {other.tag}
+    assert strangers(element(earlier), element(other)) == {earlier.tag, other.tag}
+    assert not strangers(element(A) + b" " + element(B, NOW - 1))
 
 
-def test_a_stranger_is_asked_for_once_in_a_tables_life() -> None:
-    table, other = NodeTable([A], now=NOW), Node("gw-c", "e3", "10.0.0.3:8081")
-    table.take_for_dead(table.strangers([element(B)]))
-    assert table.strangers([element(B), element(other)]) == {other.tag}
+def test_what_a_fresh_reading_did_not_show_is_no_stranger_any_more() -> None:
+    dead, other = Node("gw-d", "e4", "10.0.0.4:8081"), Node("gw-c", "e3", "10.0.0.3:8081")
+    assert strangers(element(dead), element(other), dead={dead.tag}) == {other.tag}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_a_stranger_is_asked_for_once_in_a_tables_life() -> None:
 )
 def test_a_poisoned_entry_names_nobody(poison: bytes) -> None:
     assert TABLE.live(poison) == ()
-    assert A.tag not in TABLE.strangers([poison])
+    assert A.tag not in strangers(poison)
 
 
 def test_poison_beside_a_good_element_does_not_spoil_it() -> None:
@@ -102,7 +109,7 @@ def test_poison_beside_a_good_element_does_not_spoil_it() -> None:
 
 
 def test_a_huge_entry_is_worth_no_fresh_look() -> None:
-    assert not TABLE.strangers([b"x" * 1_048_576])
+    assert not strangers(b"x" * 1_048_576)
 
 
 def test_random_bytes_name_live_nodes_or_nobody() -> None:
