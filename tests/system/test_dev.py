@@ -1,0 +1,177 @@
+"""`pushgate dev`: the whole system on embedded parts, from its start to nothing left."""
+
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pushgate.embedded import LOOPBACK, tied_to_parent
+from tests.support.kafka import KafkaServer
+from tests.support.processes import free_port, http_status, wait_until
+
+STOP_SECONDS = 15.0
+
+
+class Dev:
+    """One `pushgate dev` in a directory of its own."""
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        self.directory = directory
+        self.port = free_port()
+        ports = {
+            "PORT": str(self.port),
+            "INTERNAL_PORT": str(free_port()),
+            "PROCESSOR_PORT": str(free_port()),
+        }
+        inherited = {name: v for name, v in os.environ.items() if not name.startswith("PUSHGATE_")}
+        self.inherited = inherited
+        with (directory / "out").open("ab") as out:
+            self.process = subprocess.Popen(
+                tied_to_parent([sys.executable, "-m", "pushgate", "dev"]),
+                env=inherited | {f"PUSHGATE_{name}": v for name, v in (ports | settings).items()},
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return (self.directory / "out").read_text()
+
+    def until_up(self) -> None:
+        def up_or_gone() -> bool:
+            return "pushgate is up" in self.out or self.process.poll() is not None
+
+        wait_until(up_or_gone, "pushgate is up")
+        assert self.process.poll() is None, self.out
+
+    def command(self, *words: str) -> str:
+        """Run another command in the same directory, with nothing in its environment."""
+        done = subprocess.run(
+            [sys.executable, "-m", "pushgate", *words],
+            env=self.inherited,
+            cwd=self.directory,
+            capture_output=True,
+            timeout=20,
+            check=True,
+        )
+        return done.stdout.decode()
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(STOP_SECONDS)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(STOP_SECONDS)
+
+
+@pytest.fixture
+def devs() -> Iterator[list[Dev]]:
+    started: list[Dev] = []
+    yield started
+    for dev in started:
+        dev.end()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def test_dev_is_up_serves_its_page_and_leaves_nothing_behind(
+    tmp_path: Path, devs: list[Dev]
+) -> None:
+    dev = Dev(tmp_path)
+    devs.append(dev)
+    dev.until_up()
+    assert http_status(dev.port, "/") == 200
+    servers = [int(port) for port in re.findall(r"(?:Kafka +\S+:|127\.0\.0\.1:)(\d+)", dev.out)]
+    assert dev.interrupt() == 0
+    assert [port for port in servers if port != 9092 and answers(port)] == []
+
+
+def test_what_dev_made_up_is_its_owners_alone_and_read_by_the_other_commands(
+    tmp_path: Path, devs: list[Dev]
+) -> None:
+    dev = Dev(tmp_path)
+    devs.append(dev)
+    dev.until_up()
+    kept = tmp_path / ".pushgate" / "dev.env"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert "PUSHGATE_JWT_SECRET" in kept.read_text()
+    assert dev.command("token", "alice").count(".") == 2
+    with subprocess.Popen(
+        tied_to_parent([sys.executable, "-m", "pushgate", "listen", "alice"]),
+        env=dev.inherited,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as listening:
+        assert listening.stdout is not None
+        # A record from before the client came would be for an offline user.
+        internal = re.search(r"internal +(\S+)", dev.out)
+        assert internal is not None
+        wait_until(lambda: connected(internal[1]), "alice is connected")
+        dev.command("send", "alice", "hello")
+        assert listening.stdout.readline() == b"hello\n"
+        listening.kill()
+
+
+def connected(internal: str) -> bool:
+    import http.client
+
+    connection = http.client.HTTPConnection(internal, timeout=2.0)
+    try:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    finally:
+        connection.close()
+    return 'pushgate_gateway_connections{transport="websocket"} 1.0' in text
+
+
+def test_secrets_outlive_a_restart(tmp_path: Path, devs: list[Dev]) -> None:
+    secrets = []
+    for _ in range(2):
+        dev = Dev(tmp_path)
+        devs.append(dev)
+        (tmp_path / "out").write_text("")
+        dev.until_up()
+        lines = (tmp_path / ".pushgate" / "dev.env").read_text().splitlines()
+        secrets.append([line for line in lines if "SECRET" in line])
+        assert dev.interrupt() == 0
+    assert secrets[0] == secrets[1]
+    assert len(secrets[0]) == 2
+
+
+def test_dev_takes_the_redis_and_the_kafka_it_is_given(
+    tmp_path: Path, devs: list[Dev], redis_url: str, kafka: KafkaServer, topic: str
+) -> None:
+    dev = Dev(
+        tmp_path, REDIS_URL=redis_url, KAFKA_BOOTSTRAP=kafka.bootstrap, KAFKA_TOPICS=topic,
+        KAFKA_GROUP=f"dev-{topic}",
+    )  # fmt: skip
+    devs.append(dev)
+    dev.until_up()
+    assert redis_url in dev.out
+    assert kafka.bootstrap in dev.out
+    assert dev.interrupt() == 0
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, devs: list[Dev]) -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        dev = Dev(tmp_path, PORT=str(port))
+        devs.append(dev)
+        assert dev.process.wait(STOP_SECONDS) == 1
+        assert f"127.0.0.1 port {port}" in dev.out
