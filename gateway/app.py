@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import metrics
 from gateway.auth import Authenticator, Unauthenticated, credential
 from gateway.closes import GOING_AWAY
-from gateway.connection import Bounds, Identity, StreamConnection
+from gateway.connection import Bounds, Identity, State, StreamConnection
 from gateway.node import GatewayNode
 from gateway.origin import Origins
 from gateway.push import PushEndpoints, RequireSecret, push_routes
@@ -125,9 +125,12 @@ class Public:
         else:
             session, count = found
         body = session.poll(count)
-        if body is None and wait > 0:
-            return Park(session, admitted.cors_lines, wait, self._send_buffer_bytes)
-        session.rest()
+        if body is None and wait > 0 and session.state is State.OPEN:
+            # All that a session holds has to fit in one answer.
+            room = self._send_buffer_bytes + 2 * self._bounds.poll_buffer_bytes
+            return Park(session, admitted.cors_lines, wait, room)
+        if session.state is State.OPEN:
+            session.rest()
         headers = {"cache-control": "no-store", **admitted.cors}
         return Response(body or session.empty(), media_type="application/json", headers=headers)
 

@@ -1,7 +1,6 @@
 """Why a connection is closed, and what its client does next: the one table.
 
-Codes are those of RFC 6455 §7.4.1 and, from 4000, our own (§7.4.2). docs/protocol.md and the
-browser client carry the same table.
+Codes are those of RFC 6455 §7.4.1. docs/protocol.md carries the same table.
 """
 
 from __future__ import annotations

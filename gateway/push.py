@@ -193,7 +193,7 @@ _STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloade
 
 def _counted(result: Result) -> Result:
     if isinstance(result, int):
-        _DELIVERED.inc(result) if result else _NOT_HERE.inc()
+        (_DELIVERED if result else _NOT_HERE).inc()
     else:
         metrics.PUSHED.labels(result["error"]).inc()
     return result

@@ -33,7 +33,7 @@ class Registrar:
         node: Node,
         hub: Hub,
         *,
-        heartbeat_seconds: float = 4.0,
+        heartbeat_seconds: float = 2.0,
         reassert_seconds: float = 600.0,
     ) -> None:
         """Renew the lease each `heartbeat_seconds`; go through all users in `reassert_seconds`."""

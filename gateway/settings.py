@@ -6,11 +6,11 @@ import secrets
 import socket
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from gateway.origin import Origins
-from registry.directory import Node
-from registry.settings import RegistrySettings
+from registry.directory import Node, is_address
+from registry.settings import RegistrySettings, printable
 
 
 class GatewaySettings(RegistrySettings):
@@ -27,7 +27,6 @@ class GatewaySettings(RegistrySettings):
     advertise_address: Annotated[
         str | None,
         Field(
-            pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
             description="host:port under which processors reach this node; the internal "
             "listener's, if that is a real address.",
         ),
@@ -42,6 +41,7 @@ class GatewaySettings(RegistrySettings):
     jwt_secret: Annotated[SecretStr, Field(min_length=1, description="Key of HS256 tokens.")]
     internal_secret: Annotated[
         SecretStr,
+        AfterValidator(printable),
         Field(min_length=1, description="Bearer secret of the internal listener."),
     ]
     origins: Annotated[
@@ -52,7 +52,7 @@ class GatewaySettings(RegistrySettings):
         ),
     ] = ""
     max_payload_bytes: Annotated[
-        int, Field(ge=1, le=4 * 1024 * 1024, description="Largest payload that is delivered.")
+        int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
     ] = 65_536
     send_buffer_bytes: Annotated[
         int,
@@ -86,6 +86,8 @@ class GatewaySettings(RegistrySettings):
     @field_validator("advertise_address")
     @classmethod
     def _somebodys(cls, value: str | None) -> str | None:
+        if value is not None and not is_address(value):
+            raise ValueError("that is no host:port")
         if value is not None and _is_wildcard(value.rpartition(":")[0]):
             raise ValueError("that is nobody's address: processors could not reach it")
         return value

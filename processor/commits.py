@@ -33,8 +33,12 @@ class Commits:
 
     async def flush(self) -> None:
         """Return when all that was noted is committed, or has failed to be."""
-        if self._committing is not None:
-            await asyncio.shield(self._committing)
+        for _ in range(2):  # a commit that failed is tried once more: it may be the last chance
+            if self._committing is not None:
+                await asyncio.shield(self._committing)
+            if not self._finished:
+                return
+            self.finished({})
 
     async def _commit(self) -> None:
         while self._finished:
@@ -43,9 +47,13 @@ class Commits:
             offsets = {
                 partition: finished[partition] for partition in finished if partition in ours
             }
+            if not offsets:
+                continue
             try:
                 await self._consumer.commit(offsets)
             except KafkaError as error:
-                # The next commit covers these offsets too; if there is none, they come again.
+                # Kept for the next commit; if there is none, the messages come again.
+                self._finished = offsets | self._finished
                 metrics.COMMIT_ERRORS.inc()
                 log.warning("commit failed", error=str(error) or type(error).__name__)
+                return

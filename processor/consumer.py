@@ -26,8 +26,10 @@ from processor.kafka import (
     KafkaError,
     Record,
     TopicPartition,
+    UnreadableRecord,
     group_consumer,
     seed_group,
+    unreadable,
     until_reached,
 )
 from processor.outcome import Kind, Outcome
@@ -106,7 +108,12 @@ class Consumer:
         except KafkaError as error:
             log.error("can't read from Kafka; trying on", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
-            return
+        except UnicodeDecodeError:
+            await self._step_over_unreadable(consumer)
+        else:
+            await self._take(consumer, batch)
+
+    async def _take(self, consumer: AIOKafkaConsumer, batch: Batch) -> None:
         async with self._in_hand:
             ours = consumer.assignment()
             batch = {partition: batch[partition] for partition in batch if partition in ours}
@@ -117,6 +124,54 @@ class Consumer:
                 self._commits.finished(
                     {partition: records[-1].offset + 1 for partition, records in batch.items()}
                 )
+
+    async def _step_over_unreadable(self, consumer: AIOKafkaConsumer) -> None:
+        """Get past a record whose header has a name that is not UTF-8, which aiokafka won't read.
+
+        What getmany() had in hand is lost to it, so every partition is read again from where it is
+        committed. Records behind the bad one in its producer batch can't be read either.
+        """
+        await self._finish()
+        for partition in consumer.assignment():
+            committed = await consumer.committed(partition)
+            if committed is None:
+                await consumer.seek_to_beginning(partition)
+            else:
+                consumer.seek(partition, committed)
+        for partition in consumer.assignment():
+            await self._read_alone(consumer, partition)
+
+    async def _read_alone(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+        offset = await consumer.position(partition)
+        try:
+            batch: Batch = await consumer.getmany(
+                partition, timeout_ms=_WAIT_MS, max_records=self._settings.batch_messages
+            )
+        except UnicodeDecodeError:
+            consumer.seek(partition, offset)
+            await self._read_singly(consumer, partition, offset)
+        else:
+            await self._take(consumer, batch)
+
+    async def _read_singly(
+        self, consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int
+    ) -> None:
+        """Take record by record up to what can't be read, then what can be again."""
+        found = False
+        while not self._stopping:
+            try:
+                batch: Batch = await consumer.getmany(partition, timeout_ms=_WAIT_MS, max_records=1)
+            except UnicodeDecodeError as error:
+                found = True
+                log.error("unreadable record", at=f"{partition}-{offset}", error=str(error))
+                await self._take(consumer, {partition: [unreadable(partition, offset)]})
+                offset += 1
+                consumer.seek(partition, offset)
+                continue
+            await self._take(consumer, batch)
+            if found or not batch:
+                return
+            offset = batch[partition][-1].offset + 1
 
     async def _handle(self, records: Sequence[Record]) -> None:
         metrics.BATCH.observe(len(records))
@@ -156,6 +211,8 @@ class _Rebalances(ConsumerRebalanceListener):
 
 
 def _envelope(record: Record, max_payload_bytes: int) -> Envelope:
+    if isinstance(record, UnreadableRecord):
+        raise RejectedRecord("unreadable", "a header here or before has a name that is not UTF-8")
     timestamp_ms: int = record.timestamp
     return from_record(
         topic=record.topic,

@@ -57,10 +57,10 @@ class _Message:
     def outcome(self) -> Outcome:
         if self.took:
             return DELIVERED
-        if self.expired:
-            return EXPIRED
         if self.failure is not None:
             return Outcome(Kind.FAILED, self.failure.reason)
+        if self.expired:
+            return EXPIRED
         return OFFLINE
 
 

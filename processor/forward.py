@@ -46,6 +46,7 @@ class Failure:
 Result = int | Failure
 
 NO_DEVICE: Final = Failure("no-device")
+_TIMEOUT: Final = Failure("timeout")
 
 
 class _Answer(msgspec.Struct):
@@ -75,8 +76,11 @@ class Forwarder:
         """
         results: list[Result] = []
         for batch in _batches(pushes):
-            results += await self._post(node, batch)
-        return results
+            answers = await self._post(node, batch)
+            results += answers
+            if answers[0] == _TIMEOUT:
+                break  # the rest would wait as long for nothing
+        return results + [_TIMEOUT] * (len(pushes) - len(results))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -92,7 +96,7 @@ class Forwarder:
                 response = await client.post("/push", content=_encode(batch))
             return _results(response, len(batch))
         except (TimeoutError, httpx.TimeoutException):
-            return [Failure("timeout")] * len(batch)
+            return [_TIMEOUT] * len(batch)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
             # ValueError: a name that is none (IDNA), which is found out on the way.
             return [Failure("unreachable")] * len(batch)
@@ -100,12 +104,12 @@ class Forwarder:
             metrics.FORWARD_SECONDS.observe(time.perf_counter() - began)
 
     async def _client(self, node: Node) -> httpx.AsyncClient:
-        client = self._clients.get(node)
+        client = self._clients.pop(node, None)  # and back in at the end: the first is the idlest
         if client is None:
             if len(self._clients) >= MAX_CLIENTS:
-                oldest = next(iter(self._clients))
-                await self._clients.pop(oldest).aclose()
-            client = self._clients[node] = httpx.AsyncClient(
+                idlest = next(iter(self._clients))
+                await self._clients.pop(idlest).aclose()
+            client = httpx.AsyncClient(
                 base_url=f"http://{node.address}",
                 headers={**self._headers, NODE_HEADER: node.name, EPOCH_HEADER: node.epoch},
                 timeout=httpx.Timeout(self._timeout, connect=_CONNECT_SECONDS),
@@ -116,6 +120,7 @@ class Forwarder:
                 trust_env=False,
                 follow_redirects=False,
             )
+        self._clients[node] = client
         return client
 
 

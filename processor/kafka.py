@@ -17,7 +17,7 @@ from aiokafka import (
     TopicPartition,
 )
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError
 
 from processor.settings import KafkaSettings
 
@@ -26,16 +26,19 @@ __all__ = [
     "AIOKafkaProducer",
     "CommitFailedError",
     "ConsumerRebalanceListener",
-    "IllegalStateError",
     "KafkaError",
+    "MessageSizeTooLargeError",
     "Record",
     "TopicPartition",
+    "UnreadableRecord",
     "group_consumer",
     "producer",
     "seed_group",
+    "unreadable",
     "until_reached",
 ]
 
+_REBALANCE_TIMEOUT_MS: Final = 30_000
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 
 _T = TypeVar("_T")
@@ -65,6 +68,8 @@ def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
         max_partition_fetch_bytes=_FETCH_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
+        # A member that finishes its batch first (consumer.py) must not be taken for gone.
+        rebalance_timeout_ms=_REBALANCE_TIMEOUT_MS,
         **_connection(settings),
     )
 
@@ -90,6 +95,27 @@ async def until_reached(connect: Callable[[], Awaitable[_T]], *, bootstrap: str)
                 log.error("can't reach Kafka; trying on", bootstrap=bootstrap, error=str(error))
             await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
     raise AssertionError("count() has no end")
+
+
+class UnreadableRecord(ConsumerRecord[bytes | None, bytes | None]):
+    """What stands for a record that can't be read: its coordinates."""
+
+
+def unreadable(partition: TopicPartition, offset: int) -> UnreadableRecord:
+    """Return what stands for the record at `offset`."""
+    return UnreadableRecord(
+        topic=partition.topic,
+        partition=partition.partition,
+        offset=offset,
+        timestamp=-1,
+        timestamp_type=0,
+        key=None,
+        value=b"",
+        checksum=None,
+        serialized_key_size=-1,
+        serialized_value_size=0,
+        headers=(),
+    )
 
 
 async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str]) -> bool:

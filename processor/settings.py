@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from registry.settings import RegistrySettings
+from registry.directory import is_address
+from registry.settings import RegistrySettings, printable
 
 
 class KafkaSettings(BaseSettings):
@@ -45,6 +47,24 @@ class KafkaSettings(BaseSettings):
         """The topics as a list."""
         return [topic.strip() for topic in self.kafka_topics.split(",") if topic.strip()]
 
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _of_addresses(cls, value: str) -> str:
+        for address in value.split(","):
+            if not is_address(address.strip()):
+                raise ValueError(f"{address.strip()!r} is no host:port")
+        return value
+
+    @field_validator("kafka_ca_file")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except OSError as error:  # ssl.SSLError is one too
+                raise ValueError(f"that is no PEM file of certificates: {error}") from error
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if not self.topics:
@@ -73,7 +93,9 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
         str, Field(min_length=1, description="Topic that keeps records which break the rules.")
     ] = "push.dead"
     internal_secret: Annotated[
-        SecretStr, Field(min_length=1, description="Bearer secret of the gateways.")
+        SecretStr,
+        AfterValidator(printable),
+        Field(min_length=1, description="Bearer secret of the gateways."),
     ]
     processor_host: Annotated[
         str, Field(description="Address of /healthz, /readyz and /metrics.")
@@ -82,7 +104,7 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
         int, Field(ge=0, le=65535, description="Port of /healthz, /readyz and /metrics.")
     ] = 8082
     max_payload_bytes: Annotated[
-        int, Field(ge=1, le=4 * 1024 * 1024, description="Largest payload that is delivered.")
+        int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
     ] = 65_536
     batch_messages: Annotated[
         int, Field(ge=1, le=100_000, description="Most records handled in one go.")
@@ -90,3 +112,12 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
     forward_timeout_seconds: Annotated[
         float, Field(gt=0, le=60, description="How long one forward to a gateway may take.")
     ] = 2.0
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.dead_letter_topic in self.topics:
+            raise ValueError(
+                f"dead_letter_topic {self.dead_letter_topic!r} is one of kafka_topics: "
+                "what is rejected would be read again for ever"
+            )
+        return self

@@ -134,6 +134,7 @@ def _keep(kept: Path, settings: DevSettings, gateway: Gateway) -> None:
         "URL": f"http://{settings.host}:{gateway.port}",
     }
     kept.parent.mkdir(mode=0o700, exist_ok=True)
+    (kept.parent / ".gitignore").write_text("*\n")
     descriptor = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         os.fchmod(descriptor, 0o600)

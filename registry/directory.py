@@ -32,7 +32,7 @@ class Node:
         if not (_NAME.fullmatch(self.name) and _NAME.fullmatch(self.epoch)):
             given = f"{self.name[:80]!r}, {self.epoch[:80]!r}"
             raise ValueError(f"name and epoch of a node are 1–64 of A–Z a–z 0–9 . _ -: {given}")
-        if not _is_address(self.address):
+        if not is_address(self.address):
             raise ValueError(f"the address of a node is host:port: {self.address[:80]!r}")
 
     def __hash__(self) -> int:
@@ -45,7 +45,8 @@ class Node:
         return f"{self.name}:{self.epoch}".encode()
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether `text` is a host:port that could be connected to."""
     if not _ADDRESS.fullmatch(text):
         return False
     host, _, port = text.rpartition(":")

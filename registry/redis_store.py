@@ -46,7 +46,7 @@ class RedisRegistry:
         url: str,
         *,
         timeout_seconds: float = 1.0,
-        lease_seconds: float = 12.0,
+        lease_seconds: float = 15.0,
         entry_seconds: int = 1_800,
     ) -> None:
         """Connect lazily to `url`; a command takes at most `timeout_seconds` in all."""

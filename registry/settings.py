@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def printable(secret: SecretStr) -> SecretStr:
+    """Refuse a secret that can't stand in an HTTP header."""
+    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", secret.get_secret_value()):
+        raise ValueError("printable ASCII only, without spaces at the ends")
+    return secret
 
 
 class RegistrySettings(BaseSettings):
@@ -24,7 +32,7 @@ class RegistrySettings(BaseSettings):
     ] = "redis://localhost:6379/0"
     redis_timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=60, description="How long one registry command may take, retries included."),
+        Field(gt=0, le=60, description="How long one registry command may take."),
     ] = 1.0
 
     @field_validator("redis_url")

@@ -110,12 +110,17 @@ class PollSession(Connection):
         if fits:
             self._buffer.append(form)
             self._bytes += len(form)
-        elif not self._buffer or self._buffer[-1] is not _GAP:
+        elif self._all_answered() or self._buffer[-1] is not _GAP:
             self._buffer.append(_GAP)
         if self._parked is not None and not self._flushing:
             self._flushing = True
             self._sessions.soon(self._flush)  # the rest of the batch goes with it
         return fits
+
+    def belongs_to(self, identity: Identity) -> bool:
+        """Whether a credential speaks for the user and device that opened this session."""
+        own = self.identity
+        return (own.user, own.device) == (identity.user, identity.device)
 
     def knows(self, count: int) -> bool:
         """Whether a cursor is one this session still can answer."""
@@ -177,6 +182,9 @@ class PollSession(Connection):
             parked.answer(body)
             self.rest()
 
+    def _all_answered(self) -> bool:
+        return len(self._buffer) == self._answered - self._acknowledged
+
     def _acknowledge(self) -> None:
         for _ in range(self._answered - self._acknowledged):
             self._bytes -= len(self._buffer.popleft())
@@ -221,7 +229,7 @@ class PollSessions:
         """Return the session and count that a cursor names, if it is this user's and known."""
         key, _, count = cursor.rpartition(".")
         session = self._sessions.get(key)
-        if session is None or session.identity.user != identity.user:
+        if session is None or not session.belongs_to(identity):
             return None
         if not (_COUNT.fullmatch(count) and session.knows(int(count))):
             return None

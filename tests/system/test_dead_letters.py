@@ -1,6 +1,8 @@
 """Records that break the publishing rules: kept, counted, and in nobody's way."""
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -139,3 +141,53 @@ async def test_the_largest_good_record_is_delivered_beside_the_smallest_too_larg
         await publish(backend, topic, user, b"x" * 1_000)
         assert (await take(client, 1))[0].payload == b"x" * 1_000
     await until_outcomes([processor], {("delivered", ""): 1, ("rejected", "too-large"): 1})
+
+
+def kcat(bootstrap: str, topic: str, *flags: str | bytes, line: bytes) -> None:
+    """Publish one record to partition 0 with what Python's clients refuse to write."""
+    binary = shutil.which("kcat")
+    if binary is None:
+        pytest.skip("no kcat: apt-get install kcat")
+    command = [binary, "-P", "-b", bootstrap, "-t", topic, "-p", "0", *flags]
+    subprocess.run(command, input=line + b"\n", check=True, capture_output=True, timeout=20)
+
+
+async def test_a_record_of_neither_key_nor_value_is_kept(
+    start_processor: StartProcessor, kafka: KafkaServer, topic: str
+) -> None:
+    processor = start_processor()
+    kcat(kafka.bootstrap, topic, "-K:", "-Z", line=b":")
+    await until_outcomes([processor], {("rejected", "key"): 1})
+    [letter] = await read(kafka.bootstrap, f"{topic}.dead", 1)
+    assert dict(letter.headers)["pushgate-value"] == b"null"
+
+
+async def test_a_header_name_that_is_not_utf_8_stops_nothing_and_loses_nothing_else(
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    kafka: KafkaServer,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    processor = start_processor()
+    async with connect("ws-v1", gateways[0].port, user) as client:
+        processor.freeze()  # so that all of it comes in one go
+        expected = []
+        for number in range(40):
+            text = b"good %d" % number
+            if number in (10, 11, 25):
+                kcat(kafka.bootstrap, topic, "-k", user, "-H", b"\xff\xfe=x", line=b"bad")
+            await backend.send_and_wait(topic, text, key=user.encode(), partition=0)
+            await backend.send_and_wait(topic, text, key=b"offline", partition=1)
+            expected.append(text)
+        processor.thaw()
+        got = [message.payload for message in await take(client, 40, timeout=30.0)]
+    assert got == expected
+    await until_outcomes(
+        [processor],
+        {("delivered", ""): 40, ("offline", ""): 40, ("rejected", "unreadable"): 3},
+        timeout=30.0,
+    )
+    letters = await read(kafka.bootstrap, f"{topic}.dead", 3)
+    assert {dict(letter.headers)["pushgate-reason"] for letter in letters} == {b"unreadable"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.closes import GOING_AWAY
-from gateway.connection import State
+from gateway.connection import Identity, State
 from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
 from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, identity, message
 
@@ -263,6 +263,22 @@ def test_a_gap_alone_is_told_again_to_the_same_cursor(node: Node) -> None:
     answer = node.poll(start.cursor, wait=0).answer
     assert answer["gap"]
     assert node.poll(start.cursor, wait=0).answer == answer
+
+
+def test_a_second_loss_is_told_too(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, "x" * 10_000)
+    told = node.poll(start.cursor, wait=0)
+    node.push(start.session, "y" * 10_000)
+    assert node.poll(told.cursor, wait=0).gap
+
+
+def test_a_token_of_another_device_does_not_speak_for_a_session(node: Node) -> None:
+    start = node.poll(wait=0)
+    own = start.session.identity
+    other = Identity(own.user, "another device", own.expires_at)
+    assert start.session.belongs_to(own)
+    assert not start.session.belongs_to(other)
 
 
 def test_a_gap_while_a_poll_waits_is_told_with_the_next_answer_at_the_latest(node: Node) -> None:

@@ -447,3 +447,16 @@ async def test_closing_twice_is_harmless() -> None:
         await forwarder.forward(made.node, [push()])
         await forwarder.close()
         await forwarder.close()
+
+
+async def test_a_node_in_use_outlives_many_that_are_gone(
+    forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("processor.forward.MAX_CLIENTS", 2)
+    gone = [Node(f"gone-{number}", "e1", "127.0.0.1:1") for number in range(4)]
+    async with gateway(take_all) as kept:
+        for node in gone:
+            assert await forwarder.forward(kept.node, [push()]) == [1]
+            assert await forwarder.forward(node, [push()]) == [Failure("unreachable")]
+        assert await forwarder.forward(kept.node, [push()]) == [1]
+        assert kept.connections == 1
