@@ -29,8 +29,8 @@ from gateway.transports import sse
 from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
 from gateway.transports.sse import SseConnection
 from gateway.transports.websocket import BadHandshake, WebSocketConnection, answer_handshake
+from gateway.wires.choice import Wires
 from gateway.wires.takeover import TAKE_OVER
-from gateway.wires.transport import TransportWire
 
 POLL_WAIT_SECONDS: Final = 25.0
 MAX_POLL_WAIT_SECONDS: Final = 60.0
@@ -57,13 +57,11 @@ class Admitted:
 class Public:
     """The public listener's routes."""
 
-    def __init__(
-        self, node: GatewayNode, auth: Authenticator, origins: Origins, settings: GatewaySettings
-    ) -> None:
+    def __init__(self, node: GatewayNode, settings: GatewaySettings, wires: Wires) -> None:
         self._node = node
-        self._auth = auth
-        self._origins = origins
-        self._send_buffer_bytes = settings.send_buffer_bytes
+        self._auth = Authenticator(settings.jwt_secret.get_secret_value())
+        self._origins = Origins(settings.origins)
+        self._wires = wires
         self._bounds = Bounds(
             heartbeat_seconds=settings.heartbeat_seconds,
             heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
@@ -126,9 +124,9 @@ class Public:
             session, count = found
         body = session.poll(count)
         if body is None and wait > 0 and session.state is State.OPEN:
-            # All that a session holds has to fit in one answer.
-            room = self._send_buffer_bytes + 2 * self._bounds.poll_buffer_bytes
-            return Park(session, admitted.cors_lines, wait, room)
+            return Park(
+                session, cors_lines=admitted.cors_lines, wait_seconds=wait, wires=self._wires
+            )
         if session.state is State.OPEN:
             session.rest()
         headers = {"cache-control": "no-store", **admitted.cors}
@@ -199,7 +197,7 @@ class Public:
         return Response(status_code=204, headers={**cors, **allowed})
 
     def _hold(self, connection: StreamConnection, head: bytes) -> Response:
-        return Hold(connection, head, self._node, self._send_buffer_bytes)
+        return Hold(connection, head, self._node, self._wires)
 
 
 class Overloaded(HTTPException):
@@ -214,13 +212,13 @@ class Hold(Response):
     """A response that takes the socket and keeps it: the connection's way in."""
 
     def __init__(
-        self, connection: StreamConnection, head: bytes, node: GatewayNode, buffer_bytes: int
+        self, connection: StreamConnection, head: bytes, node: GatewayNode, wires: Wires
     ) -> None:
         super().__init__()
         self._connection = connection
         self._head = head
         self._node = node
-        self._buffer_bytes = buffer_bytes
+        self._wires = wires
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Take the socket, be registered, then answer: the client is told last."""
@@ -228,8 +226,7 @@ class Hold(Response):
         if taken is None:
             return
         connection = self._connection
-        wire = TransportWire(taken.transport, connection, send_buffer_bytes=self._buffer_bytes)
-        connection.attach(wire)
+        connection.attach(self._wires.hold(taken.transport, connection))
         self._node.hold(connection)
         await self._node.registered(connection)
         connection.open(self._head, early=taken.rest)
@@ -241,13 +238,13 @@ class Park(Response):
     """A response that takes the socket until there is something to answer."""
 
     def __init__(
-        self, session: PollSession, cors_lines: bytes, wait_seconds: float, buffer_bytes: int
+        self, session: PollSession, *, cors_lines: bytes, wait_seconds: float, wires: Wires
     ) -> None:
         super().__init__()
         self._session = session
         self._cors_lines = cors_lines
         self._wait_seconds = wait_seconds
-        self._buffer_bytes = buffer_bytes
+        self._wires = wires
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Take the socket and park it with the session."""
@@ -258,7 +255,8 @@ class Park(Response):
         persistence = b"" if taken.keep_alive else b"connection: close\r\n"
         head = _POLL_HEAD + self._cors_lines + persistence
         parked = ParkedPoll(self._session, head, taken.resume)
-        parked.attach(TransportWire(taken.transport, parked, send_buffer_bytes=self._buffer_bytes))
+        room = self._session.most_answer_bytes
+        parked.attach(self._wires.lend(taken.transport, parked, answer_bytes=room))
         self._session.park(parked, wait_seconds=self._wait_seconds)
 
 
@@ -268,11 +266,14 @@ _POLL_HEAD: Final = (
 
 
 def public_app(
-    node: GatewayNode, settings: GatewaySettings, *, extra_routes: Sequence[BaseRoute] = ()
+    node: GatewayNode,
+    settings: GatewaySettings,
+    wires: Wires,
+    *,
+    extra_routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """Return the application of the public port."""
-    auth = Authenticator(settings.jwt_secret.get_secret_value())
-    public = Public(node, auth, Origins(settings.origins), settings)
+    public = Public(node, settings, wires)
     app = Starlette(
         routes=[*public.routes(), *extra_routes],
         exception_handlers={HTTPException: _refused},

@@ -17,6 +17,7 @@ from gateway.node import GatewayNode
 from gateway.registrar import Registrar
 from gateway.settings import GatewaySettings
 from gateway.sweep import TICK_SECONDS
+from gateway.wires.choice import Wires
 from registry.redis_store import RedisRegistry
 
 #: How long a leaving node waits for its clients' farewells, and then for the registry.
@@ -50,7 +51,12 @@ class Gateway:
         self.node = GatewayNode(identity, hub, registrar)
         self._stopping = asyncio.Event()
         internal = internal_app(self.node, settings, drain=self.stop)
-        public = public_app(self.node, settings, extra_routes=extra_routes)
+        self._wires = Wires(
+            settings.wire,
+            loop=asyncio.get_running_loop(),
+            send_buffer_bytes=settings.send_buffer_bytes,
+        )
+        public = public_app(self.node, settings, self._wires, extra_routes=extra_routes)
         self._internal = Listener(internal_socket, internal)
         self._public = Listener(public_socket, public)
 
@@ -84,6 +90,7 @@ class Gateway:
             self._internal.stop()
             clock.cancel()
             announce.cancel()
+        self._wires.close()
         await self._registry.close()
         log.info("gateway has left", node=self.node.identity.name)
 

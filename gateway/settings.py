@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from gateway.origin import Origins
+from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
 from registry.settings import RegistrySettings, printable
 
@@ -54,6 +55,10 @@ class GatewaySettings(RegistrySettings):
     max_payload_bytes: Annotated[
         int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
     ] = 65_536
+    wire: Annotated[
+        Choice,
+        Field(description="How sockets are held: epoll (Linux, plaintext), transport, or auto."),
+    ] = "auto"
     send_buffer_bytes: Annotated[
         int,
         Field(

@@ -117,6 +117,11 @@ class PollSession(Connection):
             self._sessions.soon(self._flush)  # the rest of the batch goes with it
         return fits
 
+    @property
+    def most_answer_bytes(self) -> int:
+        """The length that an answer may reach: all that the buffer holds, with what joins it."""
+        return 2 * self._sessions.bounds.poll_buffer_bytes
+
     def belongs_to(self, identity: Identity) -> bool:
         """Whether a credential speaks for the user and device that opened this session."""
         own = self.identity

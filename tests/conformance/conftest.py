@@ -25,7 +25,7 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture(scope="session", params=["transport"])
+@pytest.fixture(scope="session", params=["epoll", "transport"])
 def wire(request: pytest.FixtureRequest) -> str:
     """Give the wire that gateways hold sockets with; the suite runs once for each there is."""
     name: str = request.param
@@ -46,7 +46,7 @@ def start_gateway(valkey: RedisServer, wire: str) -> Iterator[Callable[..., Gate
 
     def start(**settings: object) -> GatewayProcess:
         name = f"conformance-{next(_numbers)}"
-        gateway = GatewayProcess(name, redis_url=valkey.url, **settings)
+        gateway = GatewayProcess(name, redis_url=valkey.url, wire=wire, **settings)
         started.append(gateway)
         return gateway.start()
 
