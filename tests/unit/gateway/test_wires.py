@@ -1,0 +1,160 @@
+"""One suite for both wires, over real sockets with small kernel buffers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import pytest
+
+from gateway.wires import Wire
+from gateway.wires.choice import Wires
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 1_000_000
+
+
+class Holder:
+    """Whoever holds the wire: remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.overflows = 0
+        self.losses = 0
+        self.gone = asyncio.Event()
+        self.heard = asyncio.Event()
+        self.wire: Wire | None = None
+
+    def received(self, data: bytes) -> None:
+        self.got += data
+        self.heard.set()
+
+    def overflowed(self) -> None:
+        self.overflows += 1
+        assert self.wire is not None
+        self.wire.abort()
+
+    def lost(self) -> None:
+        self.losses += 1
+        self.gone.set()
+
+
+@pytest.fixture(params=["epoll", "transport"])
+def choice(request: pytest.FixtureRequest) -> Literal["epoll", "transport"]:
+    name: Literal["epoll", "transport"] = request.param
+    return name
+
+
+@asynccontextmanager
+async def held(
+    choice: Literal["epoll", "transport"],
+) -> AsyncIterator[tuple[Wire, Holder, socket.socket]]:
+    """Give a held socket, its holder, and the peer's end, which nobody reads."""
+    loop = asyncio.get_running_loop()
+    ours, peer = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
+    for end in (ours, peer):
+        end.setblocking(False)
+    transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+    wires = Wires(choice, loop=loop, send_buffer_bytes=LIMIT)
+    holder = Holder()
+    wire = holder.wire = wires.hold(transport, holder)
+    try:
+        yield wire, holder, peer
+    finally:
+        wire.abort()
+        await asyncio.wait_for(holder.gone.wait(), 5)
+        wires.close()
+        peer.close()
+        ours.close()
+    assert holder.losses == 1
+
+
+async def read_to_end(peer: socket.socket, *, count: int | None = None) -> bytes:
+    loop, data = asyncio.get_running_loop(), b""
+    async with asyncio.timeout(10):
+        while count is None or len(data) < count:
+            chunk = await loop.sock_recv(peer, 65_536)
+            if not chunk:
+                break
+            data += chunk
+    return data
+
+
+async def test_what_a_slow_reader_has_not_read_waits_in_order(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    chunks = [b"%06d" % number * 500 for number in range(200)]
+    async with held(choice) as (wire, holder, peer):
+        assert all(wire.write(chunk) for chunk in chunks)
+        assert await read_to_end(peer, count=600_000) == b"".join(chunks)
+        assert wire.write(b"more")
+        assert await read_to_end(peer, count=4) == b"more"
+        assert holder.overflows == 0
+
+
+async def test_a_close_sends_what_was_written_and_then_ends(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        assert wire.write(b"x" * 500_000)
+        wire.close()
+        wire.close()
+        assert not wire.write(b"too late")
+        assert await read_to_end(peer) == b"x" * 500_000
+        await asyncio.wait_for(holder.gone.wait(), 5)
+
+
+async def test_a_full_buffer_is_told_and_refuses(choice: Literal["epoll", "transport"]) -> None:
+    async with held(choice) as (wire, holder, _):
+        taken = 0
+        while wire.write(b"x" * 50_000):
+            taken += 50_000
+            await asyncio.sleep(0)
+            assert taken < 3 * LIMIT
+        assert holder.overflows == 1
+        assert not wire.write(b"x")
+
+
+async def test_an_abort_does_not_wait_for_the_peer_and_tells_later(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, _):
+        wire.write(b"x" * 500_000)
+        wire.abort()
+        wire.abort()
+        assert holder.losses == 0
+        await asyncio.wait_for(holder.gone.wait(), 5)
+
+
+async def test_nothing_is_received_before_listen(choice: Literal["epoll", "transport"]) -> None:
+    async with held(choice) as (wire, holder, peer):
+        peer.send(b"early")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert holder.got == b""
+        wire.listen()
+        await asyncio.wait_for(holder.heard.wait(), 5)
+        assert holder.got == b"early"
+
+
+async def test_a_peer_that_ends_is_lost(choice: Literal["epoll", "transport"]) -> None:
+    async with held(choice) as (wire, holder, peer):
+        wire.listen()
+        peer.close()
+        await asyncio.wait_for(holder.gone.wait(), 5)
+        assert not wire.write(b"x")
+
+
+async def test_a_descriptor_that_is_used_again_is_another_wires(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    for _ in range(50):
+        async with held(choice) as (wire, _, peer):
+            wire.listen()
+            assert wire.write(b"hello")
+            assert await read_to_end(peer, count=5) == b"hello"
