@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: dev test check bench clean
+.PHONY: dev test check clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
