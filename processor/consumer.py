@@ -59,6 +59,7 @@ class Consumer:
         self._dead_letters = dead_letters
         self._in_hand = asyncio.Lock()
         self._commits: Commits | None = None
+        self._lost_place = False
         self._stopping = False
 
     def stop(self) -> None:
@@ -102,6 +103,9 @@ class Consumer:
 
     async def _one_batch(self, consumer: AIOKafkaConsumer) -> None:
         try:
+            if self._lost_place:
+                await self._step_over_unreadable(consumer)
+                return
             batch: Batch = await consumer.getmany(
                 timeout_ms=_WAIT_MS, max_records=self._settings.batch_messages
             )
@@ -109,7 +113,7 @@ class Consumer:
             log.error("can't read from Kafka; trying on", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
         except UnicodeDecodeError:
-            await self._step_over_unreadable(consumer)
+            self._lost_place = True  # until every partition's place is found, nothing is read
         else:
             await self._take(consumer, batch)
 
@@ -138,6 +142,7 @@ class Consumer:
                 await consumer.seek_to_beginning(partition)
             else:
                 consumer.seek(partition, committed)
+        self._lost_place = False
         for partition in consumer.assignment():
             await self._read_alone(consumer, partition)
 

@@ -6,14 +6,26 @@ on uvloop, as the servers do. The fixtures here are synchronous, so that any sco
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.kafka import PARTITIONS, KafkaServer, start_kafka
+from tests.support.processes import logs_of_running
 from tests.support.valkey import RedisServer
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the processes' logs with a failed test."""
+    report = yield
+    if report.failed:
+        report.sections += list(logs_of_running())
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,11 @@ import os
 import select
 from typing import Final
 
+import structlog
+
 from gateway.wires import Held
+
+log = structlog.get_logger("gateway.wires.epoll")
 
 _READ_BYTES: Final = 65_536
 _EVENTS_A_TURN: Final = 256
@@ -66,8 +70,14 @@ class EpollSet:
         wires = self._wires
         for descriptor, events in self._epoll.poll(0, _EVENTS_A_TURN):
             wire = wires[descriptor]
-            if wire is not None:
+            if wire is None:
+                continue
+            try:
                 wire.ready(events)
+            except Exception:
+                # One connection's fault ends that connection, as with a transport, and no other.
+                log.exception("a held connection failed")
+                wire.abort()
 
 
 class EpollWire:

@@ -1,28 +1,17 @@
 """One suite over transports and wires: a real gateway process, a real Valkey, raw clients."""
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from registry.redis_store import RedisRegistry
 from tests.support.clients import TRANSPORTS, Pusher, pusher_to
-from tests.support.processes import GatewayProcess, logs_of_running
+from tests.support.processes import GatewayProcess
 from tests.support.valkey import RedisServer
 
 ALLOWED_ORIGIN = "https://app.example.com"
 _numbers = itertools.count(1)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the gateways' logs with a failed test."""
-    report = yield
-    if report.failed:
-        report.sections += list(logs_of_running())
-    return report
 
 
 @pytest.fixture(scope="session", params=["epoll", "transport"])

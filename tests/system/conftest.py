@@ -2,7 +2,7 @@
 
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -10,21 +10,10 @@ from aiokafka import AIOKafkaProducer
 
 from registry.redis_store import RedisRegistry
 from tests.support.kafka import KafkaServer
-from tests.support.processes import GatewayProcess, ProcessorProcess, logs_of_running
+from tests.support.processes import GatewayProcess, ProcessorProcess
 from tests.support.valkey import RedisServer
 
 _numbers = itertools.count(1)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the processes' logs with a failed test."""
-    report = yield
-    if report.failed:
-        report.sections += list(logs_of_running())
-    return report
 
 
 @pytest.fixture(scope="module")

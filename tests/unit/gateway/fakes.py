@@ -35,13 +35,13 @@ class FakeKeeper:
         self.forgotten = 0
         self.wake_in: float | None = None
 
-    def release(self, connection: Connection, reason: str) -> None:  # noqa: ARG002
+    def release(self, connection: Connection, reason: str) -> None:
         self.released.append(reason)
 
-    def wake_at(self, connection: Connection, delay_seconds: float) -> None:  # noqa: ARG002
+    def wake_at(self, connection: Connection, delay_seconds: float) -> None:
         self.wake_in = delay_seconds
 
-    def forget(self, connection: Connection) -> None:  # noqa: ARG002
+    def forget(self, connection: Connection) -> None:
         self.forgotten += 1
         self.wake_in = None
 

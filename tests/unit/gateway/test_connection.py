@@ -19,7 +19,7 @@ class Line(StreamConnection):
     def deliver(self, delivery: Delivery) -> bool:
         return self.write(delivery.payload + b"\n")
 
-    def received(self, data: bytes) -> None:  # noqa: ARG002
+    def received(self, data: bytes) -> None:
         self.ended("client left", b"last words\n")
 
     def opened(self) -> None:
@@ -28,7 +28,7 @@ class Line(StreamConnection):
     def wake(self) -> None:
         self.abort("no answer")
 
-    def say_goodbye(self, close: Close) -> None:  # noqa: ARG002
+    def say_goodbye(self, close: Close) -> None:
         if self._wire is not None:
             self._wire.write(b"bye\n")
             self._wire.close()

@@ -158,3 +158,23 @@ async def test_a_descriptor_that_is_used_again_is_another_wires(
             wire.listen()
             assert wire.write(b"hello")
             assert await read_to_end(peer, count=5) == b"hello"
+
+
+async def test_a_holder_that_fails_loses_its_own_connection(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    reported: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    try:
+        async with held(choice) as (wire, holder, peer):
+
+            def fail(data: bytes) -> None:
+                raise RuntimeError("injected")
+
+            holder.received = fail  # type: ignore[method-assign]
+            wire.listen()
+            peer.send(b"x")
+            await asyncio.wait_for(holder.gone.wait(), 5)
+    finally:
+        loop.set_exception_handler(None)

@@ -36,7 +36,7 @@ class FakeRegistry:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         return [answer.get(user, ()) for user in users]
 
-    async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:  # noqa: ARG002
+    async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
         return Lease.HELD
 
     async def retire(self, node: Node) -> None: ...
