@@ -20,10 +20,10 @@ from starlette.types import Receive, Scope, Send
 from gateway import metrics
 from gateway.auth import Authenticator, Unauthenticated, credential
 from gateway.closes import GOING_AWAY
-from gateway.connection import Bounds, Identity, State, StreamConnection
+from gateway.connection import Identity, State, StreamConnection
 from gateway.node import GatewayNode
 from gateway.origin import Origins
-from gateway.push import PushEndpoints, RequireSecret, push_routes
+from gateway.push import PushEndpoints, RequireSecret, push_routes, user_in_path
 from gateway.settings import GatewaySettings
 from gateway.transports import sse
 from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
@@ -47,6 +47,7 @@ class Admitted:
 
     identity: Identity
     cors: dict[str, str]
+    address: str
 
     @property
     def cors_lines(self) -> bytes:
@@ -57,20 +58,15 @@ class Admitted:
 class Public:
     """The public listener's routes."""
 
-    def __init__(self, node: GatewayNode, settings: GatewaySettings, wires: Wires) -> None:
+    def __init__(
+        self, node: GatewayNode, settings: GatewaySettings, wires: Wires, auth: Authenticator
+    ) -> None:
         self._node = node
-        self._auth = Authenticator(settings.jwt_secret.get_secret_value())
+        self._auth = auth
         self._origins = Origins(settings.origins)
         self._wires = wires
-        self._bounds = Bounds(
-            heartbeat_seconds=settings.heartbeat_seconds,
-            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
-            inbound_bytes=settings.inbound_bytes,
-            poll_grace_seconds=settings.poll_grace_seconds,
-            poll_buffer_bytes=settings.poll_buffer_bytes,
-        )
         loop = asyncio.get_running_loop()
-        self._sessions = PollSessions(node, bounds=self._bounds, soon=loop.call_soon)
+        self._sessions = PollSessions(node, soon=loop.call_soon)
         self._client = files("gateway").joinpath("pushgate.js").read_bytes()
 
     def routes(self) -> list[BaseRoute]:
@@ -86,42 +82,45 @@ class Public:
     async def websocket(self, request: Request) -> Response:
         """`GET /ws`."""
         offered = _subprotocols(request)
-        admitted = self._admit(request, offered)
+        admitted = await self._admit(request, offered)
         try:
             head, subprotocol = answer_handshake(request.headers, offered)
         except BadHandshake as bad:
             headers = {"upgrade": "websocket", "sec-websocket-version": "13", **admitted.cors}
             raise HTTPException(bad.status, bad.detail, headers) from bad
-        connection = WebSocketConnection(
-            admitted.identity, self._node, subprotocol=subprotocol, bounds=self._bounds
-        )
-        return self._hold(connection, head)
+        connection = WebSocketConnection(admitted.identity, self._node, subprotocol=subprotocol)
+        return Hold(connection, admitted, head, self._node, self._wires)
 
     async def sse(self, request: Request) -> Response:
         """`GET /sse`."""
         try:
-            admitted = self._admit(request)
+            admitted = await self._admit(request)
         except Overloaded:
             if "text/event-stream" not in request.headers.get("accept", ""):
                 raise
             # An EventSource that gets a 503 never comes back; a stream that ends, it retries.
-            headers = {"cache-control": "no-store", **self._cors(request)}
+            headers = {"cache-control": "no-store", "connection": "close", **self._cors(request)}
             return Response(sse.retry(), media_type="text/event-stream", headers=headers)
-        connection = SseConnection(admitted.identity, self._node, bounds=self._bounds)
-        return self._hold(connection, sse.head(admitted.cors_lines))
+        connection = SseConnection(admitted.identity, self._node)
+        return Hold(connection, admitted, sse.head(admitted.cors_lines), self._node, self._wires)
 
     async def poll(self, request: Request) -> Response:
         """`GET /poll?cursor=C&wait=S`."""
-        admitted = self._admit(request)
-        wait = _wait(request)
         cursor = request.query_params.get("cursor")
-        found = self._sessions.find(cursor, admitted.identity) if cursor else None
+        held = cursor is not None and self._sessions.holds(cursor)
+        admitted = await self._admit(request, new=not held)
+        identity = admitted.identity
+        wait = _wait(request)
+        found = self._sessions.find(cursor, identity) if cursor else None
         if found is None:
-            session, count = self._sessions.open(admitted.identity, gap=bool(cursor)), 0
-            self._node.hold(session)
+            if held:  # by somebody else, or with a count that is not its own
+                self._refuse_for_load(identity.user, admitted.address, admitted.cors)
+            session, count = self._sessions.open(identity, gap=bool(cursor)), 0
+            self._node.hold(session, expires_at=identity.expires_at, address=admitted.address)
             await self._node.registered(session)
         else:
             session, count = found
+            self._node.renew(session, identity)
         body = session.poll(count)
         if body is None and wait > 0 and session.state is State.OPEN:
             return Park(
@@ -130,6 +129,9 @@ class Public:
         if session.state is State.OPEN:
             session.rest()
         headers = {"cache-control": "no-store", **admitted.cors}
+        if session.moves or self._node.drain is not None:
+            headers["connection"] = "close"
+            session.moved()
         return Response(body or session.empty(), media_type="application/json", headers=headers)
 
     async def client(self, request: Request) -> Response:  # noqa: ARG002
@@ -149,14 +151,30 @@ class Public:
 
         return endpoint
 
-    def _admit(self, request: Request, offered: Sequence[str] = ()) -> Admitted:
-        """Let a request in, or refuse it before anything is allocated for it."""
+    async def _admit(
+        self, request: Request, offered: Sequence[str] = (), *, new: bool = True
+    ) -> Admitted:
+        """Let a request in, or refuse it before anything is allocated for it.
+
+        What is not `new` belongs to something that is held already: no load refuses it.
+        """
         origin = request.headers.get("origin")
         cors = self._cors(request)
         if origin is not None and not cors:
             raise HTTPException(403, "this origin is not allowed; see PUSHGATE_ORIGINS")
         if _has_body(request):
-            raise HTTPException(413, "no body is taken here", cors)
+            raise HTTPException(413, "no body is taken here", {"connection": "close", **cors})
+        address = request.client.host if request.client else ""
+        if new and self._node.admission.overloaded:
+            raise Overloaded(cors, self._node.refusal(address))
+        identity = await self._identify(request, offered, cors)
+        if new:
+            self._refuse_for_load(identity.user, address, cors)
+        return Admitted(identity, cors, address)
+
+    async def _identify(
+        self, request: Request, offered: Sequence[str], cors: dict[str, str]
+    ) -> Identity:
         try:
             token = credential(
                 authorization=request.headers.get("authorization"),
@@ -165,12 +183,16 @@ class Public:
                 cookies=request.cookies,
                 origin_allowed=bool(cors),
             )
-            identity = self._auth.identify(token)
+            return await self._auth.authenticate(token)
         except Unauthenticated as error:
             raise HTTPException(401, str(error), {"www-authenticate": "Bearer", **cors}) from error
-        if not self._node.ready:
-            raise Overloaded(cors)
-        return Admitted(identity, cors)
+
+    def _refuse_for_load(self, user: str, address: str, cors: dict[str, str]) -> None:
+        if not self._node.takes_new:
+            raise Overloaded(cors, "not taking connections now")
+        reason = self._node.user_refusal(user) or self._node.refusal(address)
+        if reason is not None:
+            raise Overloaded(cors, reason)
 
     def _cors(self, request: Request) -> dict[str, str]:
         """Return CORS headers for an allowed Origin; none for a foreign one or where none is."""
@@ -196,26 +218,30 @@ class Public:
         }
         return Response(status_code=204, headers={**cors, **allowed})
 
-    def _hold(self, connection: StreamConnection, head: bytes) -> Response:
-        return Hold(connection, head, self._node, self._wires)
-
 
 class Overloaded(HTTPException):
-    """503 with a jittered Retry-After."""
+    """503 with a jittered Retry-After; it ends its connection: the next may go elsewhere."""
 
-    def __init__(self, headers: dict[str, str]) -> None:
+    def __init__(self, headers: dict[str, str], reason: str | None) -> None:
         wait = random.randint(*RETRY_AFTER_SECONDS)  # noqa: S311
-        super().__init__(503, "not taking connections now", {"retry-after": str(wait), **headers})
+        always = {"retry-after": str(wait), "connection": "close"}
+        super().__init__(503, reason or "overloaded", {**always, **headers})
 
 
 class Hold(Response):
     """A response that takes the socket and keeps it: the connection's way in."""
 
     def __init__(
-        self, connection: StreamConnection, head: bytes, node: GatewayNode, wires: Wires
+        self,
+        connection: StreamConnection,
+        admitted: Admitted,
+        head: bytes,
+        node: GatewayNode,
+        wires: Wires,
     ) -> None:
         super().__init__()
         self._connection = connection
+        self._admitted = admitted
         self._head = head
         self._node = node
         self._wires = wires
@@ -225,12 +251,13 @@ class Hold(Response):
         taken = scope["extensions"][TAKE_OVER]()
         if taken is None:
             return
-        connection = self._connection
+        connection, admitted = self._connection, self._admitted
         connection.attach(self._wires.hold(taken.transport, connection))
-        self._node.hold(connection)
+        expires_at = admitted.identity.expires_at
+        self._node.hold(connection, expires_at=expires_at, address=admitted.address)
         await self._node.registered(connection)
         connection.open(self._head, early=taken.rest)
-        if self._node.draining:  # it began while this handshake was under way
+        if not self._node.takes_new:  # the drain went on while this handshake was under way
             connection.close(GOING_AWAY)
 
 
@@ -252,9 +279,10 @@ class Park(Response):
         if taken is None:
             self._session.rest()
             return
-        persistence = b"" if taken.keep_alive else b"connection: close\r\n"
-        head = _POLL_HEAD + self._cors_lines + persistence
-        parked = ParkedPoll(self._session, head, taken.resume)
+        resume = taken.resume if taken.keep_alive and not self._session.moves else None
+        if self._session.moves:
+            self._session.moved()
+        parked = ParkedPoll(self._session, _POLL_HEAD + self._cors_lines, resume)
         room = self._session.most_answer_bytes
         parked.attach(self._wires.lend(taken.transport, parked, answer_bytes=room))
         self._session.park(parked, wait_seconds=self._wait_seconds)
@@ -269,11 +297,12 @@ def public_app(
     node: GatewayNode,
     settings: GatewaySettings,
     wires: Wires,
+    auth: Authenticator,
     *,
     extra_routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """Return the application of the public port."""
-    public = Public(node, settings, wires)
+    public = Public(node, settings, wires, auth)
     app = Starlette(
         routes=[*public.routes(), *extra_routes],
         exception_handlers={HTTPException: _refused},
@@ -295,6 +324,11 @@ def internal_app(
         drain()
         return PlainTextResponse("draining\n", 202)
 
+    async def disconnect(request: Request) -> Response:
+        user = user_in_path(request, "/connections/")
+        closed = node.disconnect(user, request.query_params.get("device"))
+        return JSONResponse({"closed": closed}, 200 if closed else 404)
+
     guard = Middleware(
         RequireSecret,
         secret=settings.internal_secret.get_secret_value(),
@@ -305,6 +339,7 @@ def internal_app(
             *push_routes(endpoints),
             Route("/metrics", exposition, methods=["GET"]),
             Route("/drain", start_drain, methods=["POST"]),
+            Route("/connections/{user:path}", disconnect, methods=["DELETE"]),
             *health_routes(node),
         ],
         middleware=[guard],
@@ -321,10 +356,8 @@ def health_routes(node: GatewayNode) -> list[BaseRoute]:
         return JSONResponse({"status": "alive"})
 
     async def readyz(request: Request) -> Response:  # noqa: ARG001
-        if node.ready:
-            return JSONResponse({"status": "ready"})
-        status = "draining" if node.draining else "waiting for the registry"
-        return JSONResponse({"status": status}, 503)
+        status = node.status
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     return [
         Route("/healthz", healthz, methods=["GET"]),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import jwt
 
 from gateway.connection import Identity
+from gateway.jwks import KeyRing
+from gateway.settings import AuthSettings
 from gateway.transports.websocket import BEARER_PREFIX
 from registry.message import valid_device, valid_user
 
@@ -15,41 +18,114 @@ from registry.message import valid_device, valid_user
 MAX_TOKEN_BYTES: Final = 8_192
 COOKIE: Final = "pushgate_token"
 _BEARER: Final = "bearer "
-#: The end of the year 9999: an `exp` beyond it is a mistake, or a way to ask for ever.
-_LAST_DATE: Final = 253_402_300_799
 
 
 class Unauthenticated(Exception):
     """No credential, or not a good one. Says why, never with the token."""
 
 
+class UnknownKey(Unauthenticated):
+    """The token names a key that is not there, or not yet."""
+
+
 class Authenticator:
-    """Verifies JWTs (RFC 7519): HS256, `sub` is the user, `exp` is required, `device` optional."""
+    """Verifies JWTs (RFC 7519): `sub` is the user, `exp` is required, `device` optional.
 
-    def __init__(self, secret: str) -> None:
-        self._secret = secret
+    Which algorithms count is the settings' word, and each has keys of its own: HS256 the secret,
+    whatever `kid` says, RS256 and ES256 the key ring's for that very algorithm. A token chooses
+    among these and brings none: `jku`, `jwk`, `x5u` and `x5c` mean nothing here.
+    """
 
-    def identify(self, token: str) -> Identity:
-        """Return whom `token` speaks for.
+    def __init__(self, settings: AuthSettings, keys: KeyRing | None) -> None:
+        """`keys` are what `KeyRing.of(settings)` gives.
 
         Raises:
+            ValueError: there are none, though an algorithm needs them.
+        """
+        if keys is None and settings.algorithms != {"HS256"}:
+            raise ValueError("RS256 and ES256 need a key ring")
+        secret = settings.jwt_secret
+        self._secret = secret.get_secret_value() if secret is not None else ""
+        self._algorithms = settings.algorithms
+        self._keys = keys
+        self._audience = settings.jwt_audience
+        self._issuer = settings.jwt_issuer
+        self._max_seconds = settings.jwt_max_seconds
+        self._jwt = jwt.PyJWT(
+            {
+                # PyJWT takes a token without `exp` unless told otherwise.
+                "require": ["exp", "sub"],
+                # It refuses any `aud` where none is asked for.
+                "verify_aud": self._audience is not None,
+            }
+        )
+
+    async def authenticate(self, token: str) -> Identity:
+        """Return whom `token` speaks for; for a new key's sake the key set may be read first.
+
+        Raises:
+            Unauthenticated: the token is not valid, or no longer.
+        """
+        try:
+            return self.identify(token)
+        except UnknownKey:
+            if self._keys is None or not await self._keys.renew():
+                raise
+        return self.identify(token)
+
+    def identify(self, token: str) -> Identity:
+        """Return whom `token` speaks for, by the keys there are.
+
+        Raises:
+            UnknownKey: its key is not there; it may be once the key set is read again.
             Unauthenticated: the token is not valid, or no longer.
         """
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated(f"token refused: over {MAX_TOKEN_BYTES} bytes")
         try:
-            claims = jwt.decode(
-                token,
-                self._secret,
-                algorithms=["HS256"],
-                # PyJWT takes a token without `exp` unless told otherwise.
-                options={"require": ["exp", "sub"], "verify_aud": False},
-            )
-        except (jwt.InvalidTokenError, ValueError, OverflowError) as error:
-            raise Unauthenticated(f"token refused: {type(error).__name__}") from None
-        user, device, expires_at = claims["sub"], claims.get("device"), int(claims["exp"])
-        if expires_at > _LAST_DATE:
-            raise Unauthenticated("token refused: exp is no date")
+            claims = self._claims(token)
+        except (jwt.PyJWTError, ValueError, OverflowError) as error:
+            reason = type(error).__name__
+        else:
+            return self._identity(claims)
+        # Not within the handler: the error's text, and a decoder's attributes, repeat the token.
+        raise Unauthenticated(f"token refused: {reason}")
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        """Verify and return the claims."""
+        key, algorithm = self._key(token)
+        decoded = self._jwt.decode_complete(
+            token, key, algorithms=[algorithm], audience=self._audience, issuer=self._issuer
+        )
+        if "crit" in decoded["header"]:
+            # PyJWT knows `b64`, which no JWT may use (RFC 7797 §7).
+            raise Unauthenticated("token refused: crit")
+        claims: dict[str, Any] = decoded["payload"]
+        return claims
+
+    def _key(self, token: str) -> tuple[str | jwt.PyJWK, str]:
+        """Return the key that has to verify `token`, and the one algorithm it is for."""
+        if self._keys is None:
+            return self._secret, "HS256"
+        header = jwt.get_unverified_header(token)
+        algorithm = header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
+            raise jwt.InvalidAlgorithmError
+        if algorithm == "HS256":
+            return self._secret, algorithm
+        key = self._keys.find(algorithm, header.get("kid"))
+        if key is None:
+            raise UnknownKey("token refused: its key is not known")
+        return key, algorithm
+
+    def _identity(self, claims: dict[str, Any]) -> Identity:
+        user, device, expires = claims["sub"], claims.get("device"), claims["exp"]
+        # PyJWT takes what int() takes, "1790000000" too.
+        if not isinstance(expires, int | float):
+            raise Unauthenticated("token refused: exp is no number")
+        expires_at = int(expires)
+        if expires_at > time.time() + self._max_seconds:
+            raise Unauthenticated("token refused: exp is too far ahead")
         if not (isinstance(user, str) and valid_user(user)):
             raise Unauthenticated("token refused: sub is no user id")
         if device is not None and not (isinstance(device, str) and valid_device(device)):

@@ -1,4 +1,4 @@
-"""One connection: identity, wire, state. Every transition of its life is in this file."""
+"""One connection: user, wire, state. Every transition of its life is in this file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
-from gateway.closes import Close
+from gateway.closes import TOKEN_EXPIRED, TOO_OLD, TOO_SLOW, Close
 from gateway.delivery import Delivery
 from gateway.wires import Wire
 
@@ -14,11 +14,18 @@ from gateway.wires import Wire
 CLOSE_GRACE_SECONDS: Final = 4.0
 #: Messages that wait while a handshake waits for the registry, one second at most.
 MAX_BACKLOG: Final = 64
+#: The node's clock counts these; see gateway/sweep.py.
+TICK_SECONDS: Final = 0.25
+#: A tick that never comes.
+NEVER: Final = 1 << 62
+#: A client hears this long before its token expires that it should send another one.
+EXPIRY_NOTICE_SECONDS: Final = 30.0
+_EXPIRY_NOTICE_TICKS: Final = int(EXPIRY_NOTICE_SECONDS / TICK_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a credential speaks for."""
+    """Who a credential speaks for, until `expires_at` (Unix time, seconds)."""
 
     user: str
     device: str | None
@@ -32,6 +39,8 @@ class Bounds:
     heartbeat_seconds: float
     heartbeat_timeout_seconds: float
     inbound_bytes: int
+    inbound_frames: int  # within one heartbeat's interval
+    drops_oldest: bool  # when a client is too slow: drop what is oldest, or close
     poll_grace_seconds: float
     poll_buffer_bytes: int
 
@@ -41,12 +50,19 @@ class State(enum.Enum):
 
     OPENING = "authenticated and on its way into the registry; messages wait for the handshake"
     OPEN = "the client has its 101 or 200; messages go out as they come"
+    PARTING = "told to reconnect elsewhere; messages go out until it does, or its grace ends"
     CLOSING = "released: no message reaches it any more; the end of its socket is awaited"
     CLOSED = "gone; released and forgotten"
 
 
+_SPOKEN_TO: Final = (State.OPEN, State.PARTING)
+_LIVE: Final = (State.OPENING, State.OPEN, State.PARTING)
+
+
 class Keeper(Protocol):
     """The node, as a connection sees it."""
+
+    bounds: Bounds
 
     def release(self, connection: Connection, reason: str) -> None:
         """Let go of a connection that takes no more messages. Called once a connection."""
@@ -54,8 +70,28 @@ class Keeper(Protocol):
     def wake_at(self, connection: Connection, delay_seconds: float) -> None:
         """Call the connection's `wake` after `delay_seconds`; replaces an earlier call."""
 
+    def age_at(self, connection: Connection, delay_seconds: float | None) -> None:
+        """Call the connection's `aged` after `delay_seconds`, or at the node's maximum age."""
+
+    def reconnect_delay(self) -> float:
+        """Draw how long, in seconds, a client that is told to reconnect waits before it does."""
+
+    def refresh(self, connection: Connection, token: str) -> float:
+        """Let the connection live as long as `token`; return for how many seconds that is.
+
+        Raises:
+            Unrefreshed: the token is not good, or not of this user and device.
+        """
+
+    def dropped(self, connection: Connection, messages: int) -> None:
+        """Count messages that were dropped unsent for a client that is too slow."""
+
     def forget(self, connection: Connection) -> None:
         """Wake the connection no more: it is closed. Called once a connection."""
+
+
+class Unrefreshed(Exception):
+    """A token that does not refresh a connection. Says why, never with the token."""
 
 
 class Connection:
@@ -64,13 +100,30 @@ class Connection:
     One slotted object; no task, no queue, no timer of its own.
     """
 
-    __slots__ = ("_keeper", "identity", "state", "wake_slot")
+    __slots__ = (
+        "_farewell",
+        "_keeper",
+        "address",
+        "age_tick",
+        "device",
+        "expiry_tick",
+        "slot",
+        "state",
+        "user",
+        "wake_tick",
+        "warned",
+    )
     transport: ClassVar[str]
 
     def __init__(self, identity: Identity, keeper: Keeper) -> None:
-        self.identity = identity
+        self.user = identity.user
+        self.device = identity.device
         self.state = State.OPENING
-        self.wake_slot = -1
+        self.address: str | None = None  # where connections are counted by address
+        self.slot = -1  # the clock's
+        self.wake_tick = self.age_tick = self.expiry_tick = NEVER
+        self.warned = False
+        self._farewell = TOO_OLD  # what it is closed with if it is told to go, and stays
         self._keeper = keeper
 
     def deliver(self, delivery: Delivery) -> bool:
@@ -81,15 +134,56 @@ class Connection:
         """Tell the client to go, in the transport's own way. Harmless when repeated."""
         raise NotImplementedError
 
+    def part(self, close: Close, delay_seconds: float) -> None:
+        """Tell the client to reconnect after `delay_seconds`, as `close` would; it closes first."""
+        raise NotImplementedError
+
     def wake(self) -> None:
         """Do what `wake_at` was asked for."""
         raise NotImplementedError
 
+    def warn(self, seconds: float) -> None:
+        """Tell the client that its token is good for `seconds` more."""
+
+    def expired(self) -> None:
+        """End what the token was for."""
+        self.close(TOKEN_EXPIRED)
+
+    def aged(self) -> None:
+        """OPEN → PARTING at the maximum age; PARTING → CLOSING where the client did not go."""
+        if self.state is State.PARTING:
+            self.close(self._farewell)
+        else:
+            self.part(TOO_OLD, self._keeper.reconnect_delay())
+
+    def next_tick(self) -> int:
+        """Return when something is due."""
+        warning = 0 if self.warned else _EXPIRY_NOTICE_TICKS
+        return min(self.wake_tick, self.age_tick, self.expiry_tick - warning)
+
+    def due(self, tick: int) -> None:
+        """Do what has become due by `tick`."""
+        if tick >= self.wake_tick:
+            self.wake_tick = NEVER
+            self.wake()
+        if self.state not in _LIVE:
+            return
+        if tick >= self.expiry_tick:
+            self.expiry_tick = NEVER
+            self.expired()
+        elif tick >= self.age_tick:
+            self.age_tick = NEVER
+            self.aged()
+        elif not self.warned and tick >= self.expiry_tick - _EXPIRY_NOTICE_TICKS:
+            self.warned = True
+            self.warn((self.expiry_tick - tick) * TICK_SECONDS)
+
     def _leave(self, reason: str) -> bool:
-        """OPENING, OPEN → CLOSING: be released, once; False where that has happened before."""
-        if self.state not in (State.OPENING, State.OPEN):
+        """OPENING, OPEN, PARTING → CLOSING: be released, once; False where that was before."""
+        if self.state not in _LIVE:
             return False
         self.state = State.CLOSING
+        self.age_tick = self.expiry_tick = NEVER
         self._keeper.release(self, reason)
         return True
 
@@ -98,6 +192,7 @@ class Connection:
         self._leave(reason)
         if self.state is not State.CLOSED:
             self.state = State.CLOSED
+            self.wake_tick = NEVER
             self._keeper.forget(self)
 
 
@@ -131,17 +226,27 @@ class StreamConnection(Connection):
         if self._wire is not None:
             self._wire.listen()
 
+    def part(self, close: Close, delay_seconds: float) -> None:
+        """OPEN → PARTING where the client can be told; else it is closed, and waits by itself."""
+        if self.state is State.OPENING or not self.can_be_told():
+            self.close(close)
+        elif self.state is State.OPEN:
+            self.state = State.PARTING
+            self._farewell = close
+            self._keeper.age_at(self, delay_seconds + CLOSE_GRACE_SECONDS)
+            self.tell_to_reconnect(close, delay_seconds)
+
     def close(self, close: Close) -> None:
-        """OPENING, OPEN → CLOSING: say goodbye; without a handshake there is none to say."""
+        """OPENING, OPEN, PARTING → CLOSING: say goodbye; before a handshake there is none."""
         if self.state is State.OPENING:
             self.abort(close.reason)
         elif self._leave(close.reason):
             self.say_goodbye(close)
 
     def ended(self, reason: str, last_words: bytes) -> None:
-        """OPEN, CLOSING → CLOSING: the peer is done; send what is due to it and close."""
+        """OPEN, PARTING, CLOSING → CLOSING: the peer is done; send what is due to it and close."""
         if self._wire is not None:
-            spoken = self.state is State.OPEN  # before its answer, a client expects nothing else
+            spoken = self.state in _SPOKEN_TO  # before its answer, a client expects nothing else
             if self._leave(reason) and spoken:
                 self._wire.write(last_words)
             self._wire.close()
@@ -152,9 +257,17 @@ class StreamConnection(Connection):
         if self._wire is not None:
             self._wire.abort()
 
-    def overflowed(self) -> None:
-        """End a client that does not read: it has missed what comes next."""
-        self.abort("too slow")
+    def overflowed(self) -> bool:
+        """Drop what waits longest, or end a client that does not read, as the bounds say."""
+        if self._wire is None or self.state not in _SPOKEN_TO:
+            self.abort(TOO_SLOW.reason)
+            return False
+        if self._keeper.bounds.drops_oldest:
+            self._keeper.dropped(self, self._wire.drop_oldest(self.gap_notice()))
+            return True
+        self._wire.drop_all()  # it has missed what comes next: no use in sending the rest
+        self.close(TOO_SLOW)
+        return False
 
     def lost(self) -> None:
         """Any → CLOSED: the socket is gone."""
@@ -163,10 +276,11 @@ class StreamConnection(Connection):
 
     def write(self, data: bytes) -> bool:
         """Hand bytes to the wire; False when the connection takes no more."""
-        if self.state is State.OPEN and self._wire is not None:
+        if self.state in _SPOKEN_TO and self._wire is not None:
             if self._wire.write(data):
                 return True
-            self.abort("lost")
+            if self.state in _SPOKEN_TO:
+                self.abort("lost")
             return False
         return self.state is State.OPENING and self._hold_back(data)
 
@@ -183,6 +297,18 @@ class StreamConnection(Connection):
 
     def opened(self) -> None:
         """Start what the transport does on opening."""
+        raise NotImplementedError
+
+    def can_be_told(self) -> bool:
+        """Whether the client understands being told to reconnect."""
+        raise NotImplementedError
+
+    def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
+        """Tell the client to reconnect after a delay."""
+        raise NotImplementedError
+
+    def gap_notice(self) -> bytes:
+        """Return what stands in place of messages that were dropped; maybe nothing."""
         raise NotImplementedError
 
     def say_goodbye(self, close: Close) -> None:

@@ -28,6 +28,14 @@ class Hub:
     def __len__(self) -> int:
         return sum(map(len, self._users.values()))
 
+    def count(self, user: str) -> int:
+        """Return how many connections a user has."""
+        return len(self._users.get(user, ()))
+
+    def of(self, user: str) -> tuple[Connection, ...]:
+        """Return a user's connections."""
+        return self._users.get(user, ())
+
     def users(self) -> list[str]:
         """Return every user who is here."""
         return list(self._users)
@@ -39,14 +47,14 @@ class Hub:
 
     def add(self, connection: Connection) -> bool:
         """Add a connection; True if it is the user's first."""
-        user = connection.identity.user
+        user = connection.user
         others = self._users.get(user, ())
         self._users[user] = (*others, connection)
         return not others
 
     def remove(self, connection: Connection) -> bool:
         """Remove a connection; True if it was the user's last."""
-        user = connection.identity.user
+        user = connection.user
         others = tuple(other for other in self._users[user] if other is not connection)
         if others:
             self._users[user] = others
@@ -63,7 +71,7 @@ class Hub:
         if connections is None:
             return 0
         if device is not None:
-            connections = tuple(c for c in connections if c.identity.device == device)
+            connections = tuple(c for c in connections if c.device == device)
             if not connections:
                 return Refusal.NO_DEVICE
         took = 0

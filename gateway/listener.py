@@ -2,34 +2,152 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import httptools
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from uvicorn.server import ServerState
 
+from gateway.proxy_header import BadProxyHeader, Network, read, within
 from gateway.wires.takeover import TAKE_OVER, Takeover
 
 _BACKLOG: Final = 4_096
 _KEEP_ALIVE_SECONDS: Final = 75
-_STOP_SECONDS: Final = 2
+_STOP_SECONDS: Final = 1
 #: What may follow an upgrade request before somebody takes the socket.
 _MAX_REST_BYTES: Final = 65_536
+#: Fields of a request's head.
+MAX_HEADERS: Final = 100
+#: Requests that may wait behind the one that is answered: 18 bytes of a client's cost kilobytes.
+MAX_WAITING_REQUESTS: Final = 16
+
+log = structlog.get_logger("gateway.listener")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBounds:
+    """How long a request's head may take, its largest size, and the most sockets there may be."""
+
+    seconds: float
+    size: int
+    sockets: int | None = None
+
+
+class Door:
+    """What one listener lets in: the deadline and the size of a head, balancers, open sockets."""
+
+    __slots__ = ("_said_at", "_turned_away", "bounds", "is_balancer", "open_elsewhere", "waiting")
+
+    def __init__(
+        self,
+        bounds: HeadBounds,
+        *,
+        balancers: Sequence[Network] = (),
+        open_elsewhere: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`open_elsewhere` counts the sockets that have left HTTP and still count as open."""
+        self.bounds = bounds
+        self.is_balancer = within(balancers) if balancers else None
+        self.open_elsewhere = open_elsewhere
+        #: Whose head is awaited, and since when: as each has as long, in the order of their ends.
+        self.waiting: dict[HoldableHTTP, float] = {}
+        self._turned_away: Counter[str] = Counter()
+        self._said_at = 0.0
+
+    def shed(self, protocol: HoldableHTTP) -> bool:
+        """Whether there are too many sockets for one more, which is then closed at once."""
+        sockets = len(protocol.connections) + self.open_elsewhere()
+        if self.bounds.sockets is None or sockets <= self.bounds.sockets:
+            return False
+        self.turn_away(protocol, "no descriptors for more clients")
+        return True
+
+    def turn_away(self, protocol: HoldableHTTP, why: str) -> None:
+        """Close a socket without an answer."""
+        self._turned_away[why] += 1
+        protocol.transport.abort()
+
+    def advance(self, now: float) -> None:
+        """End those whose head is late; log who was turned away, once a second at most."""
+        late = []
+        for protocol, since in self.waiting.items():
+            if now - since < self.bounds.seconds:
+                break
+            late.append(protocol)
+        for protocol in late:
+            del self.waiting[protocol]
+            protocol.transport.abort()
+        if self._turned_away and now - self._said_at >= 1.0:
+            for why, closed in self._turned_away.items():
+                log.warning(why, closed=closed)
+            self._turned_away.clear()
+            self._said_at = now
 
 
 class HoldableHTTP(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, in which an application can take the socket of its request.
+    """uvicorn's HTTP/1.1 with bounds, in which an application can take the socket of its request.
 
     Upgrade requests are routed like any other. Stock WebSocket and streaming servers keep
-    20–45 KB a connection; once the socket is taken nothing of this object remains.
+    20–45 KB a connection; once the socket is taken nothing of this object remains. uvicorn and
+    httptools bound neither a head's size nor its time (measured: a silent socket stays for ever).
     """
 
     _rest: bytes | None = None
+    _proxy_header: bytes | None = None  # what is there of one that is still awaited
+    _head_bytes = 0
+    _in_body = False
+    _refused = False
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        door: Door,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(config, server_state, app_state, loop)
+        self._door = door
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the head's deadline, or turn the socket away where there are too many."""
+        super().connection_made(transport)
+        door = self._door
+        if door.shed(self):
+            return
+        door.waiting[self] = self.loop.time()
+        if door.is_balancer is not None and self.client and door.is_balancer(self.client[0]):
+            self._proxy_header = b""
+
+    def connection_resumed(
+        self, transport: asyncio.Transport, client: tuple[str, int] | None
+    ) -> None:
+        """Take a socket back, between two requests of `client`."""
+        super().connection_made(transport)
+        self.client = client
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the head's deadline."""
+        self._door.waiting.pop(self, None)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; behind an upgrade request, keep what is not HTTP any more."""
@@ -37,6 +155,24 @@ class HoldableHTTP(HttpToolsProtocol):
             self._keep(data)
             return
         self._unset_keepalive_if_required()
+        if self._proxy_header is not None:
+            data = self._without_proxy_header(self._proxy_header + data)
+        while data and not self._refused:
+            if self._in_body:
+                self._feed(data)
+                return
+            room = self._door.bounds.size - self._head_bytes
+            piece, data = data[:room], data[room:]
+            self._head_bytes += len(piece)
+            self._door.waiting.setdefault(self, self.loop.time())
+            self._feed(piece)
+            if self._rest is not None:
+                self._keep(data)
+                return
+            if self._head_bytes >= self._door.bounds.size and data:
+                self._refuse(431, "the head of the request is too large")
+
+    def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -44,10 +180,68 @@ class HoldableHTTP(HttpToolsProtocol):
             self.cycle.keep_alive = False  # whatever follows is of another protocol
             self._keep(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse_what_follows()
+            if not self._refused:
+                self._refuse(400, "this is no HTTP request")
+
+    def _without_proxy_header(self, data: bytes) -> bytes:
+        """Return what follows the PROXY header, once it is whole."""
+        try:
+            header = read(data)
+        except BadProxyHeader:
+            self._refused = True
+            self._door.turn_away(self, "a balancer's connection without a good PROXY header")
+            return b""
+        if header is None:
+            self._proxy_header = data
+            return b""
+        self._proxy_header = None
+        self.client = header.client or self.client
+        return data[header.size :]
+
+    def on_message_complete(self) -> None:
+        """Expect another head."""
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, unless this one's body would be awaited for ever."""
+        if not self.pipeline and self.cycle is not None and self.cycle.more_body:
+            self.transport.close()
+        if self.scope is not self.cycle.scope:  # a head was begun behind this request
+            self._door.waiting.setdefault(self, self.loop.time())
+        super().on_response_complete()
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._refused = True
+        self._door.waiting.pop(self, None)
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            # The request before is whole: it is answered, and the connection ends with it.
+            cycle.keep_alive = False
+            return
+        content = text.encode("ascii") + b"\n"
+        lines = [
+            STATUS_LINE[status].rstrip(b"\r\n"),
+            b"content-type: text/plain; charset=utf-8",
+            b"content-length: %d" % len(content),
+            b"connection: close",
+            b"",
+            content,
+        ]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """Offer the socket to the application."""
+        self._door.waiting.pop(self, None)
+        self._head_bytes = 0
+        self._in_body = True
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(431, "the request has too many header fields")
+            raise _RefusedError
+        if len(self.pipeline) >= MAX_WAITING_REQUESTS:
+            self._refuse(400, "too many requests at once")
+            raise _RefusedError
         super().on_headers_complete()
         extensions: dict[str, Any] = {TAKE_OVER: partial(self.take_over, self.cycle)}
         self.scope["extensions"] = extensions
@@ -65,15 +259,6 @@ class HoldableHTTP(HttpToolsProtocol):
         self._let_go(cycle)
         return taken
 
-    def _refuse_what_follows(self) -> None:
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or cycle.more_body:
-            self.send_400_response("Invalid HTTP request received.")
-            return
-        # The request before is whole: it is answered, and the connection ends with it.
-        cycle.keep_alive = False
-        self._rest = b""
-
     def _keep(self, data: bytes) -> None:
         self._rest = (self._rest or b"") + data
         if len(self._rest) > _MAX_REST_BYTES:
@@ -81,7 +266,7 @@ class HoldableHTTP(HttpToolsProtocol):
 
     def _resume_with(self, *, keep_alive: bool) -> Callable[[bytes], None]:
         config, state, app_state = self.config, self.server_state, self.app_state
-        loop, transport = self.loop, self.transport
+        loop, transport, door, client = self.loop, self.transport, self._door, self.client
 
         def resume(early: bytes) -> None:
             if transport.is_closing():
@@ -89,12 +274,9 @@ class HoldableHTTP(HttpToolsProtocol):
             if not keep_alive:
                 transport.close()
                 return
-            protocol = HoldableHTTP(config, state, app_state, _loop=loop)
-            protocol.connection_made(transport)
+            protocol = HoldableHTTP(config, state, app_state, door, loop)
+            protocol.connection_resumed(transport, client)
             transport.set_protocol(protocol)
-            protocol.timeout_keep_alive_task = loop.call_later(
-                protocol.timeout_keep_alive, protocol.timeout_keep_alive_handler
-            )
             if early:
                 protocol.data_received(early)
 
@@ -103,6 +285,7 @@ class HoldableHTTP(HttpToolsProtocol):
     def _let_go(self, cycle: RequestResponseCycle) -> None:
         """Break every cycle through this object, so that it is freed now and not by the GC."""
         self.connections.discard(self)
+        self._door.waiting.pop(self, None)
         self._unset_keepalive_if_required()
         cycle.scope.pop("extensions", None)
         nothing: Any = None
@@ -112,52 +295,135 @@ class HoldableHTTP(HttpToolsProtocol):
         self.pipeline.clear()
 
 
+class _RefusedError(Exception):
+    """Stops the parser from within, which then fails with an HttpParserError."""
+
+
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, door: Door, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._door = door
+        self._tls = tls
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the process, which has more than one listener."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept, with a deadline for the TLS handshake: uvicorn gives none."""
+        loop = asyncio.get_running_loop()
 
-def bind(host: str, port: int) -> socket.socket:
+        def protocol() -> HoldableHTTP:
+            return HoldableHTTP(self.config, self.server_state, {}, self._door, loop)
+
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": self._tls, "ssl_handshake_timeout": self._door.bounds.seconds}
+        self.servers = [
+            await loop.create_server(protocol, sock=listening, backlog=_BACKLOG, **tls)
+            for listening in sockets or ()
+        ]
+        self.started = True
+
+
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """Return what the public listener's TLS (1.2 or later) is made with, from PEM files.
+
+    Raises:
+        OSError: a file can't be read or is none of these; its text names the settings.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Without a password OpenSSL asks the terminal for an encrypted key's.
+        context.load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"PUSHGATE_TLS_CERT {certificate!r} with PUSHGATE_TLS_KEY {key!r}: "
+            f"{error.strerror or error}",
+        ) from None
+    return context
+
+
+def bind(
+    host: str,
+    port: int,
+    *,
+    reuse_port: bool = False,
+    kernel_buffer_bytes: int = 0,
+    unacknowledged_seconds: float = 0.0,
+) -> socket.socket:
     """Return a listening socket; port 0 takes a free one.
+
+    With `reuse_port`, other processes of this user that say so too share the port, and the kernel
+    deals connections out among them. What is accepted inherits the other two: SO_SNDBUF, and
+    TCP_USER_TIMEOUT (RFC 5482), after which a peer that acknowledges nothing, or whose window
+    stays closed, is gone. 0 leaves either to the kernel.
 
     Raises:
         OSError: the address can't be bound; its text names it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listening = socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=reuse_port
+        )
     except OSError as error:
         raise OSError(
             error.errno, f"can't listen on {host} port {port}: {error.strerror}"
         ) from None
+    if kernel_buffer_bytes:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_buffer_bytes)
+    if unacknowledged_seconds and hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = max(1, int(unacknowledged_seconds * 1_000))
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return listening
 
 
 class Listener:
     """A listening socket and the application behind it."""
 
-    def __init__(self, listening: socket.socket, app: ASGIApp) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        app: ASGIApp,
+        door: Door,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._socket = listening
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=HoldableHTTP,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_STOP_SECONDS,
-            )
+        self._door = door
+        config = uvicorn.Config(
+            app,
+            http=HoldableHTTP,  # _Server makes them
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_STOP_SECONDS,
         )
+        self._server = _Server(config, door, tls)
 
     async def serve(self) -> None:
-        """Accept until `stop`; then finish the requests under way, two seconds at most."""
+        """Accept until `stop`; then finish the requests under way, one second at most."""
         await self._server.serve(sockets=[self._socket])
+
+    @property
+    def full(self) -> bool:
+        """Whether the next socket would be closed at once."""
+        most = self._door.bounds.sockets
+        sockets = len(self._server.server_state.connections) + self._door.open_elsewhere()
+        return most is not None and sockets >= most
+
+    def advance(self, now: float) -> None:
+        """End whoever is late with a request's head; `now` is the event loop's time."""
+        self._door.advance(now)
 
     def stop(self) -> None:
         """Accept no more."""

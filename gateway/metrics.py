@@ -27,6 +27,12 @@ CLOSED = Counter(
     ["transport", "reason"],
     registry=_registry,
 )
+DROPPED = Counter(
+    "pushgate_gateway_dropped_total",
+    "Messages dropped unsent for clients that are too slow (PUSHGATE_SLOW_CONSUMER=drop-oldest).",
+    ["transport"],
+    registry=_registry,
+)
 REFUSED = Counter(
     "pushgate_gateway_refused_total",
     "Requests refused on the public listener, by status.",

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Final
 
 import structlog
 from starlette.routing import BaseRoute
 
+from gateway.admission import (
+    Admission,
+    Limits,
+    memory_mark,
+    most_connections,
+    most_sockets,
+    resident_bytes,
+)
 from gateway.app import internal_app, public_app
+from gateway.auth import Authenticator, Unauthenticated
+from gateway.connection import TICK_SECONDS, Bounds, Identity, Unrefreshed
+from gateway.drain import Drain
 from gateway.hub import Hub
-from gateway.listener import Listener, bind
-from gateway.node import GatewayNode
+from gateway.jwks import KeyRing
+from gateway.listener import Door, HeadBounds, Listener, bind, tls_context
+from gateway.node import GatewayNode, Lifetime
 from gateway.registrar import Registrar
 from gateway.settings import GatewaySettings
-from gateway.sweep import TICK_SECONDS
 from gateway.wires.choice import Wires
 from registry.redis_store import RedisRegistry
 
-#: How long a leaving node waits for its clients' farewells, and then for the registry.
-FAREWELL_SECONDS: Final = 5.0
-RETIRE_SECONDS: Final = 3.0
+#: How long a node that has drained waits for the last farewells, and then for the registry.
+FAREWELL_SECONDS: Final = 2.5
+RETIRE_SECONDS: Final = 1.5
 
 log = structlog.get_logger("gateway")
 
@@ -36,19 +48,27 @@ class Gateway:
         """Bind both ports at once; `extra_routes` go on the public one.
 
         Raises:
-            OSError: a port can't be bound.
+            OSError: a port can't be bound, or the certificate can't be read.
         """
+        self._settings = settings
+        cert, key = settings.tls_cert, settings.tls_key
+        tls = tls_context(cert, key) if cert is not None and key is not None else None
         internal_socket = bind(settings.internal_host, settings.internal_port)
-        public_socket = bind(settings.host, settings.port)
+        public_socket = bind(
+            settings.host,
+            settings.port,
+            reuse_port=settings.workers > 1,
+            kernel_buffer_bytes=settings.kernel_buffer_bytes,
+            unacknowledged_seconds=settings.heartbeat_timeout_seconds,
+        )
         self.internal_port: int = internal_socket.getsockname()[1]
         self.port: int = public_socket.getsockname()[1]
         self._registry = RedisRegistry(
             settings.redis_url, timeout_seconds=settings.redis_timeout_seconds
         )
-        identity = settings.node(self.internal_port)
-        hub = Hub()
-        registrar = Registrar(self._registry, identity, hub)
-        self.node = GatewayNode(identity, hub, registrar)
+        self._keys = KeyRing.of(settings)
+        self._auth = Authenticator(settings, self._keys)
+        self.node = self._node(settings)
         self._stopping = asyncio.Event()
         internal = internal_app(self.node, settings, drain=self.stop)
         self._wires = Wires(
@@ -56,12 +76,20 @@ class Gateway:
             loop=asyncio.get_running_loop(),
             send_buffer_bytes=settings.send_buffer_bytes,
         )
-        public = public_app(self.node, settings, self._wires, extra_routes=extra_routes)
-        self._internal = Listener(internal_socket, internal)
-        self._public = Listener(public_socket, public)
+        public = public_app(self.node, settings, self._wires, self._auth, extra_routes=extra_routes)
+        self._internal = Listener(internal_socket, internal, Door(_heads(settings)))
+        door = Door(
+            _heads(settings, sockets=most_sockets()),
+            balancers=settings.trusted_networks,
+            open_elsewhere=lambda: self.node.admission.held,
+        )
+        self._public = Listener(public_socket, public, door, tls=tls)
 
     def stop(self) -> None:
-        """Leave: tell the clients, give up the lease, then return from `run`."""
+        """Leave: drain, give up the lease, then return from `run`. Called again, leave faster."""
+        if self.node.drain is not None:
+            log.info("drain is hastened", connections=len(self.node.hub))
+            self.node.drain.hasten(time.monotonic())
         self._stopping.set()
 
     async def started(self) -> None:
@@ -69,7 +97,7 @@ class Gateway:
         await self.node.registrar.ready.wait()
 
     async def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`, and on until everybody has left."""
         log.info(
             "gateway starts",
             node=self.node.identity.name,
@@ -79,7 +107,8 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._internal.serve())
             tasks.create_task(self._public.serve())
-            registrar = tasks.create_task(self.node.registrar.run())
+            keys = tasks.create_task(self._keep_keys())
+            registrar = tasks.create_task(self._register())
             clock = tasks.create_task(self._tick())
             announce = tasks.create_task(self._announce())
             await self._stopping.wait()
@@ -88,16 +117,68 @@ class Gateway:
             await asyncio.wait((registrar,))
             await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
             self._internal.stop()
-            clock.cancel()
-            announce.cancel()
+            for task in (clock, announce, keys):
+                task.cancel()
         self._wires.close()
         await self._registry.close()
         log.info("gateway has left", node=self.node.identity.name)
 
+    def _node(self, settings: GatewaySettings) -> GatewayNode:
+        identity = settings.node(self.internal_port)
+        hub = Hub()
+        return GatewayNode(
+            identity,
+            hub,
+            Registrar(self._registry, identity, hub),
+            Admission(_limits(settings), memory=resident_bytes),
+            bounds=_bounds(settings),
+            lifetime=Lifetime(
+                max_age=settings.max_age_seconds,
+                max_age_jitter=settings.max_age_jitter_seconds,
+                reconnect_delay=settings.reconnect_delay_seconds,
+            ),
+            identify=self._identify,
+        )
+
+    def _identify(self, token: str) -> Identity:
+        try:
+            return self._auth.identify(token)
+        except Unauthenticated as error:
+            raise Unrefreshed(str(error)) from None
+
+    async def _keep_keys(self) -> None:
+        if self._keys is not None:
+            try:
+                await self._keys.run()
+            finally:
+                await self._keys.close()
+
+    async def _register(self) -> None:
+        if self._keys is not None and "HS256" not in self._settings.algorithms:
+            await self._keys.loaded.wait()  # until then, every token would be refused
+        await self.node.registrar.run()
+
     async def _leave(self) -> None:
-        log.info("gateway leaves", connections=len(self.node.hub))
-        self.node.leave()
+        settings = self._settings
+        log.info(
+            "gateway leaves; a second signal hastens it",
+            connections=len(self.node.hub),
+            window_seconds=settings.drain_seconds,
+        )
+        drain = Drain(
+            began=time.monotonic(),
+            window_seconds=settings.drain_seconds,
+            settle_seconds=settings.drain_settle_seconds,
+            reconnect_delay_seconds=settings.reconnect_delay_seconds,
+            rate=settings.drain_rate,
+        )
+        self.node.leave(drain)
+        while not drain.over(now := time.monotonic()):
+            if drain.settled(now) and self.node.empty.is_set():
+                break
+            await asyncio.sleep(TICK_SECONDS)
         self._public.stop()
+        self.node.advance()  # closes whoever is left
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self.node.empty.wait()
@@ -105,8 +186,40 @@ class Gateway:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            now = asyncio.get_running_loop().time()
+            self._public.advance(now)
+            self._internal.advance(now)
+            self.node.admission.out_of_sockets = self._public.full
             self.node.advance()
 
     async def _announce(self) -> None:
         await self.started()
         log.info("gateway is ready", node=self.node.identity.name)
+
+
+def _heads(settings: GatewaySettings, *, sockets: int | None = None) -> HeadBounds:
+    return HeadBounds(settings.head_seconds, settings.max_head_bytes, sockets)
+
+
+def _limits(settings: GatewaySettings) -> Limits:
+    memory = settings.max_memory_bytes
+    return Limits(
+        connections=settings.max_connections or most_connections(),
+        per_address=settings.max_connections_per_address,
+        per_user=settings.max_connections_per_user,
+        handshakes_per_second=settings.handshakes_per_second,
+        memory_bytes=memory_mark() // settings.workers if memory is None else memory,
+    )
+
+
+def _bounds(settings: GatewaySettings) -> Bounds:
+    frames = settings.inbound_frames_per_second * settings.heartbeat_seconds
+    return Bounds(
+        heartbeat_seconds=settings.heartbeat_seconds,
+        heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+        inbound_bytes=settings.inbound_bytes,
+        inbound_frames=max(1, int(frames)),
+        drops_oldest=settings.slow_consumer == "drop-oldest",
+        poll_grace_seconds=settings.poll_grace_seconds,
+        poll_buffer_bytes=settings.poll_buffer_bytes,
+    )

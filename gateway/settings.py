@@ -1,45 +1,60 @@
-"""A gateway node's settings: one class, one sentence a field, the unit in the name."""
+"""A gateway node's settings: one class a subject, one sentence a field, the unit in the name."""
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import socket
-from typing import Annotated, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import ValidationInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.origin import Origins
 from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
 from registry.settings import RegistrySettings, printable
 
+#: What a token may be signed with; which of these is the operator's to say, never the token's.
+ALGORITHMS: Final = ("HS256", "RS256", "ES256")
+SlowConsumer = Literal["close", "drop-oldest"]
 
-class GatewaySettings(RegistrySettings):
-    """Flags and PUSHGATE_… variables of `pushgate gateway`."""
 
-    host: Annotated[str, Field(description="Public listener's address.")] = "0.0.0.0"  # noqa: S104
-    port: Annotated[int, Field(ge=0, le=65535, description="Public listener's port.")] = 8080
-    internal_host: Annotated[
-        str, Field(description="Internal listener's address; never make it public.")
-    ] = "127.0.0.1"
-    internal_port: Annotated[
-        int, Field(ge=0, le=65535, description="Internal listener's port.")
-    ] = 8081
-    advertise_address: Annotated[
-        str | None,
-        Field(
-            description="host:port under which processors reach this node; the internal "
-            "listener's, if that is a real address.",
-        ),
+class AuthSettings(BaseSettings):
+    """Who may connect."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+
+    jwt_algorithms: Annotated[
+        str,
+        Field(description="What tokens may be signed with, a comma list of HS256, RS256, ES256."),
+    ] = "HS256"
+    jwt_secret: Annotated[
+        SecretStr | None,
+        Field(min_length=1, validate_default=True, description="Key of HS256 tokens."),
     ] = None
-    node_name: Annotated[
+    jwks_url: Annotated[
         str | None,
-        Field(
-            pattern=r"^[A-Za-z0-9._-]{1,64}$",
-            description="This node's name, unique in the system; host name and internal port.",
-        ),
+        Field(pattern=r"^https?://[^\s]+$", description="Where the keys of RS256 and ES256 are."),
     ] = None
-    jwt_secret: Annotated[SecretStr, Field(min_length=1, description="Key of HS256 tokens.")]
+    jwks_file: Annotated[
+        str | None, Field(description="A file with the keys of RS256 and ES256, instead of a URL.")
+    ] = None
+    jwks_refresh_seconds: Annotated[
+        float, Field(ge=1, le=86_400, description="How often the keys are read again.")
+    ] = 300.0
+    jwt_audience: Annotated[
+        str | None, Field(description="What `aud` has to name; unset, it is not looked at.")
+    ] = None
+    jwt_issuer: Annotated[
+        str | None, Field(description="What `iss` has to be; unset, it is not looked at.")
+    ] = None
+    jwt_max_seconds: Annotated[
+        int,
+        Field(ge=1, description="How far ahead `exp` may lie; a token good for longer is refused."),
+    ] = 366 * 86_400
     internal_secret: Annotated[
         SecretStr,
         AfterValidator(printable),
@@ -52,41 +67,213 @@ class GatewaySettings(RegistrySettings):
             "with *. for any labels. Empty: the same host only."
         ),
     ] = ""
-    max_payload_bytes: Annotated[
-        int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
-    ] = 65_536
-    wire: Annotated[
-        Choice,
-        Field(description="How sockets are held: epoll (Linux, plaintext), transport, or auto."),
-    ] = "auto"
-    send_buffer_bytes: Annotated[
-        int,
-        Field(
-            ge=4_096,
-            description="What may wait for one client that does not read; then it is closed.",
-        ),
-    ] = 1024 * 1024
-    heartbeat_seconds: Annotated[
-        float, Field(gt=0, le=240, description="Interval of WebSocket pings and SSE comments.")
-    ] = 25.0
-    heartbeat_timeout_seconds: Annotated[
-        float, Field(gt=0, le=240, description="How long a WebSocket ping may go unanswered.")
-    ] = 10.0
-    poll_grace_seconds: Annotated[
-        float, Field(gt=0, le=240, description="How long a long-poll session lives between polls.")
-    ] = 30.0
-    poll_buffer_bytes: Annotated[
-        int, Field(ge=4_096, description="What a long-poll session may hold between polls.")
-    ] = 1024 * 1024
-    inbound_bytes: Annotated[
-        int, Field(ge=125, description="Largest message accepted from a WebSocket client.")
-    ] = 65_536
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _of_algorithms(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if unknown := sorted(set(names) - set(ALGORITHMS)):
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(ALGORITHMS)}")
+        return ",".join(names)
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _there_for_hs256(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None and "HS256" in info.data.get("jwt_algorithms", ""):
+            raise PydanticCustomError("missing", "a key is needed for HS256")
+        return value
 
     @field_validator("origins")
     @classmethod
     def _of_origins(cls, value: str) -> str:
         Origins(value)
         return value
+
+    @model_validator(mode="after")
+    def _keys_for_the_others(self) -> Self:
+        if self.jwks_url is not None and self.jwks_file is not None:
+            raise ValueError("set one of PUSHGATE_JWKS_URL and PUSHGATE_JWKS_FILE")
+        asymmetric = self.algorithms - {"HS256"}
+        if asymmetric and self.jwks_url is None and self.jwks_file is None:
+            raise ValueError(
+                f"{', '.join(sorted(asymmetric))} needs keys: set PUSHGATE_JWKS_URL or "
+                "PUSHGATE_JWKS_FILE"
+            )
+        return self
+
+    @property
+    def algorithms(self) -> frozenset[str]:
+        """What tokens may be signed with."""
+        return frozenset(self.jwt_algorithms.split(","))
+
+
+class AdmissionSettings(BaseSettings):
+    """How much a node takes."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+
+    max_connections: Annotated[
+        int | None,
+        Field(ge=1, description="Connections of a node; RLIMIT_NOFILE less a margin if unset."),
+    ] = None
+    max_connections_per_address: Annotated[
+        int, Field(ge=0, description="Connections of one client address; 0 for no limit.")
+    ] = 0
+    max_connections_per_user: Annotated[
+        int, Field(ge=0, description="Connections of one user on a node; 0 for no limit.")
+    ] = 0
+    handshakes_per_second: Annotated[
+        int, Field(ge=0, description="New connections a second on a node; 0 for no limit.")
+    ] = 0
+    max_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="Resident memory above which nothing new is taken; 0 for none; if unset, "
+            "nine tenths of the control group's limit.",
+        ),
+    ] = None
+    head_seconds: Annotated[
+        float, Field(gt=0, le=240, description="How long a request's head may take to arrive.")
+    ] = 10.0
+    max_head_bytes: Annotated[
+        int, Field(ge=1_024, le=1024 * 1024, description="Largest head of a request: 431 above.")
+    ] = 32_768
+    inbound_bytes: Annotated[
+        int, Field(ge=125, description="Largest message accepted from a WebSocket client.")
+    ] = 65_536
+    inbound_frames_per_second: Annotated[
+        float,
+        Field(gt=0, description="Frames a WebSocket client may send, over a heartbeat's interval."),
+    ] = 10.0
+
+
+class HoldingSettings(BaseSettings):
+    """How connections are held, and for how long."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+
+    wire: Annotated[
+        Choice,
+        Field(description="How sockets are held: epoll (Linux, plaintext), transport, or auto."),
+    ] = "auto"
+    send_buffer_bytes: Annotated[
+        int,
+        Field(ge=4_096, description="What may wait in memory for one client that does not read."),
+    ] = 256 * 1024
+    kernel_buffer_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="SO_SNDBUF of each client's socket (Linux doubles it); 0 for the kernel's.",
+        ),
+    ] = 32 * 1024
+    slow_consumer: Annotated[
+        SlowConsumer,
+        Field(
+            description="When a client's buffer is full: close (it reconnects and resumes) or "
+            "drop-oldest (it is told of the gap)."
+        ),
+    ] = "close"
+    heartbeat_seconds: Annotated[
+        float, Field(gt=0, le=240, description="Interval of WebSocket pings and SSE comments.")
+    ] = 25.0
+    heartbeat_timeout_seconds: Annotated[
+        float,
+        Field(gt=0, le=240, description="How long a ping or bytes may go unanswered by a client."),
+    ] = 10.0
+    max_age_seconds: Annotated[
+        float,
+        Field(ge=0, description="Age at which a client is told to reconnect; 0 for never."),
+    ] = 1_800.0
+    max_age_jitter_seconds: Annotated[
+        float, Field(ge=0, description="The age is up to this much less, drawn for each client.")
+    ] = 180.0
+    reconnect_delay_seconds: Annotated[
+        float,
+        Field(
+            ge=0, le=240,
+            description="A client that is told to reconnect does so within this, drawn for each.",
+        ),
+    ] = 5.0  # fmt: skip
+    poll_grace_seconds: Annotated[
+        float, Field(gt=0, le=240, description="How long a long-poll session lives between polls.")
+    ] = 30.0
+    poll_buffer_bytes: Annotated[
+        int, Field(ge=4_096, description="What a long-poll session may hold between polls.")
+    ] = 1024 * 1024
+    max_payload_bytes: Annotated[
+        int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
+    ] = 65_536
+
+
+class DrainSettings(BaseSettings):
+    """How a node leaves."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+
+    drain_seconds: Annotated[
+        float,
+        Field(ge=0, le=86_400, description="Window over which clients are told to leave; 0: now."),
+    ] = 60.0
+    drain_settle_seconds: Annotated[
+        float,
+        Field(
+            ge=0, le=3_600,
+            description="The window's first part, in which readyz is 503 and new clients are "
+            "still taken, so that the balancer notices; a quarter of the window at most.",
+        ),
+    ] = 5.0  # fmt: skip
+    drain_rate: Annotated[
+        float,
+        Field(ge=0, description="Clients told to leave a second at most; 0 for no limit."),
+    ] = 0.0
+
+
+class GatewaySettings(
+    AuthSettings, AdmissionSettings, HoldingSettings, DrainSettings, RegistrySettings
+):
+    """Flags and PUSHGATE_… variables of `pushgate gateway`."""
+
+    host: Annotated[str, Field(description="Public listener's address.")] = "0.0.0.0"  # noqa: S104
+    port: Annotated[int, Field(ge=0, le=65535, description="Public listener's port.")] = 8080
+    internal_host: Annotated[
+        str, Field(description="Internal listener's address; never make it public.")
+    ] = "127.0.0.1"
+    internal_port: Annotated[
+        int,
+        Field(ge=0, le=65535, description="Internal listener's port; worker i has port + i."),
+    ] = 8081
+    advertise_address: Annotated[
+        str | None,
+        Field(
+            description="host:port under which processors reach this node; the internal "
+            "listener's, if that is a real address. Worker i adds i to the port.",
+        ),
+    ] = None
+    node_name: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9._-]{1,64}$",
+            description="This node's name, unique in the system; host name and internal port.",
+        ),
+    ] = None
+    workers: Annotated[
+        int, Field(ge=1, le=256, description="Processes on the public port, each its own node.")
+    ] = 1
+    tls_cert: Annotated[
+        str | None, Field(description="File with the certificate chain (PEM) of the public port.")
+    ] = None
+    tls_key: Annotated[
+        str | None, Field(description="File with the private key (PEM) of the public port.")
+    ] = None
+    proxy_protocol_from: Annotated[
+        str,
+        Field(
+            description="Networks of balancers that send a PROXY header (v1 or v2), a comma list; "
+            "from these it is required, from others it is never read. Empty: none."
+        ),
+    ] = ""
 
     @field_validator("advertise_address")
     @classmethod
@@ -95,6 +282,12 @@ class GatewaySettings(RegistrySettings):
             raise ValueError("that is no host:port")
         if value is not None and _is_wildcard(value.rpartition(":")[0]):
             raise ValueError("that is nobody's address: processors could not reach it")
+        return value
+
+    @field_validator("proxy_protocol_from")
+    @classmethod
+    def _of_networks(cls, value: str) -> str:
+        _networks(value)
         return value
 
     @model_validator(mode="after")
@@ -106,6 +299,48 @@ class GatewaySettings(RegistrySettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("set both PUSHGATE_TLS_CERT and PUSHGATE_TLS_KEY, or neither")
+        if self.tls_cert is not None and self.trusted_networks:
+            raise ValueError(
+                "PUSHGATE_PROXY_PROTOCOL_FROM is for plaintext: behind a balancer TLS ends there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ports_for_all(self) -> Self:
+        if self.workers == 1:
+            return self
+        if 0 in (self.port, self.internal_port):
+            raise ValueError("PUSHGATE_WORKERS above 1 needs a port and an internal port, not 0")
+        if self.internal_port + self.workers - 1 > 65_535:
+            raise ValueError(
+                f"PUSHGATE_INTERNAL_PORT {self.internal_port} leaves no room for {self.workers}"
+            )
+        if self.internal_port <= self.port < self.internal_port + self.workers:
+            raise ValueError(
+                f"PUSHGATE_PORT {self.port} is one of the workers' internal ports: "
+                f"{self.internal_port} to {self.internal_port + self.workers - 1}"
+            )
+        return self
+
+    @property
+    def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """The networks whose connections start with a PROXY header."""
+        return _networks(self.proxy_protocol_from)
+
+    def for_worker(self, index: int) -> Self:
+        """Return the settings of worker `index`: its internal port, name and address."""
+        update: dict[str, object] = {"internal_port": self.internal_port + index}
+        if self.node_name is not None:
+            update["node_name"] = f"{self.node_name}-{index}"
+        if self.advertise_address is not None:
+            host, _, port = self.advertise_address.rpartition(":")
+            update["advertise_address"] = f"{host}:{int(port) + index}"
+        return self.model_copy(update=update)
+
     def node(self, internal_port: int) -> Node:
         """Return this process's node, listening on `internal_port`; each call a new epoch."""
         name = self.node_name or f"{socket.gethostname()[:50]}-{internal_port}"
@@ -114,6 +349,11 @@ class GatewaySettings(RegistrySettings):
             host = f"[{self.internal_host}]" if ":" in self.internal_host else self.internal_host
             address = f"{host}:{internal_port}"
         return Node(_clean(name), secrets.token_hex(8), address)
+
+
+def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    parts = filter(None, (part.strip() for part in text.split(",")))
+    return tuple(ipaddress.ip_network(part) for part in parts)
 
 
 def _clean(name: str) -> str:

@@ -62,6 +62,12 @@ class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
     """All of `pushgate dev`: the gateway's and the processor's, on loopback, with secrets made."""
 
     host: Annotated[str, Field(description="Public listener's address.")] = "127.0.0.1"
+    drain_seconds: Annotated[
+        float, Field(ge=0, le=86_400, description="Window over which clients are told to leave.")
+    ] = 0.0
+    workers: Annotated[
+        int, Field(ge=1, le=1, description="One: the whole system is one process.")
+    ] = 1
     jwt_secret: Annotated[
         SecretStr, Field(min_length=1, description="Key of HS256 tokens; made if not set.")
     ] = Field(default_factory=_secret)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import ClassVar, Final
 
 from gateway.closes import Close
-from gateway.connection import Bounds, Connection, Identity, Keeper, State
+from gateway.connection import Connection, Identity, Keeper, State
 from gateway.delivery import Delivery, json_form
 from gateway.wires import Wire
 
 #: What a client may send behind a parked poll before it is cut off.
 _MAX_EARLY_BYTES: Final = 16_384
+Resume = Callable[[bytes], None]
 #: Stands in the buffer for what was missed: it takes a place in the count, so that a client that
 #: has been told acknowledges it like a message.
 _GAP: Final = b""
@@ -27,8 +26,11 @@ class ParkedPoll:
 
     __slots__ = ("_early", "_head", "_resume", "_session", "_wire")
 
-    def __init__(self, session: PollSession, head: bytes, resume: Callable[[bytes], None]) -> None:
-        """`head` is the answer's head but for its length; `resume` takes the socket back."""
+    def __init__(self, session: PollSession, head: bytes, resume: Resume | None) -> None:
+        """`head` is the answer's head, but for its length and whether the connection persists.
+
+        `resume` takes the socket back; without it, the answer is the connection's last.
+        """
         self._session = session
         self._head = head
         self._resume = resume
@@ -40,15 +42,21 @@ class ParkedPoll:
         self._wire = wire
         wire.listen()
 
-    def answer(self, body: bytes) -> None:
-        """Answer, and give the socket back to HTTP with what came meanwhile."""
-        if self._wire is None:
+    def answer(self, body: bytes, *, last: bool = False) -> None:
+        """Answer, and give the socket back to HTTP with what came meanwhile; or close it."""
+        wire, self._wire = self._wire, None
+        if wire is None:
             return
+        resume = None if last else self._resume
+        persistence = b"connection: close\r\n" if resume is None else b""
         length = b"content-length: %d\r\n\r\n" % len(body)
-        written = self._wire.write(self._head + length + body)  # an overflow aborts the wire
-        self._wire = None
-        if written:
-            self._resume(self._early)
+        written = wire.write(self._head + persistence + length + body)
+        if not written:
+            wire.abort()
+        elif resume is None:
+            wire.close()
+        else:
+            resume(self._early)
 
     def abort(self) -> None:
         """Cut the request off."""
@@ -56,9 +64,9 @@ class ParkedPoll:
         if wire is not None:
             wire.abort()
 
-    def overflowed(self) -> None:
-        """Cut off a client that does not read its answer."""
-        self.abort()
+    def overflowed(self) -> bool:
+        """Refuse to answer a client that does not read its answers: it is cut off."""
+        return False
 
     def received(self, data: bytes) -> None:
         """Keep a pipelined request for later."""
@@ -88,6 +96,7 @@ class PollSession(Connection):
         "_parked",
         "_sessions",
         "key",
+        "moves",
     )
     transport: ClassVar[str] = "poll"
 
@@ -96,17 +105,18 @@ class PollSession(Connection):
         self.key = secrets.token_urlsafe(12)
         self.state = State.OPEN  # there is no handshake to wait for
         self._sessions = sessions
-        self._buffer: deque[bytes] = deque((_GAP,) if gap else ())
+        self._buffer = [_GAP] if gap else []  # a deque takes 760 bytes, empty
         self._bytes = 0
         self._acknowledged = 0
         self._answered = 0
         self._parked: ParkedPoll | None = None
         self._flushing = False
+        self.moves = False  # the next answer is its connection's last: time for another node
 
     def deliver(self, delivery: Delivery) -> bool:
         """Buffer one message; a parked poll is answered at the end of the loop's turn."""
         form = delivery.encoded(json_form)
-        fits = self._bytes + len(form) <= self._sessions.bounds.poll_buffer_bytes
+        fits = self._bytes + len(form) <= self._keeper.bounds.poll_buffer_bytes
         if fits:
             self._buffer.append(form)
             self._bytes += len(form)
@@ -120,12 +130,11 @@ class PollSession(Connection):
     @property
     def most_answer_bytes(self) -> int:
         """The length that an answer may reach: all that the buffer holds, with what joins it."""
-        return 2 * self._sessions.bounds.poll_buffer_bytes
+        return 2 * self._keeper.bounds.poll_buffer_bytes
 
     def belongs_to(self, identity: Identity) -> bool:
         """Whether a credential speaks for the user and device that opened this session."""
-        own = self.identity
-        return (own.user, own.device) == (identity.user, identity.device)
+        return (self.user, self.device) == (identity.user, identity.device)
 
     def knows(self, count: int) -> bool:
         """Whether a cursor is one this session still can answer."""
@@ -157,7 +166,7 @@ class PollSession(Connection):
 
     def rest(self) -> None:
         """Wait for the next poll for the grace time."""
-        self._keeper.wake_at(self, self._sessions.bounds.poll_grace_seconds)
+        self._keeper.wake_at(self, self._keeper.bounds.poll_grace_seconds)
 
     def wake(self) -> None:
         """End the wait of a parked poll, or a session that nobody polls any more."""
@@ -168,9 +177,27 @@ class PollSession(Connection):
 
     def close(self, close: Close) -> None:
         """Answer a parked poll at once and end the session."""
-        self._flush()
-        self._unpark_with(self.empty())
+        body = self._fresh() or self.empty()
+        self._unpark_with(body, last=True)
         self._end(close.reason)
+
+    def part(self, close: Close, delay_seconds: float) -> None:  # noqa: ARG002
+        """Answer a parked poll at once and end the session: the next poll is its reconnect."""
+        self.close(close)
+
+    def aged(self) -> None:
+        """Let the next answer close its connection; the session lives on."""
+        self.moves = True
+
+    def moved(self) -> None:
+        """Take note that an answer closes its connection."""
+        self.moves = False
+        self._keeper.age_at(self, None)
+
+    def expired(self) -> None:
+        """Answer a parked poll at once: the next one needs another token."""
+        if self._parked is not None:
+            self._unpark_with(self.empty())
 
     def _end(self, reason: str) -> None:
         self._sessions.forget(self.key)
@@ -181,18 +208,19 @@ class PollSession(Connection):
         if self._parked is not None and (body := self._fresh()):
             self._unpark_with(body)
 
-    def _unpark_with(self, body: bytes) -> None:
+    def _unpark_with(self, body: bytes, *, last: bool = False) -> None:
         parked, self._parked = self._parked, None
         if parked is not None:
-            parked.answer(body)
+            parked.answer(body, last=last)
             self.rest()
 
     def _all_answered(self) -> bool:
         return len(self._buffer) == self._answered - self._acknowledged
 
     def _acknowledge(self) -> None:
-        for _ in range(self._answered - self._acknowledged):
-            self._bytes -= len(self._buffer.popleft())
+        count = self._answered - self._acknowledged
+        self._bytes -= sum(map(len, self._buffer[:count]))
+        del self._buffer[:count]
         self._acknowledged = self._answered
 
     def _fresh(self) -> bytes | None:
@@ -202,7 +230,7 @@ class PollSession(Connection):
         return self._outstanding()
 
     def _outstanding(self) -> bytes:
-        return self._body(list(islice(self._buffer, self._answered - self._acknowledged)))
+        return self._body(self._buffer[: self._answered - self._acknowledged])
 
     def _body(self, items: list[bytes]) -> bytes:
         cursor = b"%s.%d" % (self.key.encode("ascii"), self._acknowledged + len(items))
@@ -214,12 +242,9 @@ class PollSession(Connection):
 class PollSessions:
     """The node's long-poll sessions, by the key in their cursors."""
 
-    def __init__(
-        self, keeper: Keeper, *, bounds: Bounds, soon: Callable[[Callable[[], None]], object]
-    ) -> None:
+    def __init__(self, keeper: Keeper, *, soon: Callable[[Callable[[], None]], object]) -> None:
         """`soon` defers a call to the end of the event loop's turn."""
         self.keeper = keeper
-        self.bounds = bounds
         self.soon = soon
         self._sessions: dict[str, PollSession] = {}
 
@@ -229,6 +254,10 @@ class PollSessions:
         self._sessions[session.key] = session
         session.rest()
         return session
+
+    def holds(self, cursor: str) -> bool:
+        """Whether a cursor is of a session that is here, whoever's it is."""
+        return cursor.rpartition(".")[0] in self._sessions
 
     def find(self, cursor: str, identity: Identity) -> tuple[PollSession, int] | None:
         """Return the session and count that a cursor names, if it is this user's and known."""

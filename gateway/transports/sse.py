@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 from typing import ClassVar, Final
 
+import msgspec
 from sse_starlette.event import ServerSentEvent
 
-from gateway.closes import Close
+from gateway.closes import Close, Next
 from gateway.connection import (
     CLOSE_GRACE_SECONDS,
-    Bounds,
-    Identity,
-    Keeper,
     State,
     StreamConnection,
 )
@@ -21,6 +19,8 @@ from gateway.delivery import Delivery, json_form
 BINARY_TYPE: Final = "pushgate.binary"
 #: The client's own delay before it reconnects, drawn per client, in milliseconds.
 RETRY_MS: Final = (1_000, 5_000)
+#: The same where its turn to reconnect was drawn for it already.
+_PARTING_RETRY_MS: Final = (100, 1_000)
 _COMMENT: Final = b":\n\n"
 # The stream ends with the connection: one framing fewer on each event, and a cut is a clean end.
 _HEAD: Final = (
@@ -50,15 +50,17 @@ def retry() -> bytes:
     return ServerSentEvent(retry=random.randint(*RETRY_MS), sep="\n").encode()  # noqa: S311
 
 
+def control(name: str, *, retry_ms: int | None = None, **fields: object) -> bytes:
+    """One control event: of type `pushgate.…`, with JSON for data and no id."""
+    data = msgspec.json.encode(fields).decode()
+    return ServerSentEvent(data, event=f"pushgate.{name}", retry=retry_ms, sep="\n").encode()
+
+
 class SseConnection(StreamConnection):
     """An event stream after its head."""
 
-    __slots__ = ("_bounds",)
+    __slots__ = ()
     transport: ClassVar[str] = "sse"
-
-    def __init__(self, identity: Identity, keeper: Keeper, *, bounds: Bounds) -> None:
-        super().__init__(identity, keeper)
-        self._bounds = bounds
 
     def deliver(self, delivery: Delivery) -> bool:
         """Send one message as one event."""
@@ -69,20 +71,37 @@ class SseConnection(StreamConnection):
 
     def opened(self) -> None:
         """Start the heartbeat, out of step with others that opened with this one."""
-        interval = self._bounds.heartbeat_seconds
+        interval = self._keeper.bounds.heartbeat_seconds
         self._keeper.wake_at(self, interval * random.uniform(0.5, 1.0))  # noqa: S311
 
     def wake(self) -> None:
-        """Send a comment, so that a peer that is gone shows itself, and so do we."""
-        if self.state is not State.OPEN:
+        """Send a comment: a peer that is gone leaves it unacknowledged (TCP_USER_TIMEOUT)."""
+        if self.state is State.CLOSING:
             self.abort("goodbye unread")
         elif self.write(_COMMENT):
-            self._keeper.wake_at(self, self._bounds.heartbeat_seconds)
+            self._keeper.wake_at(self, self._keeper.bounds.heartbeat_seconds)
 
-    def say_goodbye(self, close: Close) -> None:  # noqa: ARG002
-        """End the stream; the client comes back after its delay."""
+    def can_be_told(self) -> bool:
+        """Say yes: what does not know the event comes back when the stream ends."""
+        return True
+
+    def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
+        """Send the control event, with a `retry:` for those that wait for the stream's end."""
+        after = int(delay_seconds * 1_000)
+        retry_ms = random.randint(*_PARTING_RETRY_MS)  # noqa: S311
+        self.write(control("reconnect", retry_ms=retry_ms, after_ms=after, code=close.code))
+
+    def gap_notice(self) -> bytes:
+        """Tell of the gap."""
+        return control("gap")
+
+    def say_goodbye(self, close: Close) -> None:
+        """Say why, and end the stream; the client comes back after its delay."""
         if self._wire is not None:
-            self._wire.write(retry())
+            delay = RETRY_MS if close.next is Next.LATER else _PARTING_RETRY_MS
+            retry_ms = random.randint(*delay)  # noqa: S311
+            last = control("close", retry_ms=retry_ms, code=close.code, reason=close.reason)
+            self._wire.write(last)
             self._wire.close()
             # Closing waits for the flush, for ever if the peer does not read.
             self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)

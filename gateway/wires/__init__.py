@@ -14,8 +14,18 @@ class Wire(Protocol):
     def write(self, data: bytes) -> bool:
         """Hand `data` to the kernel or the bounded buffer, in order.
 
-        Returns False when the socket is gone, or the holder was told of an overflow.
+        Returns False when the socket is gone, or the holder was told of an overflow and did not
+        make room.
         """
+
+    def drop_oldest(self, notice: bytes) -> int:
+        """Make room: drop the oldest writes of which nothing is out yet, and return how many.
+
+        `notice` is sent in their place.
+        """
+
+    def drop_all(self) -> None:
+        """Drop every write of which nothing is out yet."""
 
     def close(self) -> None:
         """Close after what was written; nothing more is received. Harmless when repeated."""
@@ -30,8 +40,8 @@ class Held(Protocol):
     def received(self, data: bytes) -> None:
         """Take inbound bytes."""
 
-    def overflowed(self) -> None:
-        """End it: the peer does not read, and the buffer is full."""
+    def overflowed(self) -> bool:
+        """Make room, which is True, or end it: the peer does not read, and the buffer is full."""
 
     def lost(self) -> None:
         """The socket is gone. Called once, also after `close` and `abort`."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gateway.wires import Held, Wire
 from gateway.wires.epoll import EpollSet
-from gateway.wires.transport import TransportWire
+from gateway.wires.transport import LentWire, TransportWire
 
 Choice = Literal["auto", "epoll", "transport"]
 
@@ -33,12 +33,12 @@ class Wires:
                 return self._epoll.take(transport, held, send_buffer_bytes=limit)
             except OSError:  # no descriptor is left for the moment that it takes two
                 pass
-        return TransportWire(transport, held, send_buffer_bytes=limit)
+        return TransportWire(transport, held, limit=limit)
 
     def lend(self, transport: asyncio.Transport, held: Held, *, answer_bytes: int) -> Wire:
         """Take a socket that goes back to HTTP after one answer of at most `answer_bytes`."""
         limit = self._send_buffer_bytes + answer_bytes
-        return TransportWire(transport, held, send_buffer_bytes=limit)
+        return LentWire(transport, held, limit=limit)
 
     def close(self) -> None:
         """Stop watching what is held."""

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from gateway.wires import Held
+from gateway.wires.backlog import Backlog
 
 log = structlog.get_logger("gateway.wires.epoll")
 
@@ -91,7 +92,7 @@ class EpollWire:
         self._descriptor = descriptor
         self._held = held
         self._limit = limit
-        self._unsent: bytearray | None = None
+        self._unsent: Backlog | None = None
         self._listening = False
         self._closing = False
 
@@ -106,23 +107,28 @@ class EpollWire:
         if self._descriptor < 0 or self._closing:
             return False
         if self._unsent is not None:
-            self._unsent += data
-        else:
-            try:
-                sent = os.write(self._descriptor, data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.abort()
-                return False
-            if sent == len(data):
-                return True
-            self._unsent = bytearray(memoryview(data)[sent:])
-            self._watch()
-        if len(self._unsent) > self._limit:
-            self._held.overflowed()
+            self._unsent.append(data)
+            return self._unsent.size <= self._limit or self._held.overflowed()
+        try:
+            sent = os.write(self._descriptor, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.abort()
             return False
+        if sent < len(data):  # one write fits, however long: the limit is for what joins it
+            self._unsent = Backlog(data[sent:], begun=sent > 0)
+            self._watch()
         return True
+
+    def drop_oldest(self, notice: bytes) -> int:
+        """Drop the oldest writes until the rest fits."""
+        return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)
+
+    def drop_all(self) -> None:
+        """Drop what can be dropped."""
+        if self._unsent is not None:
+            self._unsent.drop_all()
 
     def close(self) -> None:
         """Close after what was written."""
@@ -161,21 +167,26 @@ class EpollWire:
             self._held.received(data)
 
     def _flush(self) -> None:
-        if self._unsent is None:
+        unsent = self._unsent
+        if unsent is None:
             return
         try:
-            del self._unsent[: os.write(self._descriptor, self._unsent)]
+            while unsent:
+                part = unsent.first()
+                count = os.write(self._descriptor, part)
+                unsent.sent(count)
+                if count < len(part):
+                    return
         except BlockingIOError:
             return
         except OSError:
             self.abort()
             return
-        if not self._unsent:
-            self._unsent = None
-            if self._closing:
-                self.abort()
-            else:
-                self._watch()
+        self._unsent = None
+        if self._closing:
+            self.abort()
+        else:
+            self._watch()
 
     def _watch(self) -> None:
         reading = _READING if self._listening and not self._closing else 0

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from registry.redis_store import RedisRegistry, _key
+from tests.conformance.steps import is_registered, until_gone
 from tests.support.clients import (
     PING,
     TRANSPORTS,
@@ -42,19 +43,6 @@ def quick(start_gateway: Start) -> GatewayProcess:
 def narrow(start_gateway: Start) -> GatewayProcess:
     """Give a gateway that lets little wait for a client."""
     return start_gateway(send_buffer_bytes=65_536)
-
-
-async def is_registered(registry: RedisRegistry, user: str) -> bool:
-    await registry.refresh()
-    (nodes,) = await registry.lookup([user])
-    return bool(nodes)
-
-
-async def until_gone(registry: RedisRegistry, user: str) -> None:
-    async def gone() -> bool:
-        return not await is_registered(registry, user)
-
-    await eventually(gone, f"no entry of {user} is left")
 
 
 @pytest.mark.parametrize("stream", ["ws-plain", "ws-v1"])

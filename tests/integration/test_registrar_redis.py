@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.connection import Connection, Identity
+from gateway.connection import Connection
 from gateway.hub import Hub
 from gateway.registrar import Registrar
 from registry.directory import Node, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 from tests.support.valkey import RedisServer
+from tests.unit.gateway.fakes import FakeConnection, identity
 
 pytestmark = pytest.mark.anyio
 
@@ -22,16 +23,6 @@ TIMEOUT_SECONDS = 0.5
 #: Faults 5 and 6: back in two seconds after a freeze, a heartbeat and five seconds after a loss.
 RECOVERY_SECONDS = HEARTBEAT_SECONDS + 5.0
 USERS = [f"u{number}" for number in range(1_500)]
-
-
-class Keeper:
-    """Connections of these tests come and go by the hub alone."""
-
-    def release(self, connection: Connection, reason: str) -> None: ...
-
-    def wake_at(self, connection: Connection, delay_seconds: float) -> None: ...
-
-    def forget(self, connection: Connection) -> None: ...
 
 
 class Gateway:
@@ -52,7 +43,7 @@ class Gateway:
 
     def connect(self, *users: str) -> None:
         for user in users:
-            connection = Connection(Identity(user, None, 2_000_000_000), Keeper())
+            connection = FakeConnection(identity(user))
             self._connections[user] = connection
             self.hub.add(connection)
             self.registrar.changed(user)

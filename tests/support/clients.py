@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, cast
 
 import httpx
 import msgspec
@@ -49,14 +49,20 @@ async def eventually(
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def token(user: str, *, device: str | None = None, secret: str = JWT_SECRET) -> str:
-    """Mint a token that is good for ten minutes."""
-    return mint(user, secret, ttl_seconds=600, device=device)
+def token(
+    user: str, *, device: str | None = None, secret: str = JWT_SECRET, ttl_seconds: int = 600
+) -> str:
+    """Mint a token; it is good for ten minutes if nothing else is said."""
+    return mint(user, secret, ttl_seconds=ttl_seconds, device=device)
 
 
-def bearer(user: str, *, device: str | None = None) -> dict[str, str]:
+def bearer(user: str, *, device: str | None = None, ttl_seconds: int = 600) -> dict[str, str]:
     """Give the header that speaks for `user`."""
-    return {"Authorization": f"Bearer {token(user, device=device)}"}
+    return {"Authorization": f"Bearer {token(user, device=device, ttl_seconds=ttl_seconds)}"}
+
+
+Control = dict[str, Any]
+"""A control frame or event: its name under `control`, and its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +308,20 @@ class WebSocketClient:
         return first & 0x0F, payload, start + extended + payload
 
     async def message(self, timeout: float = SECONDS) -> Message:
-        """Give the next message; answer pings on the way."""
+        """Give the next message; answer pings and skip controls on the way."""
+        deadline = time.monotonic() + timeout
+        while not isinstance(found := await self.next(deadline - time.monotonic()), Message):
+            pass
+        return found
+
+    async def control(self, timeout: float = SECONDS) -> Control:
+        """Give the next control frame; no message may come before."""
+        found = await self.next(timeout)
+        assert not isinstance(found, Message), f"a message came: {found}"
+        return found
+
+    async def next(self, timeout: float = SECONDS) -> Message | Control:
+        """Give the next message or control frame; answer pings on the way."""
         deadline = time.monotonic() + timeout
         while True:
             opcode, payload, raw = await self.frame(max(0.0, deadline - time.monotonic()))
@@ -319,7 +338,7 @@ class WebSocketClient:
                 form = json.loads(payload)
                 if "control" in form:
                     assert "data" not in form
-                    continue
+                    return cast("Control", form)
                 return _from_json(form, raw)
             else:
                 assert opcode in (TEXT, BINARY)
@@ -351,6 +370,19 @@ class SseClient:
     async def message(self, timeout: float = SECONDS) -> Message:
         """Give the next event that is a message."""
         deadline = time.monotonic() + timeout
+        while not isinstance(found := await self.next(deadline - time.monotonic()), Message):
+            pass
+        return found
+
+    async def control(self, timeout: float = SECONDS) -> Control:
+        """Give the next control event; no message may come before."""
+        found = await self.next(timeout)
+        assert not isinstance(found, Message), f"a message came: {found}"
+        return found
+
+    async def next(self, timeout: float = SECONDS) -> Message | Control:
+        """Give the next message or control event."""
+        deadline = time.monotonic() + timeout
         while True:
             block = await self.wire.until(b"\n\n", max(0.0, deadline - time.monotonic()))
             fields = self._fields(block)
@@ -361,7 +393,8 @@ class SseClient:
                 return _from_json(json.loads(fields["data"]), block)
             if event is not None and event.startswith("pushgate."):
                 assert "id" not in fields, "control events carry no id"
-                continue
+                form = json.loads(fields["data"])
+                return {"control": event.removeprefix("pushgate."), **form}
             message_id = fields["id"].decode().rpartition(" ")[2]
             return Message(message_id, event, fields["data"], block)
 
@@ -486,10 +519,11 @@ async def connect(
     device: str | None = None,
     answers_pings: bool = True,
     receive_buffer_bytes: int | None = None,
+    ttl_seconds: int = 600,
 ) -> AsyncIterator[Client]:
     """Connect as `user`; for long-poll this opens a session."""
     async with wire_to(port, receive_buffer_bytes=receive_buffer_bytes) as wire:
-        credential = bearer(user, device=device)
+        credential = bearer(user, device=device, ttl_seconds=ttl_seconds)
         client: Client
         if transport == "sse":
             client = await open_sse(wire, credential)
@@ -565,6 +599,12 @@ class Pusher:
         """Push one payload to one user, who must get it."""
         results = await self.push([{"user": user, "data": payload, **fields}], packed=True)
         assert results == [1], results
+
+    async def connections(self) -> int:
+        """Give how many connections the gateway holds."""
+        text = (await self.http.get("/metrics")).text
+        prefix = "pushgate_gateway_connections{"
+        return sum(int(float(x.split()[-1])) for x in text.splitlines() if x.startswith(prefix))
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
@@ -70,6 +70,8 @@ class PushgateProcess:
     """One process of the command line. A context manager that is ready inside and gone after."""
 
     command: ClassVar[str]
+    through: Sequence[str] = ()
+    """A command that runs the command line as its last arguments, as `prlimit` does."""
 
     def __init__(self, name: str, env: Mapping[str, str], *, operators_port: int) -> None:
         """`env` has the PUSHGATE_… settings: none of those of whoever runs the tests count."""
@@ -85,7 +87,7 @@ class PushgateProcess:
         inherited = {name: v for name, v in os.environ.items() if not name.startswith("PUSHGATE_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                tied_to_parent([sys.executable, "-m", "pushgate", self.command]),
+                tied_to_parent([*self.through, sys.executable, "-m", "pushgate", self.command]),
                 env=inherited | {"PYTHONUNBUFFERED": "1"} | self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -127,6 +129,34 @@ class PushgateProcess:
         """The end of what it has logged."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return text[-_LOG_CHARACTERS:]
+
+    @property
+    def log_lines(self) -> int:
+        """How many lines it has logged."""
+        return self._log.read_bytes().count(b"\n")
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors it has open (Linux)."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Its resident memory (Linux)."""
+        return self._memory("VmRSS")
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most resident memory it has had since `forget_peak`."""
+        return self._memory("VmHWM")
+
+    def forget_peak(self) -> None:
+        """Let `peak_bytes` start from what is resident now."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def _memory(self, field: str) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal; harmless when it has ended."""
@@ -208,6 +238,7 @@ class GatewayProcess(PushgateProcess):
             "PUSHGATE_REDIS_URL": redis_url,
             "PUSHGATE_JWT_SECRET": JWT_SECRET,
             "PUSHGATE_INTERNAL_SECRET": INTERNAL_SECRET,
+            "PUSHGATE_DRAIN_SECONDS": "0",  # tests of the drain give a window
         }
         super().__init__(name, env | _as_env(settings), operators_port=self.internal_port)
 

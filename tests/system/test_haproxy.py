@@ -6,14 +6,24 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tests.support.clients import TRANSPORTS, connect, eventually, pusher_to
+from tests.support.clients import (
+    TRANSPORTS,
+    Wire,
+    bearer,
+    connect,
+    eventually,
+    head,
+    open_sse,
+    open_websocket,
+    pusher_to,
+)
 from tests.support.processes import GatewayProcess, free_port, http_status, wait_until
 from tests.system.conftest import StartGateway, StartProcessor
 from tests.system.steps import publish_all, take
@@ -24,7 +34,13 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy/haproxy/haproxy.cfg"
 
 
 @contextmanager
-def haproxy(a: GatewayProcess, b: GatewayProcess) -> Iterator[int]:
+def haproxy(
+    a: GatewayProcess,
+    b: GatewayProcess,
+    *,
+    configuration: Path = CONFIGURATION,
+    send_proxy: bool = False,
+) -> Iterator[int]:
     """Run HAProxy in front of two gateways; gives its port once both are in."""
     binary = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
     if binary is None:
@@ -38,9 +54,11 @@ def haproxy(a: GatewayProcess, b: GatewayProcess) -> Iterator[int]:
         "PUSHGATE_GATEWAY_A_HEALTH": f"127.0.0.1:{a.internal_port}",
         "PUSHGATE_GATEWAY_B_HEALTH": f"127.0.0.1:{b.internal_port}",
     }
+    if send_proxy:
+        env["PUSHGATE_HAPROXY_SEND_PROXY_V2"] = "1"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [binary, "-db", "-f", str(CONFIGURATION)],
+            [binary, "-db", "-f", str(configuration)],
             env=os.environ | env,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -131,3 +149,48 @@ def _went(end: object) -> bool:
         return False
     assert getattr(end, "code", None) == 1001, end
     return True
+
+
+@pytest.fixture(params=["send-proxy-v2", "send-proxy"])
+def sending(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Give the configuration that is shipped, and the same with the protocol's version 1."""
+    text = CONFIGURATION.read_text()
+    assert text.count("default-server send-proxy-v2\n") == 1
+    changed = tmp_path / "haproxy.cfg"
+    changed.write_text(text.replace("send-proxy-v2\n", f"{request.param}\n"))
+    return changed
+
+
+@asynccontextmanager
+async def wire_from(address: str, port: int) -> AsyncIterator[Wire]:
+    """Connect from one of this machine's loopback addresses."""
+    wire = Wire(*await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0)))
+    try:
+        yield wire
+    finally:
+        await wire.close()
+
+
+async def test_gateways_see_the_clients_behind_it_and_not_its_own_address(
+    start_gateway: StartGateway, sending: Path, user: str
+) -> None:
+    gateway = start_gateway(proxy_protocol_from="127.0.0.1/32", max_connections_per_address=1)
+    async with AsyncExitStack() as stack:
+        # One gateway in both places: each would take one client of an address.
+        port = stack.enter_context(
+            haproxy(gateway, gateway, configuration=sending, send_proxy=True)
+        )
+        pusher = await stack.enter_async_context(pusher_to(gateway.internal_port))
+        first, again, other, spoofing = [
+            await stack.enter_async_context(wire_from(address, port))
+            for address in ("127.0.0.9", "127.0.0.9", "127.0.0.10", "127.0.0.11")
+        ]
+        websocket = await open_websocket(first, bearer(user))
+        await again.send(head("GET", "/poll?wait=0", bearer(f"{user}-again")))
+        assert (await again.answer()).status == 503
+        stream = await open_sse(other, bearer(f"{user}-other"))
+        await spoofing.send(b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 8080\r\n")
+        assert (await spoofing.answer()).status == 400
+        for client, name in ((websocket, user), (stream, f"{user}-other")):
+            await pusher.push_one(name, b"through it")
+            assert (await client.message()).payload == b"through it"

@@ -1,21 +1,26 @@
-"""A node and a socket as a connection sees them, which remember what they were told."""
+"""A node, a registry and a socket as a connection sees them, which remember what they were told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from gateway.closes import Close
-from gateway.connection import Bounds, Connection, Identity
+from gateway.connection import Bounds, Connection, Identity, Keeper, Unrefreshed
 from gateway.delivery import Delivery
+from registry.directory import Lease, Node, RegistryUnavailable
 
 BOUNDS = Bounds(
     heartbeat_seconds=25.0,
     heartbeat_timeout_seconds=10.0,
     inbound_bytes=1_000,
+    inbound_frames=250,
+    drops_oldest=False,
     poll_grace_seconds=30.0,
     poll_buffer_bytes=4_096,
 )
+NODE = Node("gw-a", "e1", "127.0.0.1:8081")
 
 
 def identity(user: str = "alice", device: str | None = None) -> Identity:
@@ -30,16 +35,35 @@ def message(payload: bytes | str = b"hello", message_id: str = "m-1") -> Deliver
 class FakeKeeper:
     """The Keeper protocol of gateway/connection.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        self.bounds = bounds
         self.released: list[str] = []
         self.forgotten = 0
         self.wake_in: float | None = None
+        self.ages: list[float | None] = []
+        self.delay = 3.0  # what a client is told to wait
+        self.tokens: dict[str, float] = {}  # those that refresh, and for how long
+        self.dropped_messages = 0
 
     def release(self, connection: Connection, reason: str) -> None:
         self.released.append(reason)
 
     def wake_at(self, connection: Connection, delay_seconds: float) -> None:
         self.wake_in = delay_seconds
+
+    def age_at(self, connection: Connection, delay_seconds: float | None) -> None:
+        self.ages.append(delay_seconds)
+
+    def reconnect_delay(self) -> float:
+        return self.delay
+
+    def refresh(self, connection: Connection, token: str) -> float:
+        if token not in self.tokens:
+            raise Unrefreshed("no good token")
+        return self.tokens[token]
+
+    def dropped(self, connection: Connection, messages: int) -> None:
+        self.dropped_messages += messages
 
     def forget(self, connection: Connection) -> None:
         self.forgotten += 1
@@ -61,18 +85,29 @@ class FakeWire:
         self.aborted = False
         self.gone = False
         self.listening = False
-        self.on_write: Callable[[], None] | None = None
+        self.on_full: Callable[[], bool] | None = None  # set: the next write finds it full
+        self.droppable = 0  # writes that can be dropped
+        self.notices: list[bytes] = []
+        self.emptied = False
 
     def listen(self) -> None:
         self.listening = True
 
     def write(self, data: bytes) -> bool:
-        if self.on_write is not None:
-            self.on_write()
+        full, self.on_full = self.on_full, None
+        if full is not None and not full():
+            return False
         if self.gone or self.closed or self.aborted:
             return False
         self.sent += data
         return True
+
+    def drop_oldest(self, notice: bytes) -> int:
+        self.notices.append(notice)
+        return self.droppable
+
+    def drop_all(self) -> None:
+        self.emptied = True
 
     def close(self) -> None:
         self.closed = True
@@ -91,11 +126,15 @@ class FakeConnection(Connection):
 
     transport: ClassVar[str] = "fake"
 
-    def __init__(self, who: Identity | None = None, *, takes: bool = True) -> None:
-        super().__init__(who or identity(), FakeKeeper())
+    def __init__(
+        self, who: Identity | None = None, *, keeper: Keeper | None = None, takes: bool = True
+    ) -> None:
+        super().__init__(who or identity(), keeper or FakeKeeper())
         self.takes = takes
         self.got: list[Delivery] = []
         self._woken = 0
+        self.told: list[str] = []  # what came due beside its wake-ups
+        self.warnings: list[float] = []
         self.on_deliver: Callable[[], object] = lambda: None
         self.on_wake: Callable[[], object] = lambda: None
 
@@ -108,10 +147,84 @@ class FakeConnection(Connection):
     def close(self, close: Close) -> None:
         self._leave(close.reason)
 
+    def gone(self) -> None:
+        """Let its socket end."""
+        self._closed("lost")
+
     def wake(self) -> None:
         self._woken += 1
         self.on_wake()
 
+    def warn(self, seconds: float) -> None:
+        self.told.append("warned")
+        self.warnings.append(seconds)
+
+    def expired(self) -> None:
+        self.told.append("expired")
+        super().expired()
+
+    def aged(self) -> None:
+        self.told.append("aged")
+
     def woken(self) -> int:
         """Say how often; a method, so that mypy expects another answer each time."""
         return self._woken
+
+
+class FakeRegistry:
+    """The Registry protocol over a set; it can fail, lose everything, or take its time."""
+
+    def __init__(self) -> None:
+        self.users: set[str] = set()
+        self.leased_by: Node | None = None
+        self.taken_by: Node | None = None
+        self.available = True
+        self.writes: list[tuple[list[str], list[str]]] = []
+        self.claims = 0
+        self.heartbeats = 0
+        self.writing = 0
+        self.open = asyncio.Event()  # a write waits for it
+        self.open.set()
+        self.permits: asyncio.Semaphore | None = None  # a write takes one, where there are any
+
+    def _check(self) -> None:
+        if not self.available:
+            raise RegistryUnavailable("as the test wants it")
+
+    async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
+        self._check()
+        self.heartbeats += 1
+        self.claims += claim
+        if self.taken_by is not None and not claim:
+            return Lease.TAKEN
+        held, self.leased_by = self.leased_by == node, node
+        return Lease.HELD if held else Lease.LAPSED
+
+    async def retire(self, node: Node) -> None:
+        self._check()
+        if self.leased_by == node:
+            self.leased_by = None
+
+    async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
+        assert node == NODE
+        self.writing += 1
+        assert self.writing == 1, "one write at a time"
+        try:
+            await self.open.wait()
+            if self.permits is not None:
+                await self.permits.acquire()
+            self._check()
+            self.writes.append((list(here), list(gone)))
+            self.users |= set(here)
+            self.users -= set(gone)
+        finally:
+            self.writing -= 1
+
+    async def refresh(self) -> None: ...
+
+    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
+        return [(NODE,) if user in self.users else () for user in users]
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...

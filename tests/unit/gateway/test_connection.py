@@ -1,20 +1,39 @@
-"""The life of a connection: OPENING → OPEN → CLOSING → CLOSED, released and forgotten once."""
+"""A connection's life: OPENING, OPEN, PARTING, CLOSING, CLOSED; released and forgotten once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 
-from gateway.closes import GOING_AWAY, Close
-from gateway.connection import MAX_BACKLOG, State, StreamConnection
+from gateway.closes import GOING_AWAY, TOO_OLD, TOO_SLOW, Close
+from gateway.connection import (
+    CLOSE_GRACE_SECONDS,
+    EXPIRY_NOTICE_SECONDS,
+    MAX_BACKLOG,
+    NEVER,
+    TICK_SECONDS,
+    State,
+    StreamConnection,
+)
 from gateway.delivery import Delivery
-from tests.unit.gateway.fakes import FakeKeeper, FakeWire, identity, message
+from tests.unit.gateway.fakes import (
+    BOUNDS,
+    FakeConnection,
+    FakeKeeper,
+    FakeWire,
+    identity,
+    message,
+)
+
+NOTICE_TICKS = int(EXPIRY_NOTICE_SECONDS / TICK_SECONDS)
 
 
 class Line(StreamConnection):
     """A transport of one line a message."""
 
     transport: ClassVar[str] = "line"
+    understands = True
 
     def deliver(self, delivery: Delivery) -> bool:
         return self.write(delivery.payload + b"\n")
@@ -28,10 +47,20 @@ class Line(StreamConnection):
     def wake(self) -> None:
         self.abort("no answer")
 
+    def can_be_told(self) -> bool:
+        return self.understands
+
+    def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
+        self.write(b"reconnect in %d: %d\n" % (delay_seconds, close.code))
+
+    def gap_notice(self) -> bytes:
+        return b"gap\n"
+
     def say_goodbye(self, close: Close) -> None:
         if self._wire is not None:
             self._wire.write(b"bye\n")
             self._wire.close()
+            self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)
 
 
 class Rig:
@@ -146,15 +175,161 @@ def test_a_wire_that_is_gone_ends_the_connection(rig: Rig) -> None:
     assert rig.keeper.released == ["lost"]
 
 
-def test_an_overflow_within_a_write_releases_once_under_its_own_name(rig: Rig) -> None:
-    def fill() -> None:
-        rig.wire.gone = True
-        rig.line.overflowed()
-
-    rig.wire.on_write = fill
+def test_an_overflow_says_goodbye_once_under_its_own_name_and_sends_nothing_else(rig: Rig) -> None:
+    rig.wire.on_full = rig.line.overflowed
     assert not rig.line.deliver(message())
-    assert rig.keeper.released == ["too slow"]
+    assert not rig.line.deliver(message())
+    assert rig.wire.emptied
+    assert rig.wire.sent == b"bye\n"
+    assert rig.line.state is State.CLOSING
+    assert not rig.wire.aborted
+    assert rig.keeper.released == [TOO_SLOW.reason]
+
+
+def test_a_goodbye_to_one_who_is_too_slow_has_a_grace_and_no_longer(rig: Rig) -> None:
+    rig.line.overflowed()
+    assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
+    rig.keeper.wake(rig.line)
     assert rig.wire.aborted
+    assert rig.keeper.released == [TOO_SLOW.reason]
+
+
+def test_a_wire_that_overflows_while_it_is_told_to_go_is_cut_off(rig: Rig) -> None:
+    rig.line.close(GOING_AWAY)
+    assert not rig.line.overflowed()
+    assert rig.wire.aborted
+    assert rig.keeper.released == ["node is leaving"]
+
+
+def test_where_the_oldest_is_dropped_an_overflow_makes_room_and_counts(rig: Rig) -> None:
+    rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
+    rig.wire.on_full, rig.wire.droppable = rig.line.overflowed, 3
+    assert rig.line.deliver(message(b"newest"))
+    assert rig.wire.notices == [b"gap\n"]
+    assert rig.keeper.dropped_messages == 3
+    assert rig.line.state is State.OPEN
+    assert not rig.wire.emptied
+    assert (rig.wire.sent, rig.keeper.released) == (b"newest\n", [])
+
+
+def test_a_goodbye_that_overflows_is_not_kept_by_dropping(rig: Rig) -> None:
+    rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
+    rig.line.close(GOING_AWAY)
+    assert not rig.line.overflowed()
+    assert rig.wire.aborted
+
+
+def test_who_is_told_to_part_still_gets_messages_until_the_grace_ends(rig: Rig) -> None:
+    rig.line.part(TOO_OLD, 7.0)
+    assert rig.line.state is State.PARTING
+    assert rig.wire.take() == b"reconnect in 7: 4000\n"
+    assert rig.keeper.ages == [7.0 + CLOSE_GRACE_SECONDS]
+    assert rig.line.deliver(message(b"meanwhile"))
+    assert rig.wire.take() == b"meanwhile\n"
+    assert rig.keeper.released == []
+    rig.line.aged()
+    assert rig.wire.take() == b"bye\n"
+    assert rig.keeper.released == [TOO_OLD.reason]
+
+
+def test_who_is_parting_already_is_not_told_again(rig: Rig) -> None:
+    rig.line.part(TOO_OLD, 7.0)
+    rig.wire.take()
+    rig.line.part(GOING_AWAY, 1.0)
+    assert rig.wire.sent == b""
+    assert rig.keeper.ages == [7.0 + CLOSE_GRACE_SECONDS]
+    assert rig.line.state is State.PARTING
+
+
+def test_who_does_not_understand_is_closed_instead(rig: Rig) -> None:
+    rig.line.understands = False
+    rig.line.part(GOING_AWAY, 7.0)
+    assert rig.wire.sent == b"bye\n"
+    assert rig.keeper.released == ["node is leaving"]
+
+
+def test_who_has_no_answer_yet_is_not_told_but_cut_off(opening: Rig) -> None:
+    opening.line.part(GOING_AWAY, 7.0)
+    opening.open()
+    assert opening.wire.aborted
+    assert opening.wire.sent == b""
+    assert opening.keeper.released == ["node is leaving"]
+
+
+def test_who_parts_of_its_own_accord_is_released_once_and_closed_no_more(rig: Rig) -> None:
+    rig.line.part(TOO_OLD, 7.0)
+    rig.wire.take()
+    rig.line.received(b"x")
+    rig.line.aged()
+    rig.line.lost()
+    assert rig.wire.sent == b"last words\n"
+    assert rig.keeper.released == ["client left"]
+    assert rig.keeper.forgotten == 1
+
+
+def test_at_its_age_a_connection_is_told_to_part_after_the_delay_that_was_drawn(rig: Rig) -> None:
+    rig.keeper.delay = 2.0
+    rig.line.age_tick = 100
+    rig.line.due(99)
+    assert rig.wire.sent == b""
+    rig.line.due(100)
+    assert rig.wire.take() == b"reconnect in 2: 4000\n"
+    rig.line.due(101)
+    assert rig.line.state is State.PARTING
+
+
+def test_a_token_that_runs_out_ends_the_connection_at_its_tick(rig: Rig) -> None:
+    rig.line.expiry_tick = 1_000
+    rig.line.due(999)
+    assert rig.line.state is State.OPEN
+    rig.line.due(1_000)
+    assert rig.keeper.released == ["token expired"]
+
+
+def test_a_token_runs_out_while_parting_too(rig: Rig) -> None:
+    rig.line.part(TOO_OLD, 7.0)
+    rig.line.expiry_tick = 10
+    rig.line.due(10)
+    assert rig.keeper.released == ["token expired"]
+
+
+def test_a_client_is_warned_once_before_its_token_runs_out() -> None:
+    connection = FakeConnection()
+    connection.expiry_tick = 1_000
+    for tick in range(900 - NOTICE_TICKS, 1_001):
+        connection.due(tick)
+    assert connection.told == ["warned", "expired"]
+    assert connection.warnings == [EXPIRY_NOTICE_SECONDS]
+
+
+def test_a_warning_that_comes_late_says_what_is_left() -> None:
+    connection = FakeConnection()
+    connection.expiry_tick = 1_000
+    connection.due(1_000 - 8)
+    assert connection.warnings == [8 * TICK_SECONDS]
+
+
+def test_what_is_due_next_is_the_earliest() -> None:
+    connection = FakeConnection()
+    assert connection.next_tick() == NEVER - NOTICE_TICKS
+    connection.expiry_tick = 1_000
+    assert connection.next_tick() == 1_000 - NOTICE_TICKS
+    connection.warned = True
+    assert connection.next_tick() == 1_000
+    connection.age_tick = 900
+    assert connection.next_tick() == 900
+    connection.wake_tick = 800
+    assert connection.next_tick() == 800
+
+
+def test_nothing_is_due_of_a_connection_that_was_released() -> None:
+    connection = FakeConnection()
+    connection.age_tick = connection.expiry_tick = 10
+    connection.wake_tick = 10
+    connection.on_wake = lambda: connection.close(GOING_AWAY)
+    connection.due(10)
+    assert connection.told == []
+    assert connection.next_tick() > 1 << 60
 
 
 def test_the_peers_end_is_answered_with_last_words_once(rig: Rig) -> None:
@@ -187,6 +362,9 @@ ENDINGS: dict[str, Callable[[Line], object]] = {
     "abort": lambda line: line.abort("aborted"),
     "overflowed": lambda line: line.overflowed(),
     "ended": lambda line: line.ended("ended", b""),
+    "part": lambda line: line.part(GOING_AWAY, 1.0),
+    "age": lambda line: line.aged(),
+    "expire": lambda line: line.expired(),
     "lost": lambda line: line.lost(),
 }
 

@@ -39,6 +39,9 @@ def test_it_counts_connections_and_lists_users(hub: Hub) -> None:
     assert len(hub) == 3
     assert hub.users() == ["alice", "bob"]
     assert list(hub.connections()) == connections
+    assert [hub.count(user) for user in ("alice", "bob", "carol")] == [2, 1, 0]
+    assert hub.of("alice") == tuple(connections[:2])
+    assert hub.of("carol") == ()
 
 
 def test_a_message_reaches_every_connection_of_its_user_and_no_other(hub: Hub) -> None:

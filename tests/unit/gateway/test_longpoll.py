@@ -15,7 +15,7 @@ from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, identity, mes
 class Poll:
     """A poll of one client: answered at once, or parked on a socket of its own."""
 
-    def __init__(self, node: "Node", cursor: str | None, wait: float) -> None:
+    def __init__(self, node: "Node", cursor: str | None, wait: float, *, persists: bool) -> None:
         self.wire = FakeWire()
         self.resumed_with: bytes | None = None
         self.parked: ParkedPoll | None = None
@@ -27,7 +27,8 @@ class Poll:
             self._body: bytes | None = body or self.session.empty()
             return
         self._body = None
-        self.parked = ParkedPoll(self.session, b"HTTP/1.1 200 OK\r\n", self._resume)
+        resume = self._resume if persists else None
+        self.parked = ParkedPoll(self.session, b"HTTP/1.1 200 OK\r\n", resume)
         self.parked.attach(self.wire)
         self.session.park(self.parked, wait_seconds=wait)
 
@@ -45,8 +46,18 @@ class Poll:
         if self._body is not None:
             return json.loads(self._body)  # type: ignore[no-any-return]
         head, _, body = self.wire.sent.partition(b"\r\n\r\n")
-        assert head == b"HTTP/1.1 200 OK\r\ncontent-length: %d" % len(body)
+        status, *fields = head.split(b"\r\n")
+        assert status == b"HTTP/1.1 200 OK"
+        assert fields[-1] == b"content-length: %d" % len(body)
+        assert fields[:-1] == ([b"connection: close"] if self.last else [])
+        assert self.wire.closed is self.last
         return json.loads(body)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> bool:
+        """Whether the answer was its connection's last, and said so."""
+        assert (self.resumed_with is None) is self.wire.closed
+        return self.wire.closed
 
     @property
     def cursor(self) -> str:
@@ -69,10 +80,10 @@ class Node:
         self.who = identity()
         self.keeper = FakeKeeper()
         self._soon: list[Callable[[], None]] = []
-        self.sessions = PollSessions(self.keeper, bounds=BOUNDS, soon=self._soon.append)
+        self.sessions = PollSessions(self.keeper, soon=self._soon.append)
 
-    def poll(self, cursor: str | None = None, *, wait: float = 25.0) -> Poll:
-        return Poll(self, cursor, wait)
+    def poll(self, cursor: str | None = None, *, wait: float = 25.0, persists: bool = True) -> Poll:
+        return Poll(self, cursor, wait, persists=persists)
 
     def push(self, session: PollSession, *payloads: str) -> list[bool]:
         """Deliver within one turn of the event loop."""
@@ -209,6 +220,7 @@ def test_an_answer_that_the_wire_refused_is_given_again(node: Node) -> None:
     poll.wire.gone = True
     node.push(start.session, "one")
     assert poll.resumed_with is None
+    assert poll.wire.aborted
     assert node.poll(start.cursor).data == ["one"]
 
 
@@ -275,10 +287,16 @@ def test_a_second_loss_is_told_too(node: Node) -> None:
 
 def test_a_token_of_another_device_does_not_speak_for_a_session(node: Node) -> None:
     start = node.poll(wait=0)
-    own = start.session.identity
-    other = Identity(own.user, "another device", own.expires_at)
-    assert start.session.belongs_to(own)
+    other = Identity(node.who.user, "another device", node.who.expires_at)
+    assert start.session.belongs_to(node.who)
     assert not start.session.belongs_to(other)
+    assert node.sessions.find(start.cursor, other) is None
+
+
+def test_a_later_token_of_the_same_user_and_device_speaks_for_a_session(node: Node) -> None:
+    start = node.poll(wait=0)
+    later = Identity(node.who.user, node.who.device, node.who.expires_at + 600)
+    assert node.sessions.find(start.cursor, later) == (start.session, 0)
 
 
 def test_a_gap_while_a_poll_waits_is_told_with_the_next_answer_at_the_latest(node: Node) -> None:
@@ -346,6 +364,104 @@ def test_a_close_answers_the_parked_poll_and_ends_the_session(node: Node) -> Non
     assert node.keeper.forgotten == 1
     assert node.keeper.wake_in is None
     assert node.sessions.find(poll.cursor, node.who) is None
+
+
+def test_a_close_is_the_last_answer_of_its_connection(node: Node) -> None:
+    poll = node.poll()
+    poll.session.close(GOING_AWAY)
+    assert poll.last
+    assert not poll.answer["messages"]
+
+
+def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> None:
+    poll = node.poll()
+    poll.session.deliver(message("one"))
+    poll.session.part(GOING_AWAY, 5.0)
+    assert (poll.data, poll.last) == (["one"], True)
+    assert node.keeper.released == ["node is leaving"]
+    assert node.sessions.find(poll.cursor, node.who) is None
+
+
+def test_without_keep_alive_an_answer_is_the_last_and_the_session_lives_on(node: Node) -> None:
+    poll = node.poll(persists=False)
+    node.push(poll.session, "one")
+    assert (poll.data, poll.last) == (["one"], True)
+    again = node.poll(poll.cursor)
+    assert again.waits
+    node.push(again.session, "two")
+    assert (again.data, again.last) == (["two"], False)
+    assert node.keeper.released == []
+
+
+def test_what_came_behind_a_last_poll_is_nobodys(node: Node) -> None:
+    poll = node.poll(persists=False)
+    assert poll.parked is not None
+    poll.parked.received(b"GET /poll HTTP/1.1\r\n")
+    node.push(poll.session, "one")
+    assert poll.last
+    assert poll.resumed_with is None
+
+
+def test_an_age_ends_no_session_and_disturbs_no_poll_that_waits(node: Node) -> None:
+    poll = node.poll()
+    poll.session.aged()
+    assert poll.waits
+    assert poll.session.moves
+    assert poll.session.state is State.OPEN
+    node.push(poll.session, "one")
+    assert poll.data == ["one"]
+
+
+def test_a_session_that_moved_has_its_age_drawn_again(node: Node) -> None:
+    session = node.poll(wait=0).session
+    session.aged()
+    session.moved()
+    assert not session.moves
+    assert node.keeper.ages == [None]
+
+
+def test_a_token_that_runs_out_answers_the_parked_poll_and_keeps_the_session(node: Node) -> None:
+    poll = node.poll()
+    poll.session.expired()
+    assert poll.answer == {"cursor": poll.cursor, "messages": []}
+    assert not poll.last
+    assert node.keeper.released == []
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+    node.push(poll.session, "meanwhile")
+    assert node.poll(poll.cursor).data == ["meanwhile"]
+
+
+def test_a_token_that_runs_out_between_polls_changes_nothing(node: Node) -> None:
+    start = node.poll(wait=0)
+    start.session.expired()
+    assert start.session.state is State.OPEN
+    assert node.poll(start.cursor).waits
+
+
+def test_a_cursor_of_a_session_that_is_here_is_known_whoever_asks(node: Node) -> None:
+    start = node.poll(wait=0)
+    assert node.sessions.holds(start.cursor)
+    assert not node.sessions.holds("another.0")
+    node.keeper.wake(start.session)
+    assert not node.sessions.holds(start.cursor)
+
+
+def test_a_client_that_does_not_read_its_answers_is_cut_off_and_may_come_again(node: Node) -> None:
+    start = node.poll(wait=0)
+    poll = node.poll(start.cursor)
+    assert poll.parked is not None
+    poll.wire.on_full = poll.parked.overflowed
+    node.push(start.session, "one")
+    assert poll.wire.aborted
+    assert (poll.wire.sent, poll.resumed_with) == (b"", None)
+    assert node.poll(start.cursor).data == ["one"]
+
+
+def test_no_answer_is_longer_than_is_said(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, *(str(number) for number in range(300)))
+    poll = node.poll(start.cursor)
+    assert len(json.dumps(poll.answer)) <= start.session.most_answer_bytes
 
 
 def test_a_close_takes_along_what_came_in_the_same_turn(node: Node) -> None:

@@ -3,79 +3,19 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from gateway.hub import Hub
 from gateway.registrar import Registrar
-from registry.directory import Lease, Node, Registry, RegistryUnavailable
-from tests.unit.gateway.fakes import FakeConnection, identity
+from registry.directory import Node, Registry
+from tests.unit.gateway.fakes import NODE, FakeConnection, FakeRegistry, identity
 
 pytestmark = pytest.mark.anyio
 
-NODE = Node("gw-a", "e1", "127.0.0.1:8081")
 HEARTBEAT_SECONDS = 0.02
-
-
-class FakeRegistry:
-    """The Registry protocol over a set; it can fail, lose everything, or take its time."""
-
-    def __init__(self) -> None:
-        self.users: set[str] = set()
-        self.leased_by: Node | None = None
-        self.taken_by: Node | None = None
-        self.available = True
-        self.writes: list[tuple[list[str], list[str]]] = []
-        self.claims = 0
-        self.heartbeats = 0
-        self.writing = 0
-        self.open = asyncio.Event()  # a write waits for it
-        self.open.set()
-        self.permits: asyncio.Semaphore | None = None  # a write takes one, where there are any
-
-    def _check(self) -> None:
-        if not self.available:
-            raise RegistryUnavailable("as the test wants it")
-
-    async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
-        self._check()
-        self.heartbeats += 1
-        self.claims += claim
-        if self.taken_by is not None and not claim:
-            return Lease.TAKEN
-        held, self.leased_by = self.leased_by == node, node
-        return Lease.HELD if held else Lease.LAPSED
-
-    async def retire(self, node: Node) -> None:
-        self._check()
-        if self.leased_by == node:
-            self.leased_by = None
-
-    async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
-        assert node == NODE
-        self.writing += 1
-        assert self.writing == 1, "one write at a time"
-        try:
-            await self.open.wait()
-            if self.permits is not None:
-                await self.permits.acquire()
-            self._check()
-            self.writes.append((list(here), list(gone)))
-            self.users |= set(here)
-            self.users -= set(gone)
-        finally:
-            self.writing -= 1
-
-    async def refresh(self) -> None: ...
-
-    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
-        return [(NODE,) if user in self.users else () for user in users]
-
-    async def ping(self) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 class Rig:
@@ -95,13 +35,13 @@ class Rig:
         connections = [FakeConnection(identity(user)) for user in users]
         for connection in connections:
             if self.hub.add(connection):
-                self.registrar.changed(connection.identity.user)
+                self.registrar.changed(connection.user)
         return connections
 
     def disconnect(self, *connections: FakeConnection) -> None:
         for connection in connections:
             if self.hub.remove(connection):
-                self.registrar.changed(connection.identity.user)
+                self.registrar.changed(connection.user)
 
     async def written(self, user: str) -> bool:
         return await self.registrar.written(user, timeout_seconds=5.0)

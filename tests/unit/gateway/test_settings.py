@@ -33,6 +33,13 @@ def test_the_defaults_are_those_of_the_product() -> None:
     assert (made.internal_host, made.internal_port) == ("127.0.0.1", 8081)
     assert made.origins == ""
     assert made.max_payload_bytes == 65_536
+    assert made.send_buffer_bytes == 262_144
+    assert (made.slow_consumer, made.max_age_seconds) == ("close", 1_800)
+    assert (made.heartbeat_seconds, made.heartbeat_timeout_seconds) == (25, 10)
+    assert (made.drain_seconds, made.drain_settle_seconds, made.drain_rate) == (60, 5, 0)
+    assert (made.max_connections_per_user, made.max_connections_per_address) == (0, 0)
+    assert made.algorithms == {"HS256"}
+    assert (made.workers, made.tls_cert, made.trusted_networks) == (1, None, ())
 
 
 def test_the_environment_sets_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +135,31 @@ def test_a_name_that_could_break_an_entry_is_refused(name: str) -> None:
         ("redis_timeout_seconds", 0),
         ("redis_url", "http://localhost"),
         ("redis_url", "localhost:6379"),
+        ("jwt_algorithms", ""),
+        ("jwt_algorithms", "none"),
+        ("jwt_algorithms", "HS256,HS512"),
+        ("jwt_max_seconds", 0),
+        ("jwks_url", "file:///etc/passwd"),
+        ("jwks_refresh_seconds", 0.5),
+        ("max_connections", 0),
+        ("max_connections_per_address", -1),
+        ("max_connections_per_user", -1),
+        ("handshakes_per_second", -1),
+        ("max_memory_bytes", -1),
+        ("head_seconds", 0),
+        ("max_head_bytes", 1_023),
+        ("inbound_frames_per_second", 0),
+        ("kernel_buffer_bytes", -1),
+        ("slow_consumer", "drop-newest"),
+        ("max_age_seconds", -1),
+        ("max_age_jitter_seconds", -1),
+        ("reconnect_delay_seconds", -1),
+        ("drain_seconds", -1),
+        ("drain_settle_seconds", -1),
+        ("drain_rate", -1),
+        ("workers", 0),
+        ("proxy_protocol_from", "10.0.0.1/8"),
+        ("proxy_protocol_from", "balancer"),
     ],
 )
 def test_a_value_out_of_bounds_stops_the_start(name: str, value: object) -> None:
@@ -140,3 +172,52 @@ def test_a_value_out_of_bounds_stops_the_start(name: str, value: object) -> None
 @pytest.mark.parametrize("value", [300, 86_400, math.inf, math.nan])
 def test_what_the_clock_can_not_wait_for_stops_the_start(name: str, value: float) -> None:
     assert name in refusal(**{name: value})
+
+
+def test_keys_are_needed_for_algorithms_of_two_keys_and_no_secret_is() -> None:
+    assert "PUSHGATE_JWKS_URL" in refusal(jwt_algorithms="RS256")
+    assert "PUSHGATE_JWKS_URL" in refusal(jwt_algorithms="HS256,ES256")
+    made = settings(jwt_algorithms="RS256, ES256", jwt_secret=None, jwks_file="keys.json")
+    assert made.algorithms == {"RS256", "ES256"}
+    assert "PUSHGATE_JWKS_FILE" in refusal(jwks_url="https://id.example/keys", jwks_file="keys")
+    assert "jwt_secret" in refusal(
+        jwt_algorithms="HS256,RS256", jwt_secret=None, jwks_file="keys.json"
+    )
+
+
+@pytest.mark.parametrize("given", [{"tls_cert": "c.pem"}, {"tls_key": "k.pem"}])
+def test_half_of_tls_stops_the_start(given: dict[str, str]) -> None:
+    assert "PUSHGATE_TLS_CERT and PUSHGATE_TLS_KEY" in refusal(**given)
+
+
+def test_networks_of_balancers_are_read_and_go_with_plaintext_alone() -> None:
+    made = settings(proxy_protocol_from="10.0.0.0/8, 192.0.2.7,2001:db8::/32,")
+    assert list(map(str, made.trusted_networks)) == ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]
+    assert "PUSHGATE_PROXY_PROTOCOL_FROM" in refusal(
+        tls_cert="c.pem", tls_key="k.pem", proxy_protocol_from="10.0.0.0/8"
+    )
+
+
+def test_each_worker_has_an_internal_port_a_name_and_an_address_of_its_own() -> None:
+    made = settings(workers=3, node_name="gw", advertise_address="[2001:db8::1]:8081")
+    workers = [made.for_worker(index) for index in range(3)]
+    assert [worker.internal_port for worker in workers] == [8081, 8082, 8083]
+    nodes = [worker.node(worker.internal_port) for worker in workers]
+    assert [node.name for node in nodes] == ["gw-0", "gw-1", "gw-2"]
+    assert [node.address for node in nodes] == [f"[2001:db8::1]:{8081 + i}" for i in range(3)]
+    assert {worker.port for worker in workers} == {8080}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"port": 0},
+        {"internal_port": 0},
+        {"internal_port": 65_534},
+        {"port": 8_083},
+        {"port": 8_081},
+    ],
+)
+def test_ports_that_workers_would_fight_for_stop_the_start(given: dict[str, int]) -> None:
+    assert "PUSHGATE_" in refusal(workers=3, **given)
+    assert settings(**given)

@@ -3,12 +3,12 @@
 import json
 import re
 from base64 import b64decode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from gateway.closes import GOING_AWAY
-from gateway.connection import State
+from gateway.closes import CLOSES, GOING_AWAY, TOO_OLD, TOO_SLOW, Close, Next
+from gateway.connection import CLOSE_GRACE_SECONDS, State
 from gateway.delivery import Delivery
 from gateway.transports import sse
 from gateway.transports.sse import SseConnection
@@ -141,7 +141,7 @@ class Rig:
     def __init__(self) -> None:
         self.keeper = FakeKeeper()
         self.wire = FakeWire()
-        self.connection = SseConnection(identity(), self.keeper, bounds=BOUNDS)
+        self.connection = SseConnection(identity(), self.keeper)
         self.connection.attach(self.wire)
         self.connection.open(b"")
 
@@ -182,17 +182,89 @@ def test_what_a_client_sends_means_nothing(rig: Rig) -> None:
     assert rig.wire.take() == b""
 
 
-def test_goodbye_is_a_delay_and_the_end_of_the_stream(rig: Rig) -> None:
-    rig.connection.close(GOING_AWAY)
-    rig.connection.close(GOING_AWAY)
-    events, retry = parse(rig.wire.take())
-    assert events == []
+@pytest.mark.parametrize("close", CLOSES, ids=lambda close: str(close.code))
+def test_goodbye_is_an_event_with_the_close_and_a_delay_and_the_end_of_the_stream(
+    rig: Rig, close: Close
+) -> None:
+    rig.connection.close(close)
+    rig.connection.close(close)
+    ((event,), retry) = parse(rig.wire.take())
+    assert (event.id, event.type) == ("", "pushgate.close")
+    assert json.loads(event.data) == {"code": close.code, "reason": close.reason}
     assert retry is not None
     assert rig.wire.closed
-    assert rig.keeper.released == ["node is leaving"]
+    assert rig.keeper.released == [close.reason]
+
+
+def test_the_delay_of_a_goodbye_is_the_longer_one_where_the_client_is_to_wait() -> None:
+    delays: dict[Next, set[int]] = {}
+    for close in CLOSES * 20:
+        rig = Rig()
+        rig.connection.close(close)
+        delays.setdefault(close.next, set()).add(parse(rig.wire.take())[1] or 0)
+    low, high = sse.RETRY_MS
+    later = delays.pop(Next.LATER)
+    assert len(later) > 10
+    assert low <= min(later) <= max(later) <= high
+    assert max(max(others) for others in delays.values()) <= low
+
+
+def test_a_message_after_goodbye_is_refused(rig: Rig) -> None:
+    rig.connection.close(GOING_AWAY)
+    rig.wire.take()
+    assert not rig.connection.deliver(message("late"))
+    assert rig.wire.sent == b""
+
+
+def test_who_is_told_to_reconnect_gets_an_event_and_goes_on(rig: Rig) -> None:
+    rig.connection.part(TOO_OLD, 2.5)
+    ((event,), retry) = parse(rig.wire.take())
+    assert (event.id, event.type) == ("", "pushgate.reconnect")
+    assert json.loads(event.data) == {"after_ms": 2_500, "code": 4000}
+    assert retry is not None
+    assert rig.connection.state is State.PARTING
+    assert not rig.wire.closed
+    assert rig.connection.deliver(message("meanwhile"))
+    assert parse(rig.wire.take())[0] == [Event("m-1", "message", "meanwhile")]
+
+
+def test_a_control_event_leaves_the_last_events_id_as_it_was(rig: Rig) -> None:
+    rig.connection.deliver(message("one", "m-7"))
+    rig.connection.part(TOO_OLD, 1.0)
+    assert b"id:" not in rig.wire.take().partition(b"\n\n")[2]
+
+
+def test_a_heartbeat_goes_on_while_parting(rig: Rig) -> None:
+    rig.connection.part(TOO_OLD, 1.0)
+    rig.wire.take()
+    rig.keeper.wake(rig.connection)
+    assert rig.wire.take().startswith(b":")
+
+
+def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
+    rig.wire.on_full = rig.connection.overflowed
+    assert not rig.connection.deliver(message("too much"))
+    ((event,), retry) = parse(rig.wire.take())
+    assert event.type == "pushgate.close"
+    assert json.loads(event.data) == {"code": 4001, "reason": TOO_SLOW.reason}
+    assert retry is not None
+    assert rig.wire.emptied
+    assert (rig.wire.closed, rig.wire.aborted) == (True, False)
+    assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
+    rig.keeper.wake(rig.connection)
+    assert rig.wire.aborted
+
+
+def test_where_the_oldest_is_dropped_the_gap_is_told(rig: Rig) -> None:
+    rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
+    rig.wire.on_full = rig.connection.overflowed
+    assert rig.connection.deliver(message("newest"))
+    (notice,) = rig.wire.notices
+    assert parse(notice)[0] == [Event("", "pushgate.gap", "{}")]
 
 
 def test_a_goodbye_that_nobody_reads_is_cut_off(rig: Rig) -> None:
     rig.connection.close(GOING_AWAY)
+    assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
     rig.keeper.wake(rig.connection)
     assert rig.wire.aborted

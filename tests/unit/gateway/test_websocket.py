@@ -1,16 +1,18 @@
 """WebSocket (RFC 6455): handshakes, frames either way, heartbeats, and what is kept in between."""
 
 import gc
+import json
 import struct
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
-from websockets.protocol import Protocol
 
-from gateway.closes import GOING_AWAY
+from gateway.closes import GOING_AWAY, TOO_OLD, TOO_SLOW
 from gateway.connection import CLOSE_GRACE_SECONDS, State
 from gateway.delivery import Delivery
+from gateway.transports.inbound import Inbound
 from gateway.transports.websocket import (
     BadHandshake,
     WebSocketConnection,
@@ -81,6 +83,18 @@ class Rig:
             self.connection.received(frame)
         return self.frames()
 
+    def controls(self) -> list[dict[str, Any]]:
+        """Take what the server sent, which is control frames alone."""
+        frames = self.frames()
+        assert all(opcode == TEXT for opcode, _ in frames)
+        return [json.loads(payload) for _, payload in frames]
+
+    def say(self, text: str | bytes, opcode: int = TEXT) -> list[dict[str, Any]]:
+        """Send one message and return the answer."""
+        payload = text.encode() if isinstance(text, str) else text
+        self.connection.received(client_frame(opcode, payload))
+        return self.controls()
+
     @property
     def closed_with(self) -> int:
         ((opcode, payload),) = self.frames()
@@ -92,7 +106,7 @@ class Rig:
 
 def make(subprotocol: str | None = None) -> Rig:
     keeper, wire = FakeKeeper(), FakeWire()
-    connection = WebSocketConnection(identity(), keeper, subprotocol=subprotocol, bounds=BOUNDS)
+    connection = WebSocketConnection(identity(), keeper, subprotocol=subprotocol)
     connection.attach(wire)
     return Rig(keeper, wire, connection)
 
@@ -100,6 +114,13 @@ def make(subprotocol: str | None = None) -> Rig:
 @pytest.fixture
 def rig() -> Rig:
     rig = make()
+    rig.connection.open(b"")
+    return rig
+
+
+@pytest.fixture
+def v1() -> Rig:
+    rig = make("pushgate.v1")
     rig.connection.open(b"")
     return rig
 
@@ -266,7 +287,7 @@ def test_frames_may_be_cut_anywhere(rig: Rig, cut: int) -> None:
 
 def test_six_bytes_that_look_like_a_pong_within_a_frame_are_its_payload(rig: Rig) -> None:
     lookalike = client_frame(PONG)
-    whole = client_frame(TEXT, b"x" * 20)
+    whole = client_frame(BINARY, b"x" * 20)
     rig.connection.received(whole[:10])
     rig.connection.received(lookalike)  # six bytes of the payload
     rig.connection.received(whole[16:])
@@ -289,7 +310,7 @@ def test_a_new_message_within_one_in_fragments_is_a_protocol_error(rig: Rig) -> 
 
 
 def holds_a_parser(connection: WebSocketConnection) -> bool:
-    return any(isinstance(part, Protocol) for part in gc.get_referents(connection))
+    return any(isinstance(part, Inbound) for part in gc.get_referents(connection))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +353,10 @@ def test_a_parser_costs_memory_only_within_a_frame_or_a_message(
         (close_frame(1005), 1002),
         (client_frame(TEXT, b"x" * (BOUNDS.inbound_bytes + 1)), 1009),
         (client_frame(TEXT, b"x" * 70_000)[:14], 1009),  # it is enough to announce it
+        (client_frame(TEXT, b"\xff"), 1007),
+        (client_frame(TEXT, b"\xc3", fin=False) + client_frame(CONTINUATION, b"x"), 1007),
+        (client_frame(PONG) * (BOUNDS.inbound_frames + 1), 1008),
+        (client_frame(BINARY) + client_frame(TEXT) * BOUNDS.inbound_frames, 1008),
     ],
 )
 def test_a_client_that_breaks_the_protocol_is_told_why_and_closed(
@@ -339,7 +364,14 @@ def test_a_client_that_breaks_the_protocol_is_told_why_and_closed(
 ) -> None:
     rig.connection.received(bad)
     assert rig.closed_with == code
-    assert rig.keeper.released == ["protocol error"]
+    assert rig.keeper.released == [
+        {
+            1002: "protocol error",
+            1007: "text is not UTF-8",
+            1008: "too many frames",
+            1009: "message too big",
+        }[code]
+    ]
     assert not rig.connection.deliver(message())
 
 
@@ -353,6 +385,40 @@ def test_fragments_count_together(rig: Rig) -> None:
     rig.connection.received(client_frame(TEXT, half, fin=False))
     rig.connection.received(client_frame(CONTINUATION, half, fin=False))
     assert rig.closed_with == 1009
+
+
+@pytest.mark.parametrize(
+    "frame", [client_frame(PONG), client_frame(PONG, b"x"), client_frame(TEXT)]
+)
+def test_frames_that_come_one_by_one_count_together(rig: Rig, frame: bytes) -> None:
+    for _ in range(BOUNDS.inbound_frames):
+        rig.connection.received(frame)
+    assert rig.connection.state is State.OPEN
+    rig.connection.received(frame)
+    assert rig.closed_with == 1008
+    assert rig.keeper.released == ["too many frames"]
+
+
+def heartbeat(rig: Rig) -> None:
+    """Let the answer to a ping be seen, and the next ping go out."""
+    rig.keeper.wake(rig.connection)
+    rig.keeper.wake(rig.connection)
+    assert rig.frames() == [(PING, b"")]
+
+
+@pytest.mark.parametrize("under_way", [b"", client_frame(TEXT, b"a", fin=False)])
+def test_frames_are_counted_anew_with_each_heartbeat(rig: Rig, under_way: bytes) -> None:
+    rig.connection.received(under_way)
+    rig.keeper.wake(rig.connection)
+    rig.wire.take()
+    for _ in range(5):
+        for _ in range(BOUNDS.inbound_frames):
+            rig.connection.received(client_frame(PONG))
+        heartbeat(rig)
+    rig.connection.received(client_frame(PONG) * BOUNDS.inbound_frames)
+    assert rig.connection.state is State.OPEN
+    rig.connection.received(client_frame(PONG))
+    assert rig.closed_with == 1008
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 3000, 4999])
@@ -439,3 +505,136 @@ def test_a_goodbye_without_an_answer_is_cut_off_after_its_grace(rig: Rig) -> Non
     rig.connection.received(client_frame(PONG))
     rig.keeper.wake(rig.connection)
     assert rig.wire.aborted
+
+
+# Controls
+
+
+def test_a_good_token_refreshes_and_says_for_how_long(v1: Rig) -> None:
+    v1.keeper.tokens["new"] = 90.5
+    answer = v1.say('{"control": "refresh", "token": "new"}')
+    assert answer == [{"control": "refreshed", "expires_in_ms": 90_500}]
+    assert v1.connection.state is State.OPEN
+
+
+def test_a_bad_token_is_refused_and_ends_nothing(v1: Rig) -> None:
+    answer = v1.say('{"control": "refresh", "token": "secret-token"}')
+    assert answer == [{"control": "refused", "reason": "no good token"}]
+    assert v1.connection.state is State.OPEN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "hello",
+        "{}",
+        "[]",
+        "null",
+        '{"control": "refresh"}',
+        '{"control": "refresh", "token": null}',
+        '{"control": "refresh", "token": 7}',
+        '{"control": "other", "token": "new"}',
+        '{"token": "new"}',
+        '{"control": ["refresh"], "token": "new"}',
+        '{"control": "refresh", "token": "new"',
+        '{"control": "refresh", "token": "new"} x',
+        "[" * 990,
+        "\x00",
+    ],
+)
+def test_what_is_no_refresh_means_nothing(v1: Rig, text: str) -> None:
+    v1.keeper.tokens["new"] = 90.0
+    assert v1.say(text) == []
+    assert v1.connection.state is State.OPEN
+
+
+@pytest.mark.parametrize("refused", ["", "other", "\\ud800", "\\u0000", "x" * 900])
+def test_whatever_is_given_as_a_token_ends_nothing(v1: Rig, refused: str) -> None:
+    assert all(
+        answer == {"control": "refused", "reason": "no good token"}
+        for answer in v1.say(f'{{"control": "refresh", "token": "{refused}"}}')
+    )
+    assert v1.connection.state is State.OPEN
+
+
+def test_a_refresh_is_a_text_message_of_v1_and_of_nothing_else(v1: Rig) -> None:
+    refresh = '{"control": "refresh", "token": "new"}'
+    v1.keeper.tokens["new"] = 90.0
+    assert v1.say(refresh, BINARY) == []
+    for subprotocol in ("pushgate.plain", None):
+        rig = make(subprotocol)
+        rig.keeper.tokens["new"] = 90.0
+        rig.connection.open(b"")
+        assert rig.say(refresh) == []
+
+
+def test_a_refresh_may_come_in_fragments(v1: Rig) -> None:
+    v1.keeper.tokens["é"] = 90.0
+    data = '{"control": "refresh", "token": "é"}'.encode()
+    cut = data.index(b"\xc3") + 1  # within the character
+    v1.connection.received(client_frame(TEXT, data[:cut], fin=False))
+    v1.connection.received(client_frame(CONTINUATION, data[cut:]))
+    assert [frame["control"] for frame in v1.controls()] == ["refreshed"]
+
+
+def test_a_token_that_is_about_to_run_out_is_told_to_v1_alone(v1: Rig, rig: Rig) -> None:
+    v1.connection.warn(29.5)
+    assert v1.controls() == [{"control": "expiring", "in_ms": 29_500}]
+    rig.connection.warn(29.5)
+    assert rig.frames() == []
+
+
+def test_a_v1_client_is_told_to_reconnect_and_gets_messages_until_it_does(v1: Rig) -> None:
+    v1.connection.part(TOO_OLD, 2.5)
+    assert v1.controls() == [{"control": "reconnect", "after_ms": 2_500, "code": 4000}]
+    assert v1.connection.state is State.PARTING
+    assert v1.connection.deliver(message())
+    assert v1.receive(client_frame(PING, b"still there"))[-1] == (PONG, b"still there")
+    assert v1.receive(close_frame(1000)) == [(CLOSE, struct.pack("!H", 1000))]
+    assert v1.keeper.released == ["client left"]
+
+
+def test_a_client_that_is_parting_may_refresh(v1: Rig) -> None:
+    v1.keeper.tokens["new"] = 90.0
+    v1.connection.part(TOO_OLD, 2.5)
+    v1.wire.take()
+    answer = v1.say('{"control": "refresh", "token": "new"}')
+    assert answer == [{"control": "refreshed", "expires_in_ms": 90_000}]
+
+
+@pytest.mark.parametrize("subprotocol", ["pushgate.plain", None])
+def test_a_plain_client_is_closed_instead(subprotocol: str | None) -> None:
+    rig = make(subprotocol)
+    rig.connection.open(b"")
+    rig.connection.part(TOO_OLD, 2.5)
+    assert rig.frames() == [(CLOSE, struct.pack("!H", 4000) + b"maximum age reached")]
+    assert rig.keeper.released == ["maximum age reached"]
+
+
+def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
+    rig.wire.on_full = rig.connection.overflowed
+    assert not rig.connection.deliver(message("too much"))
+    assert rig.frames() == [(CLOSE, struct.pack("!H", 4001) + TOO_SLOW.reason.encode())]
+    assert rig.wire.emptied
+    assert not rig.wire.aborted
+    assert rig.keeper.released == [TOO_SLOW.reason]
+    assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
+    rig.keeper.wake(rig.connection)
+    assert rig.wire.aborted
+
+
+@pytest.mark.parametrize(
+    ("subprotocol", "notice"),
+    [("pushgate.v1", [(TEXT, b'{"control":"gap"}')]), ("pushgate.plain", []), (None, [])],
+)
+def test_where_the_oldest_is_dropped_v1_is_told_of_the_gap(
+    subprotocol: str | None, notice: list[tuple[int, bytes]]
+) -> None:
+    rig = make(subprotocol)
+    rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
+    rig.connection.open(b"")
+    rig.wire.on_full, rig.wire.droppable = rig.connection.overflowed, 2
+    assert rig.connection.deliver(message())
+    assert [server_frames(sent) for sent in rig.wire.notices] == [notice]
+    assert rig.keeper.dropped_messages == 2

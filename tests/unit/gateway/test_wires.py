@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -16,6 +17,7 @@ from gateway.wires.choice import Wires
 pytestmark = pytest.mark.anyio
 
 LIMIT = 1_000_000
+NOTICE = b"gap\n"
 
 
 class Holder:
@@ -28,15 +30,21 @@ class Holder:
         self.gone = asyncio.Event()
         self.heard = asyncio.Event()
         self.wire: Wire | None = None
+        self.makes_room = False
+        self.dropped = 0
 
     def received(self, data: bytes) -> None:
         self.got += data
         self.heard.set()
 
-    def overflowed(self) -> None:
+    def overflowed(self) -> bool:
         self.overflows += 1
         assert self.wire is not None
-        self.wire.abort()
+        if self.makes_room:
+            self.dropped += self.wire.drop_oldest(NOTICE)
+        else:
+            self.wire.abort()
+        return self.makes_room
 
     def lost(self) -> None:
         self.losses += 1
@@ -118,6 +126,120 @@ async def test_a_full_buffer_is_told_and_refuses(choice: Literal["epoll", "trans
             assert taken < 3 * LIMIT
         assert holder.overflows == 1
         assert not wire.write(b"x")
+
+
+def line(number: int) -> bytes:
+    return (b"%06d" % number) * 500 + b"\n"
+
+
+def numbers(received: bytes) -> list[int | None]:
+    """Read lines back; a notice is None. Fails on what is torn."""
+    *lines, rest = received.split(b"\n")
+    assert rest == b"", "the last line is torn"
+    read = [None if text + b"\n" == NOTICE else int(text[:6]) for text in lines]
+    for number, text in zip(read, lines, strict=True):
+        assert number is None or text + b"\n" == line(number), "a line is torn"
+    return read
+
+
+async def test_where_the_holder_makes_room_the_newest_arrive_whole_behind_one_notice(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    count = 5 * LIMIT // len(line(0))
+    async with held(choice) as (wire, holder, peer):
+        holder.makes_room = True
+        assert all(wire.write(line(number)) for number in range(count))
+        assert holder.overflows > 1
+        wire.close()
+        read = numbers(await read_to_end(peer))
+        await asyncio.wait_for(holder.gone.wait(), 5)
+    assert read.count(None) == 1
+    got = [number for number in read if number is not None]
+    assert all(earlier < later for earlier, later in pairwise(got))
+    assert len(got) + holder.dropped == count
+    assert got[-1] == count - 1
+    before = read.index(None)
+    assert read[:before] == list(range(before))
+    assert read[before + 1 :] == list(range(count - len(read) + before + 1, count))
+    assert LIMIT * 0.9 < len(read[before:]) * len(line(0)) < LIMIT * 1.1
+
+
+@pytest.mark.parametrize("all_at_once", [True, False])
+async def test_a_write_of_which_a_part_is_out_arrives_whole(
+    choice: Literal["epoll", "transport"], all_at_once: bool
+) -> None:
+    first = b"a" * 400_000
+    async with held(choice) as (wire, holder, peer):
+        holder.makes_room = True
+        assert wire.write(first)
+        assert all(wire.write(line(number)) for number in range(2 * LIMIT // len(line(0))))
+        if all_at_once:
+            wire.drop_all()
+            assert wire.write(NOTICE)
+        wire.close()
+        received = await read_to_end(peer)
+        await asyncio.wait_for(holder.gone.wait(), 5)
+    assert received.startswith(first + NOTICE)
+    assert (received == first + NOTICE) is all_at_once
+    assert holder.dropped > 0
+
+
+async def test_what_waits_can_be_dropped_for_a_goodbye(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        written = 0
+        while written * len(line(0)) < LIMIT // 2:
+            assert wire.write(line(written))
+            written += 1
+        wire.drop_all()
+        assert wire.write(b"999999" * 500 + b"\n")
+        wire.close()
+        read = numbers(await read_to_end(peer))
+        await asyncio.wait_for(holder.gone.wait(), 5)
+    assert read[-1] == 999_999
+    assert read[:-1] == list(range(len(read) - 1))
+    assert len(read) < written // 2
+    assert holder.overflows == 0
+
+
+async def test_where_nothing_waits_there_is_nothing_to_drop(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, _, peer):
+        assert wire.write(b"hello")
+        assert wire.drop_oldest(NOTICE) == 0
+        wire.drop_all()
+        assert wire.write(b" world")
+        assert await read_to_end(peer, count=11) == b"hello world"
+
+
+async def test_a_wire_without_a_socket_drops_nothing(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, _):
+        wire.abort()
+        await asyncio.wait_for(holder.gone.wait(), 5)
+        assert wire.drop_oldest(NOTICE) == 0
+        wire.drop_all()
+        assert not wire.write(b"x")
+
+
+async def test_a_lent_socket_answers_all_that_was_agreed_and_no_more() -> None:
+    loop = asyncio.get_running_loop()
+    ours, peer = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
+    peer.setblocking(False)
+    transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+    wires = Wires("auto", loop=loop, send_buffer_bytes=50_000)
+    holder = Holder()
+    wire = holder.wire = wires.lend(transport, holder, answer_bytes=300_000)
+    assert wire.write(b"x" * 300_000)
+    assert not wire.write(b"y" * 100_000)
+    assert holder.overflows == 1
+    await asyncio.wait_for(holder.gone.wait(), 5)
+    wires.close()
+    peer.close()
 
 
 async def test_an_abort_does_not_wait_for_the_peer_and_tells_later(

@@ -82,6 +82,10 @@ def test_a_file_that_is_not_there_is_no_error() -> None:
         (GatewayCommandSettings, "advertise_address", "http://gw:8081"),
         (GatewayCommandSettings, "advertise_address", "gw:99999"),
         (GatewayCommandSettings, "advertise_address", "999.1.1.1:80"),
+        (GatewayCommandSettings, "slow_consumer", "wait"),
+        (GatewayCommandSettings, "drain_rate", "-1"),
+        (GatewayCommandSettings, "workers", "0"),
+        (GatewayCommandSettings, "jwks_url", "ftp://localhost/keys"),
         (ProcessorCommandSettings, "kafka_bootstrap", "localhost:abc"),
         (ProcessorCommandSettings, "kafka_ca_file", "/nowhere/ca.pem"),
         (ProcessorCommandSettings, "kafka_topics", " , "),
@@ -116,6 +120,12 @@ def test_what_is_missing_is_named_with_what_it_is() -> None:
         load(GatewayCommandSettings, {})
     assert "PUSHGATE_JWT_SECRET is not set: " in caught.value.message
     assert "PUSHGATE_INTERNAL_SECRET is not set: " in caught.value.message
+
+
+def test_without_hs256_no_secret_is_asked_for() -> None:
+    message = explained(GatewayCommandSettings, jwt_algorithms="RS256", jwt_secret=None)
+    assert "PUSHGATE_JWKS_URL" in message
+    assert "PUSHGATE_JWT_SECRET" not in message
 
 
 def test_an_address_that_nobody_could_reach_is_explained() -> None:

@@ -1,0 +1,439 @@
+"""Clients that vanish or never read, a machine that runs out, and a clock that jumps."""
+
+import asyncio
+import ctypes
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from registry.redis_store import RedisRegistry
+from tests.support.clients import (
+    SECONDS,
+    Client,
+    Ended,
+    Pusher,
+    Wire,
+    bearer,
+    connect,
+    eventually,
+    head,
+    open_sse,
+    open_websocket,
+    pusher_to,
+    request,
+    upgrade_headers,
+    wire_to,
+)
+from tests.support.processes import GatewayProcess, http_status
+from tests.support.valkey import RedisServer
+from tests.system.conftest import StartGateway
+
+pytestmark = pytest.mark.anyio
+
+PULSE_SECONDS: Final = 2.0
+"""A heartbeat's interval here, and how long an answer may take."""
+GONE_SECONDS: Final = 2 * PULSE_SECONDS + 2.0
+MOST_LOG_LINES: Final = 100
+TWO_HOURS: Final = 2 * 3_600
+MIB: Final = 1024 * 1024
+_numbers = itertools.count(1)
+
+
+# What the tests have in common
+
+
+async def is_registered(registry: RedisRegistry, user: str) -> bool:
+    await registry.refresh()
+    return bool((await registry.lookup([user]))[0])
+
+
+async def serves(pusher: Pusher, clients: dict[str, Client], payload: bytes) -> None:
+    """See that every client gets a message of its own."""
+    for user, client in clients.items():
+        await pusher.push_one(user, payload)
+        assert (await client.message()).payload == payload
+
+
+async def status_of_new(
+    gateway: GatewayProcess, path: str, user: str, *, good_for: int = 600
+) -> int:
+    """Ask for a connection; 0 where it is closed without an answer."""
+    fields = upgrade_headers() if path == "/ws" else {}
+    try:
+        async with wire_to(gateway.port) as wire:
+            await wire.send(head("GET", path, {**fields, **bearer(user, ttl_seconds=good_for)}))
+            return (await wire.answer(bodiless=path == "/sse")).status
+    except (Ended, OSError):
+        return 0
+
+
+# Clients whose packets are dropped (half-open connections)
+
+
+class Network:
+    """A network namespace with one link to this one, over which packets can be dropped."""
+
+    def __init__(self) -> None:
+        number = os.getpid() % 16_384 * 4
+        self.name = f"pushgate-{os.getpid()}"
+        self.ours, self.theirs = f"pg{os.getpid()}a", f"pg{os.getpid()}b"
+        # 198.18.0.0/15 is for tests between networks (RFC 2544), never routed.
+        self.our_address = f"198.18.{number >> 8}.{number % 256 + 1}"
+        self.their_address = f"198.18.{number >> 8}.{number % 256 + 2}"
+
+    def set_up(self) -> None:
+        """Make both ends and the link; CalledProcessError where that is not allowed."""
+        _ip("netns", "add", self.name)
+        _ip("link", "add", self.ours, "type", "veth", "peer", "name", self.theirs)
+        _ip("link", "set", self.theirs, "netns", self.name)
+        _ip("addr", "add", f"{self.our_address}/30", "dev", self.ours)
+        _ip("link", "set", self.ours, "up")
+        _ip("-n", self.name, "addr", "add", f"{self.their_address}/30", "dev", self.theirs)
+        _ip("-n", self.name, "link", "set", self.theirs, "up")
+
+    def tear_down(self) -> None:
+        """Remove what is there of it. Harmless when repeated."""
+        for command in (("link", "del", self.ours), ("netns", "del", self.name)):
+            with suppress(subprocess.CalledProcessError):
+                _ip(*command)
+
+    def drop(self) -> None:
+        """Let packets vanish both ways: each end sends to a link address that nobody has."""
+        nobody = ("lladdr", "02:00:00:00:00:01", "nud", "permanent")
+        _ip("neigh", "replace", self.their_address, "dev", self.ours, *nobody)
+        there = ("-n", self.name, "neigh", "replace", self.our_address)
+        _ip(*there, "dev", self.theirs, *nobody)
+
+    async def wire_to(self, port: int) -> Wire:
+        """Connect from within the namespace."""
+        plug = await asyncio.to_thread(self._plug)
+        async with asyncio.timeout(SECONDS):
+            await asyncio.get_running_loop().sock_connect(plug, (self.our_address, port))
+        return Wire(*await asyncio.open_connection(sock=plug))
+
+    def _plug(self) -> socket.socket:
+        """Make a socket of the namespace: a socket stays in the one that its thread was in."""
+        with Path("/proc/thread-self/ns/net").open("rb") as ours:
+            _enter(Path("/run/netns", self.name))
+            try:
+                plug = socket.socket()
+            finally:
+                _set_namespace(ours.fileno())
+        plug.setblocking(False)
+        return plug
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _enter(namespace: Path) -> None:
+    with namespace.open("rb") as file:
+        _set_namespace(file.fileno())
+
+
+def _set_namespace(descriptor: int) -> None:
+    """Call setns(2), which Python has from 3.12 on, for this thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, 0):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """Give a network of the test's own; skip where none can be made."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs ip, which is not installed: apt-get install iproute2")
+    made = Network()
+    try:
+        try:
+            made.set_up()
+        except subprocess.CalledProcessError as error:
+            reason = error.stderr.decode(errors="replace").strip()
+            pytest.skip(f"needs a network namespace, which root can make: {reason}")
+        yield made
+    finally:
+        made.tear_down()
+
+
+@pytest.mark.parametrize("wire", ["epoll", "transport"])
+async def test_clients_whose_packets_are_dropped_are_gone_in_time(
+    start_gateway: StartGateway, network: Network, registry: RedisRegistry, user: str, wire: str
+) -> None:
+    gateway = start_gateway(
+        host=network.our_address,
+        wire=wire,
+        heartbeat_seconds=PULSE_SECONDS,
+        heartbeat_timeout_seconds=PULSE_SECONDS,
+    )
+    users = [f"{user}-{kind}" for kind in ("ws", "sse")]
+    websocket = await network.wire_to(gateway.port)
+    stream = await network.wire_to(gateway.port)
+    try:
+        async with pusher_to(gateway.internal_port) as pusher:
+            clients: dict[str, Client] = {
+                users[0]: await open_websocket(websocket, bearer(users[0])),
+                users[1]: await open_sse(stream, bearer(users[1])),
+            }
+            await serves(pusher, clients, b"before")
+            assert all([await is_registered(registry, name) for name in users])
+            before = gateway.descriptors
+            network.drop()
+
+            async def gone() -> bool:
+                left = [name for name in users if await is_registered(registry, name)]
+                return not left and not await pusher.connections()
+
+            await eventually(gone, "both are gone", timeout_seconds=GONE_SECONDS)
+            await eventually(lambda: gateway.descriptors <= before - 2, "both sockets are gone")
+    finally:
+        await websocket.close()
+        await stream.close()
+
+
+# Clients that never read
+
+
+@pytest.mark.parametrize("transport", ["ws-plain", "sse"])
+async def test_fifty_clients_that_never_read_are_cut_and_nobody_else_notices(
+    start_gateway: StartGateway, registry: RedisRegistry, user: str, transport: str
+) -> None:
+    gateway = start_gateway(send_buffer_bytes=65_536)
+    stalled = [f"{user}-{number}" for number in range(50)]
+    payload = "x" * 16_384
+    async with pusher_to(gateway.internal_port) as pusher, AsyncExitStack() as stack:
+        good: Client = await stack.enter_async_context(connect(transport, gateway.port, user))
+        await serves(pusher, {user: good}, b"before")
+        before = gateway.descriptors
+        for name in stalled:
+            silent = connect(transport, gateway.port, name, receive_buffer_bytes=4_096)
+            await stack.enter_async_context(silent)
+        async with asyncio.timeout(20):
+            results: list[int | dict[str, str]] = [1]
+            while any(result == 1 for result in results):
+                (results,) = await pusher.push([{"user": stalled, "data": payload}])
+                await promptly(pusher, good, user)
+        assert not any([await is_registered(registry, name) for name in stalled])
+        # Each has had a moment to read why; then it is cut, read or not.
+        await eventually(
+            lambda: gateway.descriptors <= before, "all sockets are gone", timeout_seconds=8.0
+        )
+        await promptly(pusher, good, user)
+        assert await pusher.connections() == 1
+
+
+async def promptly(pusher: Pusher, client: Client, user: str) -> None:
+    began = time.monotonic()
+    await pusher.push_one(user, b"beside")
+    assert (await client.message()).payload == b"beside"
+    assert time.monotonic() - began < 1.0
+
+
+async def test_clients_that_stop_reading_below_the_bound_are_cut_by_the_heartbeat(
+    start_gateway: StartGateway, registry: RedisRegistry, user: str
+) -> None:
+    gateway = start_gateway(
+        send_buffer_bytes=4 * MIB,
+        heartbeat_seconds=PULSE_SECONDS,
+        heartbeat_timeout_seconds=PULSE_SECONDS,
+    )
+    stalled = [f"{user}-{number}" for number in range(50)]
+    async with pusher_to(gateway.internal_port) as pusher, AsyncExitStack() as stack:
+        good = await stack.enter_async_context(connect("sse", gateway.port, user))
+        for number, name in enumerate(stalled):
+            transport = ("ws-plain", "sse")[number % 2]
+            silent = connect(transport, gateway.port, name, receive_buffer_bytes=4_096)
+            await stack.enter_async_context(silent)
+        for _ in range(10):
+            (results,) = await pusher.push([{"user": stalled, "data": "x" * 60_000}])
+        assert results == [1] * len(stalled), "nobody has been cut for what waits"
+
+        async def gone() -> bool:
+            await promptly(pusher, good, user)
+            return await pusher.connections() == 1
+
+        await eventually(gone, "they are gone", timeout_seconds=GONE_SECONDS)
+        assert not any([await is_registered(registry, name) for name in stalled])
+
+
+# A machine that runs out
+
+
+def of_few_descriptors(valkey: RedisServer) -> GatewayProcess:
+    """Give a gateway, not started, that may open 256 descriptors; skip where none can be made."""
+    if shutil.which("prlimit") is None:
+        pytest.skip("needs prlimit, which is not installed: apt-get install util-linux")
+    gateway = GatewayProcess(f"few-{next(_numbers)}", redis_url=valkey.url)
+    gateway.through = ("prlimit", "--nofile=256")
+    return gateway
+
+
+async def test_out_of_descriptors_those_that_are_in_are_served_and_the_log_stays_short(
+    valkey: RedisServer, user: str
+) -> None:
+    with of_few_descriptors(valkey) as gateway:
+        async with pusher_to(gateway.internal_port) as pusher, AsyncExitStack() as stack:
+            clients: dict[str, Client] = {
+                f"{user}-{number}": await stack.enter_async_context(
+                    connect(("ws-v1", "sse")[number % 2], gateway.port, f"{user}-{number}")
+                )
+                for number in range(20)
+            }
+            await serves(pusher, clients, b"before")
+            # Sockets that say nothing: they have a descriptor and are no connections yet.
+            crowd = [await stack.enter_async_context(wire_to(gateway.port)) for _ in range(600)]
+            asked = [
+                asyncio.create_task(status_of_new(gateway, "/ws", f"{user}-late"))
+                for _ in range(300)
+            ]
+            assert set(await asyncio.gather(*asked)) <= {0, 503}
+            await serves(pusher, clients, b"meanwhile")
+            assert http_status(gateway.internal_port, "/readyz") == 503
+            for wire in crowd:
+                await wire.close()
+
+            async def recovered() -> bool:
+                ready = http_status(gateway.port, "/readyz") == 200
+                return ready and await status_of_new(gateway, "/ws", user) == 101
+
+            await eventually(recovered, "new clients are taken again")
+            await serves(pusher, clients, b"after")
+        assert gateway.log_lines <= MOST_LOG_LINES
+
+
+async def test_with_every_place_taken_the_rest_is_refused_and_the_log_stays_short(
+    valkey: RedisServer, user: str
+) -> None:
+    with of_few_descriptors(valkey) as gateway:
+        async with pusher_to(gateway.internal_port) as pusher:
+            async with AsyncExitStack() as stack:
+                clients: dict[str, Client] = {}
+                while http_status(gateway.internal_port, "/readyz") == 200:
+                    assert len(clients) < 256, "it takes more than it has descriptors"
+                    name = f"{user}-{len(clients)}"
+                    clients[name] = await stack.enter_async_context(
+                        connect("ws-v1", gateway.port, name)
+                    )
+                assert len(clients) > 128
+                answers = [await status_of_new(gateway, "/ws", user) for _ in range(300)]
+                assert set(answers) == {503}
+                assert http_status(gateway.port, "/readyz") == 503
+                await serves(pusher, clients, b"meanwhile")
+
+            async def recovered() -> bool:
+                ready = http_status(gateway.port, "/readyz") == 200
+                return ready and await status_of_new(gateway, "/ws", user) == 101
+
+            await eventually(recovered, "new clients are taken again")
+        assert gateway.log_lines <= MOST_LOG_LINES
+
+
+async def test_above_the_memory_mark_new_clients_are_refused_and_old_ones_served(
+    start_gateway: StartGateway, user: str
+) -> None:
+    gateway = start_gateway(
+        max_memory_bytes=200 * MIB, poll_buffer_bytes=256 * MIB, max_payload_bytes=2 * MIB
+    )
+    assert gateway.resident_bytes < 150 * MIB
+    async with (
+        pusher_to(gateway.internal_port) as pusher,
+        connect("poll", gateway.port, f"{user}-hoard"),
+        connect("ws-v1", gateway.port, f"{user}-ws") as websocket,
+        connect("sse", gateway.port, f"{user}-sse") as stream,
+    ):
+        clients = {f"{user}-ws": websocket, f"{user}-sse": stream}
+        while gateway.resident_bytes < 200 * MIB:
+            await pusher.push_one(f"{user}-hoard", b"x" * 2 * MIB)
+        await eventually(lambda: gateway.readyz() == 503, "the mark is noticed")
+        storm = [
+            status_of_new(gateway, path, user)
+            for path in ("/ws", "/sse", "/poll?wait=0")
+            for _ in range(100)
+        ]
+        assert set(await asyncio.gather(*storm)) == {503}
+        for port in (gateway.port, gateway.internal_port):
+            assert (await request(port, "GET", "/readyz")).status == 503
+            assert (await request(port, "GET", "/healthz")).status == 200
+        await serves(pusher, clients, b"meanwhile")
+        assert gateway.resident_bytes < 250 * MIB
+        assert gateway.log_lines <= MOST_LOG_LINES
+        await pusher.http.delete(f"/connections/{user}-hoard")
+        await eventually(lambda: gateway.readyz() == 200, "memory is given back and noticed")
+        assert await status_of_new(gateway, "/ws", user) == 101
+
+
+# A clock that jumps
+
+
+class Clocked(GatewayProcess):
+    """A gateway with a wall clock of its own; the monotonic one is the machine's."""
+
+    def __init__(self, name: str, clock: Path, *, redis_url: str) -> None:
+        """`clock` is a file that it may make; skip where libfaketime is not installed."""
+        libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        if not libraries:
+            pytest.skip("needs libfaketime, which is not installed: apt-get install faketime")
+        super().__init__(name, redis_url=redis_url)
+        self._clock = clock
+        self.jump_to(0)
+        self.env |= {
+            "LD_PRELOAD": str(libraries[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def jump_to(self, seconds: int) -> None:
+        """Set the wall clock to so many seconds off the machine's."""
+        new = self._clock.with_suffix(".new")
+        new.write_text(f"{seconds:+d}\n")
+        new.replace(self._clock)
+
+
+@pytest.mark.parametrize("jump", [TWO_HOURS, -TWO_HOURS])
+async def test_a_clock_jump_drops_nobody_but_whose_token_has_expired(
+    valkey: RedisServer, registry: RedisRegistry, tmp_path: Path, user: str, jump: int
+) -> None:
+    clock = tmp_path / "clock"
+    with Clocked(f"clock-{next(_numbers)}", clock, redis_url=valkey.url) as gateway:
+        async with pusher_to(gateway.internal_port) as pusher, AsyncExitStack() as stack:
+            clients: dict[str, Client] = {
+                f"{user}-{kind}": await stack.enter_async_context(
+                    connect(kind, gateway.port, f"{user}-{kind}")
+                )
+                for kind in ("ws-plain", "ws-v1", "sse")
+            }
+            wire = await stack.enter_async_context(wire_to(gateway.port))
+            expiring = await open_websocket(wire, bearer(f"{user}-brief", ttl_seconds=3))
+            await serves(pusher, clients, b"before")
+
+            gateway.jump_to(jump)
+            began = time.monotonic()
+            by_our_clock, by_its_own = [
+                await status_of_new(gateway, "/ws", user, good_for=good_for)
+                for good_for in (600, 600 + jump)
+            ]
+            assert (by_our_clock, by_its_own) == (401 if jump > 0 else 101, 101), "it has jumped"
+            assert (await expiring.ended(timeout=8.0)).code == 4002
+            assert time.monotonic() - began > 1.0, "not at the jump"
+            await serves(pusher, clients, b"jumped")
+            later = await stack.enter_async_context(wire_to(gateway.port))
+            clients[user] = await open_websocket(later, bearer(user, ttl_seconds=600 + jump))
+            for name in clients:
+                assert await is_registered(registry, name), name
+
+            gateway.jump_to(0)
+            back = await status_of_new(gateway, "/ws", user, good_for=600 - TWO_HOURS)
+            assert back == 401, "it has jumped back"
+            await serves(pusher, clients, b"back again")
+            for name in clients:
+                assert await is_registered(registry, name), name
