@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -30,6 +31,7 @@ from pushgate.settings import (
     TokenSettings,
 )
 from pushgate.token import mint
+from pushgate.workers import CANNOT_START, WorkerSettings, run_workers, when_parent_ends
 from registry.message import URGENCIES
 
 _RECONNECT_SECONDS: Final = 1.0
@@ -63,10 +65,16 @@ def dev(**flags: Any) -> None:
 @cli.command()
 @settings_options(GatewayCommandSettings)
 def gateway(**flags: Any) -> None:
-    """Run one gateway node."""
+    """Run one gateway node, or with --workers several on one port."""
     settings = load(GatewayCommandSettings, flags)
     logs.configure(as_json=settings.log_json)
-    _serve(lambda: Gateway(settings))
+    index = load(WorkerSettings, {}).worker_index
+    if settings.workers == 1:
+        _serve(lambda: Gateway(settings))
+    elif index is None:
+        sys.exit(run_workers(settings.workers))
+    else:
+        _serve_as_worker(settings.for_worker(index))
 
 
 @cli.command()
@@ -168,12 +176,31 @@ def _serve(make: Callable[[], _Server]) -> None:
             server = make()
         except OSError as error:
             raise click.ClickException(str(error)) from error
+        # What is here by now stays: a full collection looks at what connections bring, alone.
+        gc.collect()
+        gc.freeze()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, server.stop)
         await server.run()
 
     uvloop.run(serve())
+
+
+class _CannotStart(click.ClickException):
+    exit_code = CANNOT_START
+
+
+def _serve_as_worker(settings: GatewayCommandSettings) -> None:
+    def make() -> Gateway:
+        gateway = Gateway(settings)
+        when_parent_ends(gateway.stop)
+        return gateway
+
+    try:
+        _serve(make)
+    except click.ClickException as error:
+        raise _CannotStart(error.message) from error
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
