@@ -1,20 +1,19 @@
 """`/pushgate.js` in a real browser, against a real gateway process."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from pushgate.embedded import LOOPBACK, choose_port
-from tests.browser.chromium import Chromium, Page
+from tests.browser.chromium import Chromium
+from tests.browser.pages import TRANSPORTS, messages, page_at, watch
 from tests.support.clients import Pusher, eventually, pusher_to, token
 from tests.support.processes import GatewayProcess, http_status, wait_until
 
 pytestmark = pytest.mark.anyio
 
-TRANSPORTS: Final = ("ws", "sse", "poll")
 RECONNECT_SECONDS: Final = 30.0
 
 HOSTILE: Final = {
@@ -34,57 +33,11 @@ HOSTILE: Final = {
 }
 TYPES: Final = (None, "order.paid", "message", "a: b", " spaced ", "Größe \u2028", "__proto__", "0")
 
-#: Puts a connection and all it has told under `window.seen[name]`.
-WATCH: Final = """
-window.seen = {};
-window.watch = (name, options) => {
-  const connection = pushgate.connect(options);
-  const seen = window.seen[name] = {connection, messages: [], told: [], errors: []};
-  connection.onmessage = ({id, type, data}) => {
-    seen.messages.push({id, type, data: typeof data === 'string' ? data : {bytes: [...data]}});
-  };
-  connection.onopen = () => seen.told.push('open');
-  connection.ongap = () => seen.told.push('gap');
-  connection.onclose = () => seen.told.push('close');
-  connection.onerror = (error) => { seen.told.push('error'); seen.errors.push(error); };
-};
-"""
-
 
 @pytest.fixture
 def gateway(redis_url: str) -> Iterator[GatewayProcess]:
     with GatewayProcess("browser", redis_url=redis_url) as process:
         yield process
-
-
-@asynccontextmanager
-async def page_at(chromium: Chromium, port: int, *, host: str = LOOPBACK) -> AsyncIterator[Page]:
-    """Open a page with the client; it is of the gateway's own origin, unless `host` is another."""
-    async with chromium.page(f"http://{host}:{port}/healthz") as page:
-        await page.evaluate(
-            f"""new Promise((resolve, reject) => {{
-              const script = document.createElement('script');
-              script.src = 'http://{LOOPBACK}:{port}/pushgate.js';
-              script.onload = resolve;
-              script.onerror = () => reject(new Error('no script'));
-              document.head.append(script);
-            }})"""
-        )
-        await page.evaluate(WATCH)
-        yield page
-
-
-async def watch(page: Page, transport: str, credential: str, *, until_open: bool = True) -> None:
-    options = json.dumps({"transport": transport, "token": credential})
-    await page.evaluate(f"watch('{transport}', {options})")
-    if until_open:
-        await page.until(f"seen.{transport}.connection.state === 'open'")
-
-
-async def messages(page: Page, name: str, count: int) -> list[dict[str, Any]]:
-    await page.until(f"seen.{name}.messages.length >= {count}")
-    found: list[dict[str, Any]] = await page.evaluate(f"seen.{name}.messages")
-    return found
 
 
 async def push_to_all(pusher: Pusher, user: str, payload: bytes, **fields: str) -> None:

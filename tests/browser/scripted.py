@@ -1,0 +1,115 @@
+"""A gateway that does what a test says: WebSockets that end, hand over and overlap on demand."""
+
+import asyncio
+import http
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from pushgate.embedded import LOOPBACK
+
+SECONDS: Final = 10.0
+V1: Final = Subprotocol("pushgate.v1")
+
+
+class Held:
+    """One WebSocket that a page has opened."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self._connection = connection
+        assert connection.request is not None
+        offered = connection.request.headers["Sec-WebSocket-Protocol"].split(", ")
+        self.token = offered[-1].removeprefix("bearer.")
+        """What it came with; the subprotocol where it has none."""
+
+    async def send(self, **form: object) -> None:
+        """Send a JSON object: a message, or a control frame."""
+        await self._connection.send(json.dumps(form))
+
+    async def message(self, push_id: str) -> None:
+        """Send a message that holds its own id."""
+        await self.send(id=push_id, type=None, data=push_id)
+
+    async def received(self) -> Any:
+        """Give the next JSON object from the page."""
+        async with asyncio.timeout(SECONDS):
+            return json.loads(await self._connection.recv())
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Close with `code`."""
+        await self._connection.close(code, reason)
+
+    def cut(self) -> None:
+        """End it without a Close frame."""
+        self._connection.transport.abort()
+
+    async def ended(self) -> None:
+        """Return when it is closed."""
+        async with asyncio.timeout(SECONDS):
+            await self._connection.wait_closed()
+
+    async def closed_by_page(self) -> int:
+        """Give the code that the page closes it with."""
+        await self.ended()
+        received = self._connection.protocol.close_rcvd
+        assert received is not None, "it was cut"
+        return received.code
+
+
+class ScriptedGateway:
+    """Takes what connects, until it is told to refuse or to delay."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.refuses = False
+        self.admits = asyncio.Event()
+        self.admits.set()
+        self.asked = 0
+        """How many handshakes have come."""
+        self._accepted: asyncio.Queue[Held] = asyncio.Queue()
+
+    async def accepted(self) -> Held:
+        """Give the next WebSocket that has opened."""
+        async with asyncio.timeout(SECONDS):
+            return await self._accepted.get()
+
+    async def hold(self, connection: ServerConnection) -> None:
+        """Hand a WebSocket to the test, and keep it until it ends."""
+        self._accepted.put_nowait(Held(connection))
+        await connection.wait_closed()
+
+    async def admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer a handshake that is refused; let the others pass in their time."""
+        if "Upgrade" in request.headers:
+            self.asked += 1
+        if self.refuses:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "no\n")
+        await self.admits.wait()
+        return None
+
+
+def _select(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol:
+    assert V1 in offered
+    return V1
+
+
+@asynccontextmanager
+async def scripted_gateway() -> AsyncIterator[ScriptedGateway]:
+    """Listen on a port of its own."""
+    gateway = ScriptedGateway()
+    async with serve(
+        gateway.hold,
+        LOOPBACK,
+        0,
+        select_subprotocol=_select,
+        process_request=gateway.admit,
+        compression=None,
+        ping_interval=None,
+    ) as server:
+        gateway.port = next(iter(server.sockets)).getsockname()[1]
+        yield gateway
