@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,9 @@ _WINDOW: Final = 200
 #: Clients of one source address: no run needs more ports than that, of one address or the next.
 _PER_ADDRESS: Final = 10_000
 _READ_BYTES: Final = 262_144
+_CONNECT_SECONDS: Final = 30.0
+#: Linux's; Python names it from 3.12 on.
+_IP_BIND_ADDRESS_NO_PORT: Final = 24
 _KEY: Final = b64encode(bytes(16)).decode()
 _PONG: Final = 0x8A
 
@@ -182,26 +186,59 @@ KINDS: Final[dict[str, tuple[type[Client], str]]] = {
 class Crowd:
     """Many clients of one server."""
 
-    def __init__(self, port: int, kind: str) -> None:
-        """`kind` is ws, sse or poll."""
+    def __init__(
+        self,
+        port: int,
+        kind: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        first_address: int = 2,
+        receive_bytes: int | None = None,
+        may_lose: bool = False,
+    ) -> None:
+        """`kind` is ws, sse or poll.
+
+        `tls` trusts the server's certificate. Sources are 127.0.0.`first_address` and those that
+        follow. `receive_bytes` is each socket's SO_RCVBUF, the kernel's own if None. With
+        `may_lose` a connection that ends is counted in `lost`; otherwise it is an error.
+        """
         self.clients: list[Client] = []
+        self.lost: list[str] = []
         self._make, self._path = KINDS[kind]
         self._port = port
+        self._tls = tls
+        self._first_address = first_address
+        self._receive_bytes = receive_bytes
+        self._may_lose = may_lose
         self._epoll = select.epoll()
         self._sockets: dict[int, tuple[socket.socket, Client]] = {}
 
     def connect(
-        self, tokens: Sequence[str], *, on_message: Iterable[OnMessage] = (), seconds: float = 120.0
+        self,
+        tokens: Sequence[str],
+        *,
+        on_message: Iterable[OnMessage] = (),
+        seconds: float = 120.0,
+        window: int = _WINDOW,
     ) -> None:
-        """Open a connection for each token, and wait until the server has answered each."""
+        """Open a connection for each token, and wait until the server has answered each.
+
+        `window` handshakes at most are under way at once; those of each window are answered
+        within `seconds`.
+        """
         takers = list(on_message) or [_ignore] * len(tokens)
-        for start in range(0, len(tokens), _WINDOW):
-            end = start + _WINDOW
+        for start in range(0, len(tokens), window):
+            end = start + window
             opened = [
                 self._open(token, taker)
                 for token, taker in zip(tokens[start:end], takers[start:end], strict=True)
             ]
-            self.until(lambda opened=opened: all(c.open for c in opened), seconds=seconds)  # type: ignore[misc]
+            self.until(
+                lambda opened=opened: self.lost or all(c.open for c in opened),  # type: ignore[misc]
+                seconds=seconds,
+            )
+            if self.lost:
+                raise LoadtestError(f"lost while it connected: {self.lost[0]}")
         for client in self.clients:
             client.heartbeats = 0  # what came with the head is none
 
@@ -210,14 +247,23 @@ class Crowd:
         ready = self._epoll.poll(wait_seconds, 4_096)
         for descriptor, _ in ready:
             held, client = self._sockets[descriptor]
-            data = held.recv(_READ_BYTES)
-            if not data:
-                raise LoadtestError("the server ended a connection")
-            if answer := client.feed(data):
-                held.send(answer)
+            try:
+                data = held.recv(_READ_BYTES)
+                if not data:
+                    raise LoadtestError("the server ended a connection")
+                if answer := client.feed(data):
+                    held.send(answer)
+            except ssl.SSLWantReadError:
+                continue  # a record of TLS's own
+            except (LoadtestError, OSError) as error:
+                if not self._may_lose:
+                    raise
+                self.lost.append(str(error))
+                del self._sockets[descriptor]
+                held.close()
         return len(ready)
 
-    def until(self, done: Callable[[], bool], *, seconds: float) -> None:
+    def until(self, done: Callable[[], object], *, seconds: float) -> None:
         """Take inbound bytes until `done`; an error after `seconds`."""
         deadline = time.monotonic() + seconds
         while not done():
@@ -231,6 +277,10 @@ class Crowd:
         while time.monotonic() < deadline:
             self.turn(0.05)
 
+    def ports(self) -> list[int]:
+        """Return the source port of each connection."""
+        return [held.getsockname()[1] for held, _ in self._sockets.values()]
+
     def close(self) -> None:
         """Close every connection. Harmless when repeated."""
         for held, _ in self._sockets.values():
@@ -239,9 +289,7 @@ class Crowd:
         self._epoll.close()
 
     def _open(self, token: str, taker: OnMessage) -> Client:
-        address = f"127.0.0.{2 + len(self.clients) // _PER_ADDRESS}"
-        held = socket.create_connection(("127.0.0.1", self._port), source_address=(address, 0))
-        held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        held = self._socket()
         held.setblocking(False)
         client = self._make(taker)
         if isinstance(client, PollClient):
@@ -251,3 +299,18 @@ class Crowd:
         self._epoll.register(held, select.EPOLLIN)
         self.clients.append(client)
         return client
+
+    def _socket(self) -> socket.socket:
+        address = f"127.0.0.{self._first_address + len(self.clients) // _PER_ADDRESS}"
+        held = socket.socket()
+        if self._receive_bytes is not None:
+            # Before it connects: the window that is offered first is of this size.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
+        held.settimeout(_CONNECT_SECONDS)
+        # The port is chosen when it connects, so that those of connections that have just closed
+        # are not kept from other servers' clients.
+        held.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        held.bind((address, 0))
+        held.connect(("127.0.0.1", self._port))
+        held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._tls.wrap_socket(held, server_hostname="127.0.0.1") if self._tls else held

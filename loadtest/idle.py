@@ -3,105 +3,67 @@
 Measured: the growth of the process's anonymous memory and PSS (/proc/PID/smaps_rollup) from no
 connection to N, divided by N. Each connection has got one message of 200 bytes and, but for
 long-polls, one heartbeat (a WebSocket has answered it): buffers and parsers that only traffic makes
-are there to be counted. Long-polls are parked again after their message. Gateway and stock server
-take turns, round by round, with the same crowd of raw clients; figures are medians of rounds.
-Long-polls get their message fifty at a time, as others would: where all are answered at once, all
-come back at once, and what so many HTTP requests under way take then stays with the process. That
-is shown as a second figure, measured in the same process right after the first.
+are there to be counted. Long-polls are parked again after their message. The gateway on each wire
+and the stock server take turns, round by round, with the same crowd of raw clients; figures are
+medians of rounds. Long-polls get their message fifty at a time, as others would: where all are
+answered at once, all come back at once, and what so many HTTP requests under way take then stays
+with the process. That is shown as a second figure, measured in the same process right after the
+first. The gateway has everything switched on: limits, maximum age, heartbeats.
+
+The wires: `epoll` and `transport` in plaintext, `tls` the transport wire under TLS, with fewer
+connections: its figure is shown, and has no bound.
 
 What could fool it: the kernel's share (some 4.5 KB of slab a socket) is in no figure. PSS divides
 the pages of libraries among the processes that map them, so it moves by megabytes when another
 Python starts or ends on the machine. Anonymous memory is nobody else's, and connections are made of
 nothing else: the bounds are held against it, and on a quiet machine both are the same. A hundred
 connections come and go before the first reading, so that imports and pools are not taken for
-connections; what they leave free is then used first, which hides one connection in fifty. The stock
-servers have no authentication, registry or metrics.
+connections; what they leave free is then used first, which hides one connection in a hundred. The
+stock servers have no authentication, registry, limits or metrics.
 
-    python -m loadtest.idle [--kinds ws,sse,poll] [--connections 5000] [--save]
+    python -m loadtest.idle [--kinds ws,sse,poll] [--wires epoll,transport,tls] [--save]
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import Final, Protocol
+from typing import Any, Final
 
-import httpx
-
-from loadtest.clients import Crowd
-from loadtest.processes import BEARER, Gateway, LoadtestError, Memory, Server, free_port, tokens
+from loadtest.certificate import Certificate
+from loadtest.processes import EVERYTHING_ON, Gateway, Memory
 from loadtest.report import Report
+from loadtest.targets import (
+    GatewayTarget,
+    StockTarget,
+    Target,
+    heartbeat_of_each,
+    message_to_each,
+    visit,
+)
 from tests.support.valkey import RedisServer
 
-#: Bytes a connection: what is promised. Long-polls have no bound yet.
-BOUNDS: Final = {"ws": 3_072, "sse": 4_096}
+#: Bytes a connection, by kind and wire: what is promised.
+BOUNDS: Final = {
+    ("ws", "epoll"): 1_024,
+    ("sse", "epoll"): 1_024,
+    ("ws", "transport"): 3_072,
+    ("sse", "transport"): 3_072,
+    ("poll", "epoll"): 4_096,
+    ("poll", "transport"): 4_096,
+}
 HEARTBEAT_SECONDS: Final = 10.0
 _HEARTBEAT_TIMEOUT_SECONDS: Final = 8.0
 _POLL_GRACE_SECONDS: Final = 4.0
-_PAYLOAD: Final = "x" * 200
 _WARM_UP: Final = 100
-_BATCH: Final = 1_000
-_POLL_BATCH: Final = 50
 _QUIET_SECONDS: Final = 2.0
 #: After this nothing is left of those who came and went, long-poll sessions neither.
 _GONE_SECONDS: Final = _POLL_GRACE_SECONDS + 2.0
-_PATIENCE: Final = 90.0  # seconds
-
-
-class Target(Protocol):
-    """A server that holds connections."""
-
-    @property
-    def server(self) -> Server:
-        """Return its process."""
-
-    @property
-    def port(self) -> int:
-        """Return where clients connect."""
-
-    def message_to_each(self, users: Sequence[str]) -> None:
-        """Send one message to everyone; `users` are all who are connected."""
-
-
-class GatewayTarget:
-    """The gateway, pushed into by batches."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.server = gateway
-        self.port = gateway.port
-
-    def message_to_each(self, users: Sequence[str]) -> None:
-        """Push a message to every user."""
-        for start in range(0, len(users), _BATCH):
-            batch = [{"user": user, "data": _PAYLOAD} for user in users[start : start + _BATCH]]
-            url = f"{self.server.internal}/push"
-            answer = httpx.post(url, json=batch, headers=BEARER, trust_env=False, timeout=30.0)
-            if answer.json()["results"] != [1] * len(batch):
-                raise LoadtestError("a push did not reach its one connection")
-
-
-class StockTarget:
-    """A stock server."""
-
-    def __init__(self, kind: str) -> None:
-        self.port = free_port()
-        self._url = f"http://127.0.0.1:{self.port}"
-        self.server = Server(
-            ["-m", "loadtest.stock", kind, str(self.port), str(HEARTBEAT_SECONDS)],
-            {},
-            f"{self._url}/healthz",
-        )
-
-    def message_to_each(self, users: Sequence[str]) -> None:
-        """Have it send to all."""
-        url = f"{self._url}/broadcast"
-        answer = httpx.post(url, content=_PAYLOAD, trust_env=False, timeout=60.0)
-        if int(answer.text) != len(users):
-            raise LoadtestError(f"{answer.text} connections were sent to, of {len(users)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,46 +77,18 @@ class Growth:
 def measure(target: Target, kind: str, connections: int) -> Growth:
     """Return the growth for each of so many connections."""
     with target.server as server:
-        with _visit(target, kind, _WARM_UP):
+        with visit(target, kind, _WARM_UP):
             pass
         time.sleep(_GONE_SECONDS)
         before = server.memory()
-        with _visit(target, kind, connections) as crowd:
+        with visit(target, kind, connections) as crowd:
             if kind != "poll":
-                crowd.until(lambda: all(c.heartbeats for c in crowd.clients), seconds=_PATIENCE)
+                heartbeat_of_each(crowd)
             crowd.rest(_QUIET_SECONDS)
             idle = _growth(before, server.memory(), connections)
-            _send(target, crowd, connections, at_once=connections)
+            message_to_each(target, crowd, at_once=connections)
             crowd.rest(_QUIET_SECONDS)
             return Growth(idle, _growth(before, server.memory(), connections))
-
-
-@contextmanager
-def _visit(target: Target, kind: str, connections: int) -> Iterator[Crowd]:
-    """Connect a crowd and send a message to each of it."""
-    crowd = Crowd(target.port, kind)
-    try:
-        crowd.connect(tokens(_users(0, connections)))
-        at_once = _POLL_BATCH if kind == "poll" else connections
-        _send(target, crowd, connections, at_once=at_once)
-        yield crowd
-    finally:
-        crowd.close()
-
-
-def _send(target: Target, crowd: Crowd, connections: int, *, at_once: int) -> None:
-    for start in range(0, connections, at_once):
-        clients = crowd.clients[start : start + at_once]
-        expected = clients[0].messages + 1
-        target.message_to_each(_users(start, start + len(clients)))
-        crowd.until(
-            lambda clients=clients, expected=expected: all(c.messages == expected for c in clients),  # type: ignore[misc]
-            seconds=_PATIENCE,
-        )
-
-
-def _users(start: int, end: int) -> list[str]:
-    return [f"user-{number}" for number in range(start, end)]
 
 
 def _growth(before: Memory, after: Memory, connections: int) -> Memory:
@@ -162,37 +96,77 @@ def _growth(before: Memory, after: Memory, connections: int) -> Memory:
     return Memory(pss // connections, anonymous // connections)
 
 
-def _targets(kind: str, redis_url: str) -> dict[str, Target]:
-    gateway = Gateway(
-        redis_url,
-        heartbeat_seconds=HEARTBEAT_SECONDS,
-        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
-        poll_grace_seconds=_POLL_GRACE_SECONDS,
-    )
-    targets: dict[str, Target] = {"gateway": GatewayTarget(gateway)}
-    if kind != "poll":
-        targets["stock"] = StockTarget(kind)
-    return targets
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured."""
+
+    redis_url: str
+    certificate: Certificate
+    rounds: int
+
+    def targets(self, kind: str, wires: Sequence[str]) -> dict[str, Callable[[], Target]]:
+        """Return what makes each server of one comparison: its wires, and the stock server's."""
+        made: dict[str, Callable[[], Target]] = {
+            wire: lambda wire=wire: self._gateway(wire)  # type: ignore[misc]
+            for wire in wires
+        }
+        if kind != "poll":
+            certificate = self.certificate if "tls" in wires else None
+            made["stock"] = lambda: StockTarget(
+                kind, heartbeat_seconds=HEARTBEAT_SECONDS, certificate=certificate
+            )
+        return made
+
+    def _gateway(self, wire: str) -> Target:
+        encrypted = wire == "tls"
+        settings: dict[str, Any] = {**EVERYTHING_ON}
+        if encrypted:
+            settings |= {"tls_cert": self.certificate.cert, "tls_key": self.certificate.key}
+        gateway = Gateway(
+            self.redis_url,
+            wire="transport" if encrypted else wire,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+            poll_grace_seconds=_POLL_GRACE_SECONDS,
+            **settings,
+        )
+        return GatewayTarget(gateway, tls=self.certificate.trust if encrypted else None)
 
 
-def _kind(kind: str, connections: int, rounds: int, report: Report, redis_url: str) -> None:
+def _compare(plan: Plan, kind: str, wires: Sequence[str], connections: int, report: Report) -> None:
     found: dict[str, list[Growth]] = {}
-    for _ in range(rounds):
-        for name, target in _targets(kind, redis_url).items():
-            found.setdefault(name, []).append(measure(target, kind, connections))
+    for _ in range(plan.rounds):
+        for name, make in plan.targets(kind, wires).items():
+            found.setdefault(name, []).append(measure(make(), kind, connections))
+            print(f"  {kind}, {name}: {found[name][-1].idle.anonymous:,} B", flush=True)
     medians = {name: _medians(growths) for name, growths in found.items()}
-    figures: dict[str, object] = {"connections": connections, "rounds": rounds, **medians}
-    text = f"{kind}: {_told(medians['gateway'])}"
+    for wire in wires:
+        _report(kind, wire, medians, found, report)
+    subject = f"{kind} over TLS" if "tls" in wires else kind
+    ratios = {f"ratio_{wire}": _ratio(found, wire) for wire in wires if "stock" in found}
+    report.figures[subject] = {
+        "connections": connections, "rounds": plan.rounds, **medians, **ratios
+    }  # fmt: skip
+
+
+def _report(
+    kind: str,
+    wire: str,
+    medians: Mapping[str, Mapping[str, float]],
+    found: Mapping[str, Sequence[Growth]],
+    report: Report,
+) -> None:
+    text = f"{kind}, {wire}: {_told(medians[wire])}"
     if "stock" in found:
-        pairs = zip(found["stock"], found["gateway"], strict=True)
-        ratio = median(stock.idle.anonymous / ours.idle.anonymous for stock, ours in pairs)
-        figures["ratio"] = ratio
-        text += f"; stock {_told(medians['stock'])}; ratio {ratio:.1f}"
-    report.figures[kind] = figures
+        text += f"; stock {_told(medians['stock'])}; ratio {_ratio(found, wire):.1f}"
     report.line(text)
-    if kind in BOUNDS:
-        holds = medians["gateway"]["anonymous"] <= BOUNDS[kind]
-        report.bound(f"{kind} ≤ {BOUNDS[kind]:,} B", holds=holds)
+    if (bound := BOUNDS.get((kind, wire))) is not None:
+        report.bound(f"{kind}, {wire} ≤ {bound:,} B", holds=medians[wire]["anonymous"] <= bound)
+
+
+def _ratio(found: Mapping[str, Sequence[Growth]], wire: str) -> float:
+    pairs = zip(found["stock"], found[wire], strict=True)
+    return median(stock.idle.anonymous / ours.idle.anonymous for stock, ours in pairs)
 
 
 def _medians(growths: Sequence[Growth]) -> dict[str, float]:
@@ -203,7 +177,7 @@ def _medians(growths: Sequence[Growth]) -> dict[str, float]:
     }
 
 
-def _told(medians: dict[str, float]) -> str:
+def _told(medians: Mapping[str, float]) -> str:
     return (
         f"{medians['anonymous']:,.0f} B a connection (PSS {medians['pss']:,.0f}; "
         f"after a message to all at once {medians['anonymous_after_burst']:,.0f})"
@@ -214,14 +188,22 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.idle")
     parser.add_argument("--kinds", default="ws,sse,poll", help="a comma list")
-    parser.add_argument("--connections", type=int, default=5_000, help="idle connections")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of gateway and stock server")
+    parser.add_argument("--wires", default="epoll,transport,tls", help="a comma list")
+    parser.add_argument("--connections", type=int, default=10_000, help="in plaintext")
+    parser.add_argument("--tls-connections", type=int, default=2_000, help="over TLS")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all that is compared")
     parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     arguments = parser.parse_args()
+    wires = arguments.wires.split(",")
+    plaintext = [wire for wire in wires if wire != "tls"]
     report = Report("idle")
-    with RedisServer("valkey") as redis:
+    with RedisServer("valkey") as redis, tempfile.TemporaryDirectory() as directory:
+        plan = Plan(redis.url, Certificate.make(Path(directory)), arguments.rounds)
         for kind in arguments.kinds.split(","):
-            _kind(kind, arguments.connections, arguments.rounds, report, redis.url)
+            if plaintext:
+                _compare(plan, kind, plaintext, arguments.connections, report)
+            if "tls" in wires and kind != "poll":
+                _compare(plan, kind, ["tls"], arguments.tls_connections, report)
     report.finish(save=arguments.save)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 import jwt
@@ -24,6 +27,16 @@ START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 20.0
 #: What the whole system shares, clients and servers of Redis and Kafka too.
 CORES: Final = frozenset(sorted(os.sched_getaffinity(0))[:2])
+#: Where the server has a core for itself: its core, and everybody else's.
+SERVER_CORE: Final = frozenset((min(CORES),))
+OTHER_CORE: Final = frozenset((max(CORES),))
+#: Every limit that is off by default, on; generous, so that it costs its work and refuses nobody.
+EVERYTHING_ON: Final[dict[str, Any]] = {
+    "max_connections_per_address": 20_000,
+    "max_connections_per_user": 100,
+    "handshakes_per_second": 100_000,
+    "max_memory_bytes": 16 * 2**30,
+}
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -46,14 +59,23 @@ class Memory:
 class Server:
     """A child process that listens; a context manager that starts and ends it."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], ready: str) -> None:
-        """`ready` is the URL that answers 200 once it is."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *ready: str,
+        cores: frozenset[int] = CORES,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`ready` are the URLs that answer 200 once it is; `tls` trusts its certificate."""
         self._command = tied_to_parent([sys.executable, *command])
         self._environment = {
             **{name: value for name, value in os.environ.items() if "PUSHGATE_" not in name},
             **environment,
         }
         self._ready = ready
+        self._cores = cores
+        self._tls = tls
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -66,7 +88,7 @@ class Server:
             stdout=self._log,
             stderr=self._log,
         )
-        os.sched_setaffinity(self._process.pid, CORES)
+        os.sched_setaffinity(self._process.pid, self._cores)
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -85,20 +107,17 @@ class Server:
         return self._log.read().decode(errors="replace")[-3_000:]
 
     def memory(self) -> Memory:
-        """Read its memory."""
-        fields: dict[str, int] = {}
-        with open(f"/proc/{self.pid}/smaps_rollup") as rollup:  # noqa: PTH123
-            for line in rollup:
-                name, _, value = line.partition(":")
-                if value.endswith("kB\n"):
-                    fields[name] = int(value.split()[0]) * 1024
-        return Memory(fields["Pss"], fields["Pss_Anon"])
+        """Read its memory, with that of the processes it has started."""
+        read = [_memory(pid) for pid in self._family()]
+        return Memory(sum(each.pss for each in read), sum(each.anonymous for each in read))
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time it has used, in user and kernel mode."""
-        with open(f"/proc/{self.pid}/stat") as stat:  # noqa: PTH123
-            after_name = stat.read().rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / _TICKS
+        """Return the CPU time used in user and kernel mode, with that of what it has started."""
+        return sum(_cpu_seconds(pid) for pid in self._family())
+
+    def descriptors(self) -> int:
+        """Return how many descriptors it has open."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
 
     def stop(self) -> None:
         """End it, gently first. Harmless when repeated."""
@@ -130,29 +149,50 @@ class Server:
         self._log.close()
 
     def _is_ready(self) -> bool:
+        verify = self._tls or True
         try:
-            return httpx.get(self._ready, trust_env=False, timeout=2.0).status_code == 200
+            return all(
+                httpx.get(url, trust_env=False, timeout=2.0, verify=verify).status_code == 200
+                for url in self._ready
+            )
         except httpx.HTTPError:
             return False
 
+    def _family(self) -> list[int]:
+        family = [self.pid]
+        for pid in family:  # which grows meanwhile
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                family += map(int, children.read_text().split())
+        return family
+
 
 class Gateway(Server):
-    """`pushgate gateway` on two free ports."""
+    """`pushgate gateway` on free ports."""
 
-    def __init__(self, redis_url: str, **settings: object) -> None:
-        """`settings` are named as in gateway/settings.py."""
-        self.port, internal_port = free_port(), free_port()
-        self.internal = f"http://127.0.0.1:{internal_port}"
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        workers: int = 1,
+        cores: frozenset[int] = CORES,
+        runner: Sequence[str] = ("-m", "pushgate"),
+        **settings: object,
+    ) -> None:
+        """`settings` are named as in gateway/settings.py; `runner` runs pushgate's command line."""
+        self.port = free_port()
+        self.internal_ports = free_ports(workers)
         environment = _environment(
             redis_url=redis_url,
             host="127.0.0.1",
             port=self.port,
-            internal_port=internal_port,
+            internal_port=self.internal_ports[0],
+            workers=workers,
             jwt_secret=SECRET,
             internal_secret=SECRET,
-            **settings,
+            **{"drain_seconds": 0, **settings},
         )
-        super().__init__(["-m", "pushgate", "gateway"], environment, f"{self.internal}/readyz")
+        ready = [f"http://127.0.0.1:{port}/readyz" for port in self.internal_ports]
+        super().__init__([*runner, "gateway"], environment, *ready, cores=cores)
 
 
 class Processor(Server):
@@ -196,6 +236,45 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def free_ports(count: int) -> range:
+    """Return ports in a row that are free now, outside of those that the kernel hands out."""
+    for _ in range(100):
+        ports = range(start := random.randrange(20_000, 30_000), start + count)
+        if all(map(_is_free, ports)):
+            return ports
+    raise LoadtestError(f"no {count} ports in a row are free")
+
+
+def leave_the_server_alone() -> None:
+    """Move this process, and what it starts from now on, off the server's core."""
+    os.sched_setaffinity(0, OTHER_CORE)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _memory(pid: int) -> Memory:
+    fields: dict[str, int] = {}
+    with open(f"/proc/{pid}/smaps_rollup") as rollup:  # noqa: PTH123
+        for line in rollup:
+            name, _, value = line.partition(":")
+            if value.endswith("kB\n"):
+                fields[name] = int(value.split()[0]) * 1024
+    return Memory(fields["Pss"], fields["Pss_Anon"])
+
+
+def _cpu_seconds(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+        after_name = stat.read().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / _TICKS
 
 
 def _environment(**settings: object) -> dict[str, str]:

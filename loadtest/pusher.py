@@ -1,0 +1,100 @@
+"""`POST /push` over one keep-alive connection, as a processor's: a batch at a time, raw HTTP.
+
+An HTTP library would take its own milliseconds a request from the core that the clients read on.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from types import ModuleType, TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from loadtest.processes import SECRET, LoadtestError
+
+#: Body types by name; the stock servers know only JSON.
+CODECS: Final[Mapping[str, tuple[str, ModuleType]]] = {
+    "json": ("application/json", msgspec.json),
+    "msgpack": ("application/msgpack", msgspec.msgpack),
+}
+_TIMEOUT_SECONDS: Final = 60.0
+_READ_BYTES: Final = 262_144
+
+
+class _Answer(msgspec.Struct):
+    results: list[Any]
+
+
+class Pusher:
+    """Posts batches to one server. A context manager that closes its connection."""
+
+    def __init__(
+        self, port: int, *, codec: str = "json", tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Connect; `codec` is a name in CODECS."""
+        media_type, self._codec = CODECS[codec]
+        self._head = (
+            f"POST /push HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {media_type}\r\n"
+            f"Authorization: Bearer {SECRET}\r\nContent-Length: "
+        ).encode()
+        held = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_SECONDS)
+        held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = tls.wrap_socket(held, server_hostname="127.0.0.1") if tls else held
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._read = b""
+
+    def request(self, batch: object) -> bytes:
+        """Return the request that pushes `batch`, to be sent any number of times."""
+        body: bytes = self._codec.encode(batch)
+        return self._head + b"%d\r\n\r\n" % len(body) + body
+
+    def send(self, request: bytes) -> None:
+        """Send a request; the answer to the one before was read."""
+        self._socket.sendall(request)
+
+    def answered(self) -> bool:
+        """Whether bytes of an answer are there to be read: never waits."""
+        return bool(self._poll.poll(0))
+
+    def results(self) -> list[Any]:
+        """Read the answer to the request that was sent."""
+        while (body := self._body()) is None:
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise LoadtestError("the server ended the connection that pushes")
+            self._read += data
+        self._read = b""
+        answer: _Answer = self._codec.decode(body, type=_Answer)
+        return answer.results
+
+    def push(self, batch: Sequence[object]) -> list[Any]:
+        """Push `batch` and return its results."""
+        self.send(self.request(batch))
+        return self.results()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def _body(self) -> bytes | None:
+        head, end, body = self._read.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise LoadtestError(f"a push was refused: {self._read[:300]!r}")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or -1)
+        if length < 0:
+            raise LoadtestError(f"an answer without a length: {head!r}")
+        return body if len(body) >= length else None
