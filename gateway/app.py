@@ -129,7 +129,7 @@ class Public:
         if session.state is State.OPEN:
             session.rest()
         headers = {"cache-control": "no-store", **admitted.cors}
-        if session.moves or self._node.drain is not None:
+        if session.moves:
             headers["connection"] = "close"
             session.moved()
         return Response(body or session.empty(), media_type="application/json", headers=headers)

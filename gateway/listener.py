@@ -51,7 +51,15 @@ class HeadBounds:
 class Door:
     """What one listener lets in: the deadline and the size of a head, balancers, open sockets."""
 
-    __slots__ = ("_said_at", "_turned_away", "bounds", "is_balancer", "open_elsewhere", "waiting")
+    __slots__ = (
+        "_said_at",
+        "_turned_away",
+        "bounds",
+        "is_balancer",
+        "leaving",
+        "open_elsewhere",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -64,6 +72,7 @@ class Door:
         self.bounds = bounds
         self.is_balancer = within(balancers) if balancers else None
         self.open_elsewhere = open_elsewhere
+        self.leaving = False  # each answer is its connection's last
         #: Whose head is awaited, and since when: as each has as long, in the order of their ends.
         self.waiting: dict[HoldableHTTP, float] = {}
         self._turned_away: Counter[str] = Counter()
@@ -206,10 +215,23 @@ class HoldableHTTP(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, unless this one's body would be awaited for ever."""
         if not self.pipeline and self.cycle is not None and self.cycle.more_body:
-            self.transport.close()
+            self._end_dropping_what_comes()
         if self.scope is not self.cycle.scope:  # a head was begun behind this request
             self._door.waiting.setdefault(self, self.loop.time())
         super().on_response_complete()
+
+    def _end_dropping_what_comes(self) -> None:
+        """End our side; the client has a head's time to stop sending and to end its own.
+
+        Closing before its bytes are read would reset the connection, and the client might lose
+        the answer (RFC 9112 §9.6).
+        """
+        self._refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._door.waiting.setdefault(self, self.loop.time())
+        else:  # TLS
+            self.transport.close()
 
     def _refuse(self, status: int, text: str) -> None:
         self._refused = True
@@ -245,6 +267,8 @@ class HoldableHTTP(HttpToolsProtocol):
         super().on_headers_complete()
         extensions: dict[str, Any] = {TAKE_OVER: partial(self.take_over, self.cycle)}
         self.scope["extensions"] = extensions
+        if self._door.leaving:
+            self.cycle.keep_alive = False
 
     def take_over(self, cycle: RequestResponseCycle) -> Takeover | None:
         """Take the socket for the request of `cycle`; None when the client has gone already."""
@@ -424,6 +448,12 @@ class Listener:
     def advance(self, now: float) -> None:
         """End whoever is late with a request's head; `now` is the event loop's time."""
         self._door.advance(now)
+
+    def let_go(self) -> None:
+        """Keep no connection alive any more: a client's next request may go elsewhere."""
+        self._door.leaving = True
+        for protocol in self._server.server_state.connections - self._door.waiting.keys():
+            protocol.shutdown()
 
     def stop(self) -> None:
         """Accept no more."""

@@ -173,6 +173,7 @@ class Gateway:
             rate=settings.drain_rate,
         )
         self.node.leave(drain)
+        self._public.let_go()
         while not drain.over(now := time.monotonic()):
             if drain.settled(now) and self.node.empty.is_set():
                 break

@@ -199,7 +199,8 @@ async def test_after_its_token_has_expired_it_comes_back_with_a_new_one(
             pusher_to(gateway.internal_port) as pusher,
         ):
             short = mint("alice", JWT_SECRET, ttl_seconds=2)
-            source = renewing(short, token("alice"), at=time.time() + 2)
+            expires_at = int(time.time()) + 2  # as the token says it, or a little later
+            source = renewing(short, token("alice"), at=expires_at)
             await page.evaluate(
                 f"watch('{transport}', {{transport: '{transport}', token: {source}}})"
             )

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import pytest
@@ -178,6 +178,29 @@ async def test_a_body_that_does_not_end_ends_the_connection(
         await wire.send(head("GET", target, {**bearer(user), **fields}) + sent)
         answer = await wire.answer()
         assert answer.status == {"/poll": 413, "/nowhere": 404}.get(target, 200)
+        await wire.ended(1.0)
+
+
+async def test_the_answer_to_a_body_is_not_lost_and_its_sender_is_cut_off_in_time(
+    gateway: GatewayProcess, pusher: Pusher, user: str
+) -> None:
+    async with costing_little(gateway, pusher, user), wire_to(gateway.port) as wire:
+        began = time.monotonic()
+        await wire.send(head("GET", "/poll", {**bearer(user), "Content-Length": "1000000000"}))
+
+        async def flood() -> None:
+            with suppress(ConnectionError):
+                while True:
+                    await wire.send(bytes(MIB))
+                    await asyncio.sleep(0.01)  # the pace of the attack, not a wait
+
+        async with asyncio.timeout(LATE_SECONDS):
+            await flood()
+        assert time.monotonic() - began > HEAD_SECONDS / 2
+    async with wire_to(gateway.port) as wire:
+        await wire.send(head("GET", "/poll", {**bearer(user), "Content-Length": str(16 * MIB)}))
+        await wire.send(bytes(16 * MIB))
+        assert (await wire.answer()).status == 413
         await wire.ended(1.0)
 
 
