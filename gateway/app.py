@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import metrics
 from gateway.auth import Authenticator, Unauthenticated, credential
@@ -36,7 +36,8 @@ POLL_WAIT_SECONDS: Final = 25.0
 MAX_POLL_WAIT_SECONDS: Final = 60.0
 #: Told to clients that are refused for load, in seconds; drawn for each.
 RETRY_AFTER_SECONDS: Final = (1, 10)
-Endpoint = Callable[[Request], Awaitable[Response]]
+#: What a request comes to: a Response, or what takes its socket.
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 _OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 
@@ -72,14 +73,19 @@ class Public:
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
         return [
-            Route("/ws", self._connecting(self.websocket), methods=["GET", "OPTIONS"]),
-            Route("/sse", self._connecting(self.sse), methods=["GET", "OPTIONS"]),
-            Route("/poll", self._connecting(self.poll), methods=["GET", "OPTIONS"]),
             Route("/pushgate.js", self.client, methods=["GET"]),
             *health_routes(self._node),
         ]
 
-    async def websocket(self, request: Request) -> Response:
+    def connecting(self) -> dict[str, Endpoint]:
+        """Return what connects clients, by path."""
+        return {
+            "/ws": self._connecting(self.websocket),
+            "/sse": self._connecting(self.sse),
+            "/poll": self._connecting(self.poll),
+        }
+
+    async def websocket(self, request: Request) -> ASGIApp:
         """`GET /ws`."""
         offered = _subprotocols(request)
         admitted = await self._admit(request, offered)
@@ -91,7 +97,7 @@ class Public:
         connection = WebSocketConnection(admitted.identity, self._node, subprotocol=subprotocol)
         return Hold(connection, admitted, head, self._node, self._wires)
 
-    async def sse(self, request: Request) -> Response:
+    async def sse(self, request: Request) -> ASGIApp:
         """`GET /sse`."""
         try:
             admitted = await self._admit(request)
@@ -104,7 +110,7 @@ class Public:
         connection = SseConnection(admitted.identity, self._node)
         return Hold(connection, admitted, sse.head(admitted.cors_lines), self._node, self._wires)
 
-    async def poll(self, request: Request) -> Response:
+    async def poll(self, request: Request) -> ASGIApp:
         """`GET /poll?cursor=C&wait=S`."""
         cursor = request.query_params.get("cursor")
         held = cursor is not None and self._sessions.holds(cursor)
@@ -140,9 +146,9 @@ class Public:
         return Response(self._client, media_type="text/javascript; charset=utf-8", headers=headers)
 
     def _connecting(self, connect: Endpoint) -> Endpoint:
-        """Answer OPTIONS, and refuse the HEAD that starlette adds to every GET."""
+        """Answer OPTIONS, and refuse all but GET."""
 
-        async def endpoint(request: Request) -> Response:
+        async def endpoint(request: Request) -> ASGIApp:
             if request.method == "OPTIONS":
                 return self._preflight(request)
             if request.method != "GET":
@@ -228,7 +234,7 @@ class Overloaded(HTTPException):
         super().__init__(503, reason or "overloaded", {**always, **headers})
 
 
-class Hold(Response):
+class Hold:
     """A response that takes the socket and keeps it: the connection's way in."""
 
     def __init__(
@@ -239,7 +245,6 @@ class Hold(Response):
         node: GatewayNode,
         wires: Wires,
     ) -> None:
-        super().__init__()
         self._connection = connection
         self._admitted = admitted
         self._head = head
@@ -261,13 +266,12 @@ class Hold(Response):
             connection.close(GOING_AWAY)
 
 
-class Park(Response):
+class Park:
     """A response that takes the socket until there is something to answer."""
 
     def __init__(
         self, session: PollSession, *, cors_lines: bytes, wait_seconds: float, wires: Wires
     ) -> None:
-        super().__init__()
         self._session = session
         self._cors_lines = cors_lines
         self._wait_seconds = wait_seconds
@@ -300,15 +304,32 @@ def public_app(
     auth: Authenticator,
     *,
     extra_routes: Sequence[BaseRoute] = (),
-) -> Starlette:
-    """Return the application of the public port."""
+) -> ASGIApp:
+    """Return the application of the public port.
+
+    What connects is found by its path, before starlette's middleware and its routes' patterns.
+    """
     public = Public(node, settings, wires, auth)
     app = Starlette(
         routes=[*public.routes(), *extra_routes],
         exception_handlers={HTTPException: _refused},
     )
     app.router.redirect_slashes = False  # a path that is not ours is 404, nothing else
-    return app
+    connecting = public.connecting()
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = connecting.get(scope["path"])
+        if endpoint is None:
+            await app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            answer = await endpoint(request)
+        except HTTPException as error:
+            answer = await _refused(request, error)
+        await answer(scope, receive, send)
+
+    return route
 
 
 def internal_app(

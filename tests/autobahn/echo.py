@@ -8,8 +8,8 @@ from typing import Final
 
 from pydantic import SecretStr
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 from websockets.frames import Frame, Opcode
 
 from gateway.app import Admitted, Hold
@@ -65,7 +65,7 @@ async def echoing(wire: Choice, *, redis_url: str) -> AsyncIterator[str]:
         send_buffer_bytes=settings.send_buffer_bytes,
     )
 
-    async def echo(request: Request) -> Response:
+    async def echo(request: Request) -> ASGIApp:
         head, _ = answer_handshake(request.headers, ())
         identity = Identity("echo", None, int(time.time()) + 3_600)
         connection = EchoConnection(identity, gateway.node, subprotocol=None)

@@ -186,10 +186,10 @@ async def test_the_answer_to_a_body_is_not_lost_and_its_sender_is_cut_off_in_tim
 ) -> None:
     async with costing_little(gateway, pusher, user), wire_to(gateway.port) as wire:
         began = time.monotonic()
-        await wire.send(head("GET", "/poll", {**bearer(user), "Content-Length": "1000000000"}))
+        await wire.send(head("GET", "/nowhere", {"Content-Length": "1000000000"}))
 
         async def flood() -> None:
-            with suppress(ConnectionError):
+            with suppress(ConnectionError, RuntimeError):  # uvloop's for a closed transport
                 while True:
                     await wire.send(bytes(MIB))
                     await asyncio.sleep(0.01)  # the pace of the attack, not a wait
@@ -198,9 +198,9 @@ async def test_the_answer_to_a_body_is_not_lost_and_its_sender_is_cut_off_in_tim
             await flood()
         assert time.monotonic() - began > HEAD_SECONDS / 2
     async with wire_to(gateway.port) as wire:
-        await wire.send(head("GET", "/poll", {**bearer(user), "Content-Length": str(16 * MIB)}))
+        await wire.send(head("GET", "/nowhere", {"Content-Length": str(16 * MIB)}))
         await wire.send(bytes(16 * MIB))
-        assert (await wire.answer()).status == 413
+        assert (await wire.answer()).status == 404
         await wire.ended(1.0)
 
 
