@@ -153,6 +153,11 @@ class HoldableHTTP(HttpToolsProtocol):
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
+    @property
+    def silent(self) -> bool:
+        """Whether no request has ever begun."""
+        return self.cycle is None and not self._head_bytes
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the head's deadline."""
         self._door.waiting.pop(self, None)
@@ -452,8 +457,11 @@ class Listener:
     def let_go(self) -> None:
         """Keep no connection alive any more: a client's next request may go elsewhere."""
         self._door.leaving = True
-        for protocol in self._server.server_state.connections - self._door.waiting.keys():
-            protocol.shutdown()
+        waiting = self._door.waiting
+        for protocol in list(self._server.server_state.connections):
+            # Browsers connect ahead of need: what is silent would carry the next request here.
+            if protocol not in waiting or protocol.silent:
+                protocol.shutdown()
 
     def stop(self) -> None:
         """Accept no more."""

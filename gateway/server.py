@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -174,10 +174,9 @@ class Gateway:
         )
         self.node.leave(drain)
         self._public.let_go()
-        while not drain.over(now := time.monotonic()):
-            if drain.settled(now) and self.node.empty.is_set():
-                break
-            await asyncio.sleep(TICK_SECONDS)
+        await _until(lambda: drain.settled(time.monotonic()))
+        self._public.let_go()  # again: what came while it settled
+        await _until(lambda: drain.over(time.monotonic()) or self.node.empty.is_set())
         self._public.stop()
         self.node.advance()  # closes whoever is left
         with contextlib.suppress(TimeoutError):
@@ -196,6 +195,14 @@ class Gateway:
     async def _announce(self) -> None:
         await self.started()
         log.info("gateway is ready", node=self.node.identity.name)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Look each tick: the passing of time sets no event."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(TICK_SECONDS)
 
 
 def _heads(settings: GatewaySettings, *, sockets: int | None = None) -> HeadBounds:
