@@ -11,7 +11,6 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -334,8 +333,8 @@ def public_app(
 
 def internal_app(
     node: GatewayNode, settings: GatewaySettings, *, drain: Callable[[], None]
-) -> Starlette:
-    """Return the application of the internal port."""
+) -> ASGIApp:
+    """Return the application of the internal port. Batches don't go through starlette's router."""
     endpoints = PushEndpoints(node, max_payload_bytes=settings.max_payload_bytes)
 
     async def exposition(request: Request) -> Response:  # noqa: ARG001
@@ -350,11 +349,6 @@ def internal_app(
         closed = node.disconnect(user, request.query_params.get("device"))
         return JSONResponse({"closed": closed}, 200 if closed else 404)
 
-    guard = Middleware(
-        RequireSecret,
-        secret=settings.internal_secret.get_secret_value(),
-        open_paths=_OPEN_PATHS,
-    )
     app = Starlette(
         routes=[
             *push_routes(endpoints),
@@ -363,11 +357,21 @@ def internal_app(
             Route("/connections/{user:path}", disconnect, methods=["DELETE"]),
             *health_routes(node),
         ],
-        middleware=[guard],
         exception_handlers={HTTPException: _plain},
     )
     app.router.redirect_slashes = False
-    return app
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/push" or scope["method"] != "POST":
+            await app(scope, receive, send)
+            return
+        try:
+            await endpoints.batch(scope, receive)
+        except HTTPException as error:
+            await (await _plain(Request(scope), error))(scope, receive, send)
+
+    secret = settings.internal_secret.get_secret_value()
+    return RequireSecret(route, secret=secret, open_paths=_OPEN_PATHS)
 
 
 def health_routes(node: GatewayNode) -> list[BaseRoute]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
 from gateway.closes import TOKEN_EXPIRED, TOO_OLD, TOO_SLOW, Close
-from gateway.delivery import Delivery
+from gateway.delivery import Form
 from gateway.wires import Wire
 
 #: How long a client may take to read a goodbye, and to answer a Close frame (Zuul's close grace).
@@ -114,6 +114,9 @@ class Connection:
         "warned",
     )
     transport: ClassVar[str]
+    form: Form  # a class's, or one connection's
+    #: A descriptor that takes the next message at once; its wire says so. Else -1.
+    direct: int = -1
 
     def __init__(self, identity: Identity, keeper: Keeper) -> None:
         self.user = identity.user
@@ -126,8 +129,12 @@ class Connection:
         self._farewell = TOO_OLD  # what it is closed with if it is told to go, and stays
         self._keeper = keeper
 
-    def deliver(self, delivery: Delivery) -> bool:
-        """Send one message; False when this connection can't take it."""
+    def write(self, data: bytes) -> bool:
+        """Take one message in this connection's form; False when it can't."""
+        raise NotImplementedError
+
+    def begun(self, rest: bytes) -> None:
+        """Take the rest of a message whose beginning was written to `direct`."""
         raise NotImplementedError
 
     def close(self, close: Close) -> None:
@@ -199,10 +206,11 @@ class Connection:
 class StreamConnection(Connection):
     """A connection that is a held socket: WebSocket and SSE."""
 
-    __slots__ = ("_backlog", "_wire")
+    __slots__ = ("_backlog", "_wire", "direct")
 
     def __init__(self, identity: Identity, keeper: Keeper) -> None:
         super().__init__(identity, keeper)
+        self.direct = -1
         self._wire: Wire | None = None
         self._backlog: list[bytes] | None = None
 
@@ -276,13 +284,19 @@ class StreamConnection(Connection):
 
     def write(self, data: bytes) -> bool:
         """Hand bytes to the wire; False when the connection takes no more."""
-        if self.state in _SPOKEN_TO and self._wire is not None:
-            if self._wire.write(data):
-                return True
-            if self.state in _SPOKEN_TO:
-                self.abort("lost")
-            return False
-        return self.state is State.OPENING and self._hold_back(data)
+        wire = self._wire
+        if wire is None or self.state not in _SPOKEN_TO:
+            return self.state is State.OPENING and self._hold_back(data)
+        if wire.write(data):
+            return True
+        if self.state in _SPOKEN_TO:
+            self.abort("lost")
+        return False
+
+    def begun(self, rest: bytes) -> None:
+        """Let the wire send the rest of a message."""
+        if self._wire is not None:
+            self._wire.begun(rest)
 
     def _hold_back(self, data: bytes) -> bool:
         backlog = self._backlog = self._backlog if self._backlog is not None else []

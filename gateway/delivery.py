@@ -18,14 +18,19 @@ class Delivery:
 
     __slots__ = ("_encoded", "id", "payload", "text", "type")
 
-    def __init__(self, payload: bytes, *, message_id: str, event_type: str | None = None) -> None:
+    def __init__(
+        self,
+        payload: bytes,
+        *,
+        message_id: str,
+        event_type: str | None = None,
+        text: str | None = None,
+    ) -> None:
+        """`text` is the payload as it was before it was encoded, where that is known."""
         self.payload = payload
         self.id = message_id
         self.type = event_type
-        try:
-            self.text: str | None = payload.decode()
-        except UnicodeDecodeError:
-            self.text = None
+        self.text = _decoded(payload) if text is None else text
         self._encoded: dict[Form, bytes] = {}
 
     def encoded(self, form: Form) -> bytes:
@@ -34,6 +39,13 @@ class Delivery:
         if known is None:
             known = self._encoded[form] = form(self)
         return known
+
+
+def _decoded(payload: bytes) -> str | None:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 class _Text(msgspec.Struct):

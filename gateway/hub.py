@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from gateway.burst import write_all
 from gateway.connection import Connection
 from gateway.delivery import Delivery
 
@@ -14,6 +15,10 @@ class Refusal(enum.Enum):
 
     NO_DEVICE = "no-device"
     OVERLOADED = "overloaded"
+
+
+#: A message, its user, and the one device it is for.
+Addressed = tuple[Delivery, str, str | None]
 
 
 class Hub:
@@ -62,22 +67,38 @@ class Hub:
         del self._users[user]
         return True
 
-    def deliver(self, delivery: Delivery, *, user: str, device: str | None) -> int | Refusal:
-        """Send to each of the user's connections, or to those of one device.
+    def deliver(self, batch: Sequence[Addressed]) -> list[int | Refusal]:
+        """Send each message to each of its user's connections, or to those of its device.
 
-        Returns how many took it, 0 when the user is not here.
+        Returns for each how many took it, 0 where the user is not here.
         """
+        users = self._users
+        taken: list[int] = []
+        found: list[Connection] = []
+        datas: list[bytes] = []
+        numbers: list[int] = []  # found[n] is to get batch[numbers[n]]
+        for number, (delivery, user, device) in enumerate(batch):
+            before = len(found)
+            for connection in users.get(user, ()):
+                if device is None or connection.device == device:
+                    found.append(connection)
+                    datas.append(delivery.encoded(connection.form))
+                    numbers.append(number)
+            taken.append(len(found) - before)
+        for position in write_all(found, datas):
+            taken[numbers[position]] -= 1
+        if all(taken):
+            return [*taken]
+        return [
+            count or self._nobody(user, device)
+            for count, (_, user, device) in zip(taken, batch, strict=True)
+        ]
+
+    def _nobody(self, user: str, device: str | None) -> int | Refusal:
+        """Say why nobody took a message; also after the last connection was found to be gone."""
         connections = self._users.get(user)
         if connections is None:
             return 0
-        if device is not None:
-            connections = tuple(c for c in connections if c.device == device)
-            if not connections:
-                return Refusal.NO_DEVICE
-        took = 0
-        for connection in connections:
-            if connection.deliver(delivery):
-                took += 1
-        if not took and user not in self._users:
-            return 0  # the last connection was found to be gone
-        return took or Refusal.OVERLOADED
+        if all(device not in (None, connection.device) for connection in connections):
+            return Refusal.NO_DEVICE
+        return Refusal.OVERLOADED

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from gateway.proxy_header import BadProxyHeader, Network, read, within
-from gateway.wires.takeover import TAKE_OVER, Takeover
+from gateway.wires.takeover import ANSWER, TAKE_OVER, Takeover
 
 _BACKLOG: Final = 4_096
 _KEEP_ALIVE_SECONDS: Final = 75
@@ -35,6 +35,8 @@ _MAX_REST_BYTES: Final = 65_536
 MAX_HEADERS: Final = 100
 #: Requests that may wait behind the one that is answered: 18 bytes of a client's cost kilobytes.
 MAX_WAITING_REQUESTS: Final = 16
+
+_ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n"
 
 log = structlog.get_logger("gateway.listener")
 
@@ -270,10 +272,26 @@ class HoldableHTTP(HttpToolsProtocol):
             self._refuse(400, "too many requests at once")
             raise _RefusedError
         super().on_headers_complete()
-        extensions: dict[str, Any] = {TAKE_OVER: partial(self.take_over, self.cycle)}
-        self.scope["extensions"] = extensions
+        self.scope["extensions"] = self._offers(self.cycle)
         if self._door.leaving:
             self.cycle.keep_alive = False
+
+    def _offers(self, cycle: RequestResponseCycle) -> dict[str, Any]:
+        return {TAKE_OVER: partial(self.take_over, cycle), ANSWER: partial(self.answer, cycle)}
+
+    async def answer(self, cycle: RequestResponseCycle, content_type: bytes, body: bytes) -> None:
+        """Answer the request of `cycle` with 200, in one write: uvicorn's two cost 15 µs more."""
+        if self.flow.write_paused:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        last = b"" if cycle.keep_alive else b"connection: close\r\n"
+        self.transport.write(_ANSWER % (content_type, len(body), last) + body)
+        if last:
+            self.transport.close()
+        cycle.on_response()
 
     def take_over(self, cycle: RequestResponseCycle) -> Takeover | None:
         """Take the socket for the request of `cycle`; None when the client has gone already."""
@@ -434,6 +452,7 @@ class Listener:
             access_log=False,
             server_header=False,
             date_header=False,
+            proxy_headers=False,  # whoever is behind a balancer comes with a PROXY header
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )

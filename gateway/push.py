@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hmac
-import itertools
 from base64 import b64decode
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import count, islice
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import metrics
 from gateway.delivery import Delivery
-from gateway.hub import Refusal
+from gateway.hub import Addressed, Refusal
 from gateway.node import GatewayNode
+from gateway.wires.takeover import ANSWER
 from registry.message import (
     BATCH_MEDIA_TYPE,
     EPOCH_HEADER,
@@ -59,7 +60,7 @@ class _Codec:
     """One encoding of the batch: JSON for people, MessagePack between our own."""
 
     def __init__(self, module: Any, media_type: str) -> None:
-        self.media_type = media_type
+        self.media_type = media_type.encode("ascii")
         self.encode: Callable[[object], bytes] = module.encode
         self._batch = module.Decoder(list[Entry])
         self._raw = module.Decoder(list[msgspec.Raw])
@@ -86,6 +87,8 @@ class _Codec:
             return None
 
 
+_NODE_HEADER: Final = NODE_HEADER.encode("ascii")
+_EPOCH_HEADER: Final = EPOCH_HEADER.encode("ascii")
 _JSON: Final = _Codec(msgspec.json, "application/json")
 _PACKED: Final = _Codec(msgspec.msgpack, BATCH_MEDIA_TYPE)
 
@@ -95,15 +98,21 @@ class PushEndpoints:
 
     def __init__(self, node: GatewayNode, *, max_payload_bytes: int) -> None:
         self._node = node
+        self._hub = node.hub
         self._max_payload_bytes = max_payload_bytes
-        self._numbers = itertools.count(1)
+        self._numbers = count(1)
 
-    async def batch(self, request: Request) -> Response:
-        """`POST /push`: at most 1,000 messages and 4 MiB, a result for each."""
-        self._refuse_if_meant_for_another(request)
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        codec = _PACKED if media_type == BATCH_MEDIA_TYPE else _JSON
-        body = await _body(request, limit=MAX_BATCH_BYTES)
+    async def batch(self, scope: Scope, receive: Receive) -> None:
+        """`POST /push`: at most 1,000 messages and 4 MiB, a result for each.
+
+        Raises:
+            HTTPException: it is refused as a whole.
+        """
+        headers = dict(scope["headers"])
+        self._refuse_if_meant_for_another(headers)
+        media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        codec = _PACKED if media_type == _PACKED.media_type else _JSON
+        body = await _body(headers, receive, limit=MAX_BATCH_BYTES)
         try:
             entries = codec.decode(body)
         except msgspec.DecodeError as error:
@@ -111,25 +120,24 @@ class PushEndpoints:
         if len(entries) > MAX_BATCH_MESSAGES:
             raise HTTPException(413, f"{len(entries)} messages; at most {MAX_BATCH_MESSAGES}")
         metrics.BATCH.observe(len(entries))
-        results = [self._push(entry) for entry in entries]
-        _count(results)
-        return Response(codec.encode({"results": results}), media_type=codec.media_type)
+        results = self._push(entries)
+        await scope["extensions"][ANSWER](codec.media_type, codec.encode({"results": results}))
 
     async def one(self, request: Request) -> Response:
         """`POST /push/{user}`: the body is the payload; push-id, push-type, push-device apply."""
-        self._refuse_if_meant_for_another(request)
-        user = user_in_path(request, "/push/")
         headers = request.headers
+        raw_headers = dict(request.scope["headers"])
+        self._refuse_if_meant_for_another(raw_headers)
+        user = user_in_path(request, "/push/")
         entry = Entry(
             user,
-            await _body(request, limit=self._max_payload_bytes),
+            await _body(raw_headers, request.receive, limit=self._max_payload_bytes),
             None,
             headers.get("push-id"),
             headers.get("push-type"),
             headers.get("push-device"),
         )
-        result = self._push(entry)
-        _count([result])
+        (result,) = self._push([entry])
         if isinstance(result, int):
             status, text = (200, f"delivered to {result}") if result else (404, "not on this node")
             return PlainTextResponse(f"{text}\n", status)
@@ -139,22 +147,42 @@ class PushEndpoints:
 
     async def here(self, request: Request) -> Response:
         """`GET /push/{user}`: whether the user is on this node."""
-        here = user_in_path(request, "/push/") in self._node.hub
+        here = user_in_path(request, "/push/") in self._hub
         return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
 
-    def _push(self, entry: Entry | None) -> Result | list[Result]:
+    def _push(self, entries: Sequence[Entry | None]) -> list[Result | list[Result]]:
+        batch: list[Addressed] = []
+        errors = [self._address(entry, batch) for entry in entries]
+        told = [
+            taken if taken.__class__ is int and taken else _told(taken, user)
+            for taken, (_, user, _) in zip(self._hub.deliver(batch), batch, strict=True)
+        ]
+        rest = iter(told)
+        results = [
+            _shaped(entry, rest) if error is None else _refused(entry, error)
+            for entry, error in zip(entries, errors, strict=True)
+        ]
+        _count(results)
+        return results
+
+    def _address(self, entry: Entry | None, batch: list[Addressed]) -> str | None:
+        """Add an entry to the batch, once for each of its users; or return what is wrong."""
         if entry is None:
-            return {"error": "invalid"}
+            return "invalid"
         try:
             delivery = self._delivery(entry)
         except Invalid as invalid:
-            error = {"error": invalid.error}
-            return error if isinstance(entry.user, str) else [error for _ in entry.user]
-        if isinstance(entry.user, str):
-            return self._deliver(delivery, entry.user, entry.device)
-        return [self._deliver(delivery, user, entry.device) for user in entry.user]
+            return invalid.error
+        user, device = entry.user, entry.device
+        if isinstance(user, str):
+            batch.append((delivery, user, device))
+        else:
+            batch += [(delivery, each, device) for each in user]
+        return None
 
     def _delivery(self, entry: Entry) -> Delivery:
+        data = entry.data
+        text = data if isinstance(data, str) and entry.encoding is None else None
         payload = _payload(entry)
         if len(payload) > self._max_payload_bytes:
             raise Invalid("too-large")
@@ -164,44 +192,53 @@ class PushEndpoints:
             raise Invalid("invalid")
         if entry.device is not None and not valid_device(entry.device):
             raise Invalid("invalid")
-        return Delivery(payload, message_id=entry.id or self._new_id(), event_type=entry.type)
-
-    def _deliver(self, delivery: Delivery, user: str, device: str | None) -> Result:
-        result = self._node.hub.deliver(delivery, user=user, device=device)
-        if isinstance(result, Refusal):
-            return {"error": result.value}
-        if not result and not valid_user(user):
-            return {"error": "invalid"}
-        return result
+        message_id = entry.id or self._new_id()
+        return Delivery(payload, message_id=message_id, event_type=entry.type, text=text)
 
     def _new_id(self) -> str:
         return f"{self._node.identity.epoch}-{next(self._numbers)}"
 
-    def _refuse_if_meant_for_another(self, request: Request) -> None:
+    def _refuse_if_meant_for_another(self, headers: Mapping[bytes, bytes]) -> None:
         """421 for a batch that names another node or an earlier start of this one."""
-        meant = request.headers.get(NODE_HEADER), request.headers.get(EPOCH_HEADER)
         ours = self._node.identity
-        for given, own in zip(meant, (ours.name, ours.epoch), strict=True):
-            if given is not None and given != own:
+        for name, own in ((_NODE_HEADER, ours.name), (_EPOCH_HEADER, ours.epoch)):
+            given = headers.get(name)
+            if given is not None and given != own.encode():
                 raise HTTPException(421, f"this is node {ours.name}, epoch {ours.epoch}")
 
 
 _STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloaded": 503}
 
 
+def _told(taken: int | Refusal, user: str) -> Result:
+    """Return the result of a message that nobody has taken."""
+    if isinstance(taken, Refusal):
+        return {"error": taken.value}
+    return taken if valid_user(user) else {"error": "invalid"}
+
+
+def _shaped(entry: Entry | None, told: Iterator[Result]) -> Result | list[Result]:
+    """Return an entry's result, or the list of them where it has a list of users."""
+    assert entry is not None  # noqa: S101 - it was refused
+    return next(told) if isinstance(entry.user, str) else list(islice(told, len(entry.user)))
+
+
+def _refused(entry: Entry | None, error: str) -> Result | list[Result]:
+    if entry is None or isinstance(entry.user, str):
+        return {"error": error}
+    return [{"error": error} for _ in entry.user]
+
+
 def _count(results: Sequence[Result | list[Result]]) -> None:
     """Count a batch's results at once: a counter takes a lock each time."""
-    delivered = not_here = 0
+    flat: list[Result] = []
     for result in results:
-        if isinstance(result, list):
-            _count(result)
-        elif isinstance(result, dict):
-            metrics.PUSHED.labels(result["error"]).inc()
-        elif result:
-            delivered += 1
-        else:
-            not_here += 1
-    _DELIVERED.inc(delivered)
+        flat += result if isinstance(result, list) else (result,)
+    not_here = flat.count(0)
+    errors = [result["error"] for result in flat if isinstance(result, dict)]
+    for error in errors:
+        metrics.PUSHED.labels(error).inc()
+    _DELIVERED.inc(len(flat) - not_here - len(errors))
     _NOT_HERE.inc(not_here)
 
 
@@ -243,18 +280,23 @@ def user_in_path(request: Request, prefix: str) -> str:
     return user
 
 
-async def _body(request: Request, *, limit: int) -> bytes:
+async def _body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int) -> bytes:
     """Read a body of at most `limit` bytes; 413 before anything of a larger one is kept."""
     too_large = HTTPException(413, f"at most {limit} bytes")
-    declared = request.headers.get("content-length", "0")
-    if int(declared) > limit:
+    if int(headers.get(b"content-length", b"0")) > limit:
         raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+    pieces: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message["body"])
+        size += len(message["body"])
+        more = message["more_body"]
+        if size > limit:
             raise too_large
-    return bytes(body)
+    return b"".join(pieces)
 
 
 class RequireSecret:

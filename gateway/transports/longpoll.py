@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 from gateway.closes import Close
 from gateway.connection import Connection, Identity, Keeper, State
-from gateway.delivery import Delivery, json_form
+from gateway.delivery import json_form
 from gateway.wires import Wire
 
 #: What a client may send behind a parked poll before it is cut off.
@@ -99,6 +99,7 @@ class PollSession(Connection):
         "moves",
     )
     transport: ClassVar[str] = "poll"
+    form = staticmethod(json_form)
 
     def __init__(self, identity: Identity, sessions: PollSessions, *, gap: bool) -> None:
         super().__init__(identity, sessions.keeper)
@@ -113,13 +114,12 @@ class PollSession(Connection):
         self._flushing = False
         self.moves = False  # the next answer is its connection's last: time for another node
 
-    def deliver(self, delivery: Delivery) -> bool:
+    def write(self, data: bytes) -> bool:
         """Buffer one message; a parked poll is answered at the end of the loop's turn."""
-        form = delivery.encoded(json_form)
-        fits = self._bytes + len(form) <= self._keeper.bounds.poll_buffer_bytes
+        fits = self._bytes + len(data) <= self._keeper.bounds.poll_buffer_bytes
         if fits:
-            self._buffer.append(form)
-            self._bytes += len(form)
+            self._buffer.append(data)
+            self._bytes += len(data)
         elif self._all_answered() or self._buffer[-1] is not _GAP:
             self._buffer.append(_GAP)
         if self._parked is not None and not self._flushing:

@@ -61,10 +61,7 @@ class SseConnection(StreamConnection):
 
     __slots__ = ()
     transport: ClassVar[str] = "sse"
-
-    def deliver(self, delivery: Delivery) -> bool:
-        """Send one message as one event."""
-        return self.write(delivery.encoded(event))
+    form = staticmethod(event)
 
     def received(self, data: bytes) -> None:
         """Ignore what follows the request: the stream has one direction."""

@@ -24,7 +24,7 @@ from gateway.connection import (
     StreamConnection,
     Unrefreshed,
 )
-from gateway.delivery import Delivery, Form, json_form
+from gateway.delivery import Delivery, json_form
 from gateway.transports.inbound import Inbound
 
 PLAIN: Final = "pushgate.plain"
@@ -127,19 +127,15 @@ _decode_refresh = msgspec.json.Decoder(_Refresh).decode
 class WebSocketConnection(StreamConnection):
     """A WebSocket after its handshake."""
 
-    __slots__ = ("_form", "_frames", "_inbound", "_ping")
+    __slots__ = ("_frames", "_inbound", "_ping", "form")
     transport: ClassVar[str] = "websocket"
 
     def __init__(self, identity: Identity, keeper: Keeper, *, subprotocol: str | None) -> None:
         super().__init__(identity, keeper)
-        self._form: Form = v1_frame if subprotocol == V1 else plain_frame
+        self.form = v1_frame if subprotocol == V1 else plain_frame
         self._inbound: Inbound | None = None
         self._frames = 0  # of the client, since the last heartbeat
         self._ping = Ping.NONE
-
-    def deliver(self, delivery: Delivery) -> bool:
-        """Send one message as one frame."""
-        return self.write(delivery.encoded(self._form))
 
     def received(self, data: bytes) -> None:
         """Take inbound bytes; nearly always the answer to a ping."""
@@ -172,7 +168,7 @@ class WebSocketConnection(StreamConnection):
 
     def said(self, message: str | bytes) -> None:
         """Take one whole message: a token in `pushgate.v1`; all else means nothing here."""
-        if self._form is not v1_frame or isinstance(message, bytes):
+        if self.form is not v1_frame or isinstance(message, bytes):
             return
         try:
             token = _decode_refresh(message).token
@@ -209,12 +205,12 @@ class WebSocketConnection(StreamConnection):
 
     def warn(self, seconds: float) -> None:
         """Ask a `pushgate.v1` client for a new token."""
-        if self._form is v1_frame:
+        if self.form is v1_frame:
             self.write(control_frame("expiring", in_ms=int(seconds * 1_000)))
 
     def can_be_told(self) -> bool:
         """Whether it speaks `pushgate.v1`: to others only a Close frame says anything."""
-        return self._form is v1_frame
+        return self.form is v1_frame
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
         """Send the control frame."""
@@ -223,7 +219,7 @@ class WebSocketConnection(StreamConnection):
 
     def gap_notice(self) -> bytes:
         """Tell a `pushgate.v1` client of the gap."""
-        return control_frame("gap") if self._form is v1_frame else b""
+        return control_frame("gap") if self.form is v1_frame else b""
 
     def say_goodbye(self, close: Close) -> None:
         """Send a Close frame and give the client a moment: it should close first."""

@@ -18,6 +18,9 @@ class Wire(Protocol):
         make room.
         """
 
+    def begun(self, rest: bytes) -> None:
+        """Send the rest of a write that its holder began itself, where the wire let it."""
+
     def drop_oldest(self, notice: bytes) -> int:
         """Make room: drop the oldest writes of which nothing is out yet, and return how many.
 
@@ -45,3 +48,11 @@ class Held(Protocol):
 
     def lost(self) -> None:
         """The socket is gone. Called once, also after `close` and `abort`."""
+
+
+class Streamed(Held, Protocol):
+    """Whoever holds a wire for many messages."""
+
+    #: Set by the wire: a descriptor that takes a write at once, without the wire, while nothing
+    #: waits and nothing ends; else -1.
+    direct: int

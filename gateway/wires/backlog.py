@@ -11,12 +11,15 @@ class Backlog:
     A write of which a part is out can't be dropped any more: the peer would see a torn message.
     """
 
-    __slots__ = ("_begun", "_parts", "size")
+    __slots__ = ("_begun", "_out", "_parts", "size")
 
     def __init__(self, data: bytes, *, begun: bool) -> None:
         """`begun` says that `data` is the rest of a write."""
         self._parts = deque((data,))
         self._begun = begun
+        self._out = (
+            0  # so much of the first is out: it may be long, and is not copied for each step
+        )
         self.size = len(data)
 
     def append(self, data: bytes) -> None:
@@ -24,17 +27,19 @@ class Backlog:
         self._parts.append(data)
         self.size += len(data)
 
-    def first(self) -> bytes:
+    def first(self) -> bytes | memoryview:
         """Return what goes out next; there must be something."""
-        return self._parts[0]
+        first = self._parts[0]
+        return memoryview(first)[self._out :] if self._out else first
 
     def sent(self, count: int) -> None:
         """Take note that so much of the first is out."""
-        first = self._parts.popleft()
         self.size -= count
-        self._begun = count < len(first)
-        if self._begun:
-            self._parts.appendleft(first[count:])
+        self._out += count
+        self._begun = self._out < len(self._parts[0])
+        if not self._begun:
+            self._parts.popleft()
+            self._out = 0
 
     def drop_oldest(self, limit: int, notice: bytes) -> int:
         """Drop the oldest writes, but the last, until at most `limit` bytes wait; return how many.
@@ -60,7 +65,7 @@ class Backlog:
         """Drop all that may be dropped."""
         kept = [self._parts[0]] if self._begun else []
         self._parts = deque(kept)
-        self.size = sum(map(len, kept))
+        self.size = sum(map(len, kept)) - self._out
 
     def __bool__(self) -> bool:
         return bool(self._parts)

@@ -6,7 +6,7 @@ import asyncio
 import select
 from typing import Literal
 
-from gateway.wires import Held, Wire
+from gateway.wires import Held, Streamed, Wire
 from gateway.wires.epoll import EpollSet
 from gateway.wires.transport import LentWire, TransportWire
 
@@ -24,7 +24,7 @@ class Wires:
         self._epoll = EpollSet(loop) if choice != "transport" and there else None
         self._send_buffer_bytes = send_buffer_bytes
 
-    def hold(self, transport: asyncio.Transport, held: Held) -> Wire:
+    def hold(self, transport: asyncio.Transport, held: Streamed) -> Wire:
         """Take a socket that stays held until it ends."""
         limit = self._send_buffer_bytes
         # TLS lives in the transport: without it the bytes would be ciphertext.

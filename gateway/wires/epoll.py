@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from gateway.wires import Held
+from gateway.wires import Streamed
 from gateway.wires.backlog import Backlog
 
 log = structlog.get_logger("gateway.wires.epoll")
@@ -40,7 +40,7 @@ class EpollSet:
         self._epoll.close()
 
     def take(
-        self, transport: asyncio.Transport, held: Held, *, send_buffer_bytes: int
+        self, transport: asyncio.Transport, held: Streamed, *, send_buffer_bytes: int
     ) -> EpollWire:
         """Take a transport's socket; the transport is over.
 
@@ -86,7 +86,7 @@ class EpollWire:
 
     __slots__ = ("_closing", "_descriptor", "_held", "_limit", "_listening", "_set", "_unsent")
 
-    def __init__(self, within: EpollSet, descriptor: int, held: Held, limit: int) -> None:
+    def __init__(self, within: EpollSet, descriptor: int, held: Streamed, limit: int) -> None:
         """`limit` bytes at most wait for a peer that does not read."""
         self._set = within
         self._descriptor = descriptor
@@ -101,6 +101,7 @@ class EpollWire:
         if self._descriptor >= 0 and not self._closing:
             self._listening = True
             self._watch()
+            self._lend()
 
     def write(self, data: bytes) -> bool:
         """Hand `data` on in order; False when the peer is gone or too far behind."""
@@ -117,9 +118,12 @@ class EpollWire:
             self.abort()
             return False
         if sent < len(data):  # one write fits, however long: the limit is for what joins it
-            self._unsent = Backlog(data[sent:], begun=sent > 0)
-            self._watch()
+            self._wait(Backlog(data[sent:], begun=sent > 0))
         return True
+
+    def begun(self, rest: bytes) -> None:
+        """Send the rest of a write that the holder began."""
+        self._wait(Backlog(rest, begun=True))
 
     def drop_oldest(self, notice: bytes) -> int:
         """Drop the oldest writes until the rest fits."""
@@ -142,7 +146,7 @@ class EpollWire:
         """Close at once."""
         if self._descriptor >= 0:
             self._set.drop(self._descriptor)
-            self._descriptor = -1
+            self._descriptor = self._held.direct = -1
             self._unsent = None
             # Never within the holder's own call, as with a transport.
             self._set.loop.call_soon(self._held.lost)
@@ -187,6 +191,16 @@ class EpollWire:
             self.abort()
         else:
             self._watch()
+            self._lend()
+
+    def _wait(self, unsent: Backlog) -> None:
+        self._unsent = unsent
+        self._held.direct = -1
+        self._watch()
+
+    def _lend(self) -> None:
+        if self._listening and self._unsent is None:
+            self._held.direct = self._descriptor
 
     def _watch(self) -> None:
         reading = _READING if self._listening and not self._closing else 0

@@ -1,4 +1,4 @@
-"""How a socket leaves HTTP: what a listener offers and an application takes."""
+"""What a listener offers an application beside ASGI: a request's socket, and a shorter answer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Final
 #: The extension of an ASGI scope by which an application takes its request's socket: a function
 #: that returns a Takeover, or None when the client has gone already.
 TAKE_OVER: Final = "pushgate.take_over"
+#: The extension by which an application answers 200 with a content type and a body at once.
+ANSWER: Final = "pushgate.answer"
 
 
 @dataclass(slots=True)

@@ -46,6 +46,10 @@ class TransportWire(asyncio.Protocol):
         self._unsent.append(data)
         return self._unsent.size <= self._limit or self._held.overflowed()
 
+    def begun(self, rest: bytes) -> None:
+        """Never comes: the transport alone writes to its socket."""
+        raise NotImplementedError(f"{len(rest)} bytes")
+
     def drop_oldest(self, notice: bytes) -> int:
         """Drop the oldest writes until the rest fits."""
         return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)

@@ -32,6 +32,11 @@ def message(payload: bytes | str = b"hello", message_id: str = "m-1") -> Deliver
     return Delivery(data, message_id=message_id)
 
 
+def give(connection: Connection, delivery: Delivery) -> bool:
+    """Send one message, as the hub does."""
+    return connection.write(delivery.encoded(connection.form))
+
+
 class FakeKeeper:
     """The Keeper protocol of gateway/connection.py."""
 
@@ -102,6 +107,9 @@ class FakeWire:
         self.sent += data
         return True
 
+    def begun(self, rest: bytes) -> None:
+        self.sent += rest
+
     def drop_oldest(self, notice: bytes) -> int:
         self.notices.append(notice)
         return self.droppable
@@ -126,22 +134,26 @@ class FakeConnection(Connection):
 
     transport: ClassVar[str] = "fake"
 
+    @staticmethod
+    def form(delivery: Delivery) -> bytes:
+        return delivery.payload
+
     def __init__(
         self, who: Identity | None = None, *, keeper: Keeper | None = None, takes: bool = True
     ) -> None:
         super().__init__(who or identity(), keeper or FakeKeeper())
         self.takes = takes
-        self.got: list[Delivery] = []
+        self.got: list[bytes] = []
         self._woken = 0
         self.told: list[str] = []  # what came due beside its wake-ups
         self.warnings: list[float] = []
         self.on_deliver: Callable[[], object] = lambda: None
         self.on_wake: Callable[[], object] = lambda: None
 
-    def deliver(self, delivery: Delivery) -> bool:
+    def write(self, data: bytes) -> bool:
         self.on_deliver()
         if self.takes:
-            self.got.append(delivery)
+            self.got.append(data)
         return self.takes
 
     def close(self, close: Close) -> None:

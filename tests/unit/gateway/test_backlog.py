@@ -20,9 +20,9 @@ def filled(*writes: bytes, begun: bool = False) -> Backlog:
 
 def drain(backlog: Backlog, step: int = 1 << 30) -> list[bytes]:
     """Send all, at most `step` bytes at once; return the pieces."""
-    pieces = []
+    pieces: list[bytes] = []
     while backlog:
-        piece = backlog.first()[:step]
+        piece = bytes(backlog.first()[:step])
         pieces.append(piece)
         backlog.sent(len(piece))
     assert backlog.size == 0

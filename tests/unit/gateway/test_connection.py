@@ -22,6 +22,7 @@ from tests.unit.gateway.fakes import (
     FakeConnection,
     FakeKeeper,
     FakeWire,
+    give,
     identity,
     message,
 )
@@ -35,8 +36,9 @@ class Line(StreamConnection):
     transport: ClassVar[str] = "line"
     understands = True
 
-    def deliver(self, delivery: Delivery) -> bool:
-        return self.write(delivery.payload + b"\n")
+    @staticmethod
+    def form(delivery: Delivery) -> bytes:
+        return delivery.payload + b"\n"
 
     def received(self, data: bytes) -> None:
         self.ended("client left", b"last words\n")
@@ -90,22 +92,22 @@ def rig(opening: Rig) -> Rig:
 
 def test_nothing_is_written_before_the_handshakes_answer(opening: Rig) -> None:
     assert opening.line.state is State.OPENING
-    assert opening.line.deliver(message(b"one"))
+    assert give(opening.line, message(b"one"))
     assert opening.wire.sent == b""
 
 
 def test_what_came_meanwhile_follows_the_answer_in_order(opening: Rig) -> None:
-    opening.line.deliver(message(b"one"))
-    opening.line.deliver(message(b"two"))
+    give(opening.line, message(b"one"))
+    give(opening.line, message(b"two"))
     opening.open()
-    opening.line.deliver(message(b"three"))
+    give(opening.line, message(b"three"))
     assert opening.wire.sent == b"head\none\ntwo\nthree\n"
     assert opening.line.state is State.OPEN
     assert opening.keeper.wake_in == 1.0
 
 
 def test_the_backlog_is_bounded_and_its_overflow_is_refused(opening: Rig) -> None:
-    taken = [opening.line.deliver(message(b"x")) for _ in range(MAX_BACKLOG + 1)]
+    taken = [give(opening.line, message(b"x")) for _ in range(MAX_BACKLOG + 1)]
     assert taken == [True] * MAX_BACKLOG + [False]
     opening.open()
     assert opening.wire.sent == b"head\n" + b"x\n" * MAX_BACKLOG
@@ -125,7 +127,7 @@ def test_a_connection_that_ended_before_its_answer_gets_none(opening: Rig) -> No
 
 
 def test_a_close_before_the_answer_has_no_goodbye(opening: Rig) -> None:
-    opening.line.deliver(message())
+    give(opening.line, message())
     opening.line.close(GOING_AWAY)
     opening.open()
     assert opening.wire.sent == b""
@@ -161,15 +163,15 @@ def test_the_end_of_the_socket_closes_and_forgets_once(rig: Rig) -> None:
 def test_a_message_after_the_release_is_refused(rig: Rig) -> None:
     rig.line.close(GOING_AWAY)
     rig.wire.take()
-    assert not rig.line.deliver(message())
+    assert not give(rig.line, message())
     rig.line.lost()
-    assert not rig.line.deliver(message())
+    assert not give(rig.line, message())
     assert rig.wire.sent == b""
 
 
 def test_a_wire_that_is_gone_ends_the_connection(rig: Rig) -> None:
     rig.wire.gone = True
-    assert not rig.line.deliver(message())
+    assert not give(rig.line, message())
     assert rig.line.state is State.CLOSING
     assert rig.wire.aborted
     assert rig.keeper.released == ["lost"]
@@ -177,8 +179,8 @@ def test_a_wire_that_is_gone_ends_the_connection(rig: Rig) -> None:
 
 def test_an_overflow_says_goodbye_once_under_its_own_name_and_sends_nothing_else(rig: Rig) -> None:
     rig.wire.on_full = rig.line.overflowed
-    assert not rig.line.deliver(message())
-    assert not rig.line.deliver(message())
+    assert not give(rig.line, message())
+    assert not give(rig.line, message())
     assert rig.wire.emptied
     assert rig.wire.sent == b"bye\n"
     assert rig.line.state is State.CLOSING
@@ -204,7 +206,7 @@ def test_a_wire_that_overflows_while_it_is_told_to_go_is_cut_off(rig: Rig) -> No
 def test_where_the_oldest_is_dropped_an_overflow_makes_room_and_counts(rig: Rig) -> None:
     rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
     rig.wire.on_full, rig.wire.droppable = rig.line.overflowed, 3
-    assert rig.line.deliver(message(b"newest"))
+    assert give(rig.line, message(b"newest"))
     assert rig.wire.notices == [b"gap\n"]
     assert rig.keeper.dropped_messages == 3
     assert rig.line.state is State.OPEN
@@ -224,7 +226,7 @@ def test_who_is_told_to_part_still_gets_messages_until_the_grace_ends(rig: Rig) 
     assert rig.line.state is State.PARTING
     assert rig.wire.take() == b"reconnect in 7: 4000\n"
     assert rig.keeper.ages == [7.0 + CLOSE_GRACE_SECONDS]
-    assert rig.line.deliver(message(b"meanwhile"))
+    assert give(rig.line, message(b"meanwhile"))
     assert rig.wire.take() == b"meanwhile\n"
     assert rig.keeper.released == []
     rig.line.aged()

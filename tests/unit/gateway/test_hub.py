@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from gateway.delivery import Delivery
 from gateway.hub import Hub, Refusal
 from tests.unit.gateway.fakes import FakeConnection, identity, message
 
@@ -17,6 +18,11 @@ def held(hub: Hub, user: str = "alice", device: str | None = None) -> FakeConnec
     connection = FakeConnection(identity(user, device))
     hub.add(connection)
     return connection
+
+
+def taken(hub: Hub, sent: Delivery, user: str, device: str | None = None) -> int | Refusal:
+    (result,) = hub.deliver([(sent, user, device)])
+    return result
 
 
 def test_the_first_connection_of_a_user_is_told_from_others(hub: Hub) -> None:
@@ -46,44 +52,66 @@ def test_it_counts_connections_and_lists_users(hub: Hub) -> None:
 
 def test_a_message_reaches_every_connection_of_its_user_and_no_other(hub: Hub) -> None:
     first, second, other = held(hub), held(hub, device="phone"), held(hub, "bob")
-    sent = message()
-    assert hub.deliver(sent, user="alice", device=None) == 2
-    assert (first.got, second.got, other.got) == ([sent], [sent], [])
+    assert taken(hub, message("one"), "alice") == 2
+    assert (first.got, second.got, other.got) == ([b"one"], [b"one"], [])
 
 
 def test_a_user_who_is_not_here_gets_zero(hub: Hub) -> None:
     held(hub)
-    assert hub.deliver(message(), user="bob", device=None) == 0
-    assert hub.deliver(message(), user="bob", device="phone") == 0
-    assert hub.deliver(message(), user="ALICE", device=None) == 0
+    assert taken(hub, message(), "bob") == 0
+    assert taken(hub, message(), "bob", "phone") == 0
+    assert taken(hub, message(), "ALICE") == 0
 
 
 def test_a_message_for_one_device_reaches_all_of_its_connections_and_no_other(hub: Hub) -> None:
     phones = [held(hub, device="phone"), held(hub, device="phone")]
     others = [held(hub, device="tablet"), held(hub, device=None)]
-    assert hub.deliver(message(), user="alice", device="phone") == 2
+    assert taken(hub, message(), "alice", "phone") == 2
     assert all(phone.got for phone in phones)
     assert not any(other.got for other in others)
 
 
 def test_a_device_that_is_not_here_is_no_absent_user(hub: Hub) -> None:
     held(hub, device="tablet")
-    assert hub.deliver(message(), user="alice", device="phone") is Refusal.NO_DEVICE
+    assert taken(hub, message(), "alice", "phone") is Refusal.NO_DEVICE
 
 
 def test_who_can_not_take_a_message_does_not_count(hub: Hub) -> None:
     slow = held(hub)
     slow.takes = False
-    assert hub.deliver(message(), user="alice", device=None) is Refusal.OVERLOADED
+    assert taken(hub, message(), "alice") is Refusal.OVERLOADED
     held(hub)
-    assert hub.deliver(message(), user="alice", device=None) == 1
+    assert taken(hub, message(), "alice") == 1
+
+
+def test_a_batch_has_a_result_for_each_message_in_its_order(hub: Hub) -> None:
+    phone, tablet = held(hub, device="phone"), held(hub, device="tablet")
+    slow = held(hub, "carol")
+    slow.takes = False
+    one, two = message("one"), message("two")
+    assert hub.deliver(
+        [
+            (one, "alice", None),
+            (one, "bob", None),
+            (two, "alice", "phone"),
+            (two, "alice", "watch"),
+            (one, "carol", None),
+        ]
+    ) == [2, 0, 1, Refusal.NO_DEVICE, Refusal.OVERLOADED]
+    assert (phone.got, tablet.got) == ([b"one", b"two"], [b"one"])
+
+
+def test_a_connection_that_is_found_to_be_gone_is_no_longer_here(hub: Hub) -> None:
+    gone = held(hub)
+    gone.takes, gone.on_deliver = False, partial(hub.remove, gone)
+    assert taken(hub, message(), "alice") == 0
 
 
 def test_connections_that_leave_while_they_are_delivered_to_disturb_nobody(hub: Hub) -> None:
     connections = [held(hub) for _ in range(3)]
     for connection in connections:
         connection.on_deliver = partial(hub.remove, connection)
-    assert hub.deliver(message(), user="alice", device=None) == 3
+    assert taken(hub, message(), "alice") == 3
     assert "alice" not in hub
 
 

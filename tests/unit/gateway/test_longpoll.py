@@ -9,7 +9,7 @@ import pytest
 from gateway.closes import GOING_AWAY
 from gateway.connection import Identity, State
 from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
-from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, identity, message
+from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
 
 
 class Poll:
@@ -87,7 +87,7 @@ class Node:
 
     def push(self, session: PollSession, *payloads: str) -> list[bool]:
         """Deliver within one turn of the event loop."""
-        taken = [session.deliver(message(text, f"id-{text[:9]}")) for text in payloads]
+        taken = [give(session, message(text, f"id-{text[:9]}")) for text in payloads]
         self.end_turn()
         return taken
 
@@ -197,7 +197,7 @@ def test_a_second_poll_ends_the_first_with_an_empty_list(node: Node) -> None:
 def test_a_second_poll_in_the_turn_of_a_message_gets_the_message(node: Node) -> None:
     start = node.poll(wait=0)
     first = node.poll(start.cursor)
-    start.session.deliver(message("one"))
+    give(start.session, message("one"))
     second = node.poll(start.cursor)
     node.end_turn()
     assert (first.data, second.data) == ([], ["one"])
@@ -375,7 +375,7 @@ def test_a_close_is_the_last_answer_of_its_connection(node: Node) -> None:
 
 def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> None:
     poll = node.poll()
-    poll.session.deliver(message("one"))
+    give(poll.session, message("one"))
     poll.session.part(GOING_AWAY, 5.0)
     assert (poll.data, poll.last) == (["one"], True)
     assert node.keeper.released == ["node is leaving"]
@@ -466,7 +466,7 @@ def test_no_answer_is_longer_than_is_said(node: Node) -> None:
 
 def test_a_close_takes_along_what_came_in_the_same_turn(node: Node) -> None:
     poll = node.poll()
-    poll.session.deliver(message("one"))
+    give(poll.session, message("one"))
     poll.session.close(GOING_AWAY)
     node.end_turn()
     assert poll.data == ["one"]
@@ -502,7 +502,7 @@ def test_hostile_payloads_come_back_whole(node: Node) -> None:
 
 def test_a_payload_that_is_no_text_is_base64(node: Node) -> None:
     poll = node.poll()
-    poll.session.deliver(message(b"\xff\x00"))
+    give(poll.session, message(b"\xff\x00"))
     node.end_turn()
     assert poll.answer["messages"] == [
         {"id": "m-1", "type": None, "data": "/wA=", "encoding": "base64"}

@@ -25,7 +25,7 @@ from gateway.registrar import Registrar
 from gateway.transports.longpoll import PollSessions
 from gateway.transports.sse import SseConnection
 from gateway.transports.websocket import V1, WebSocketConnection
-from tests.unit.gateway.fakes import BOUNDS, NODE, FakeRegistry, FakeWire, identity, message
+from tests.unit.gateway.fakes import BOUNDS, NODE, FakeRegistry, FakeWire, give, identity, message
 
 pytestmark = pytest.mark.anyio
 
@@ -166,7 +166,7 @@ async def test_who_does_not_go_when_told_is_closed_after_its_delay_and_a_grace()
     client = rig.hold()
     rig.pass_time(100.0)
     assert client.connection.state is State.PARTING
-    assert client.connection.deliver(message())
+    assert give(client.connection, message())
     assert client.told is not None
     rig.pass_time(client.told / 1_000 + CLOSE_GRACE_SECONDS - 1)
     assert client.connection.state is State.PARTING

@@ -12,7 +12,7 @@ from gateway.connection import CLOSE_GRACE_SECONDS, State
 from gateway.delivery import Delivery
 from gateway.transports import sse
 from gateway.transports.sse import SseConnection
-from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, identity, message
+from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
 
 
 @dataclass
@@ -152,7 +152,7 @@ def rig() -> Rig:
 
 
 def test_a_message_is_one_event(rig: Rig) -> None:
-    assert rig.connection.deliver(message("one"))
+    assert give(rig.connection, message("one"))
     assert parse(rig.wire.take()) == ([Event("m-1", "message", "one")], None)
 
 
@@ -212,7 +212,7 @@ def test_the_delay_of_a_goodbye_is_the_longer_one_where_the_client_is_to_wait() 
 def test_a_message_after_goodbye_is_refused(rig: Rig) -> None:
     rig.connection.close(GOING_AWAY)
     rig.wire.take()
-    assert not rig.connection.deliver(message("late"))
+    assert not give(rig.connection, message("late"))
     assert rig.wire.sent == b""
 
 
@@ -224,12 +224,12 @@ def test_who_is_told_to_reconnect_gets_an_event_and_goes_on(rig: Rig) -> None:
     assert retry is not None
     assert rig.connection.state is State.PARTING
     assert not rig.wire.closed
-    assert rig.connection.deliver(message("meanwhile"))
+    assert give(rig.connection, message("meanwhile"))
     assert parse(rig.wire.take())[0] == [Event("m-1", "message", "meanwhile")]
 
 
 def test_a_control_event_leaves_the_last_events_id_as_it_was(rig: Rig) -> None:
-    rig.connection.deliver(message("one", "m-7"))
+    give(rig.connection, message("one", "m-7"))
     rig.connection.part(TOO_OLD, 1.0)
     assert b"id:" not in rig.wire.take().partition(b"\n\n")[2]
 
@@ -243,7 +243,7 @@ def test_a_heartbeat_goes_on_while_parting(rig: Rig) -> None:
 
 def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
     rig.wire.on_full = rig.connection.overflowed
-    assert not rig.connection.deliver(message("too much"))
+    assert not give(rig.connection, message("too much"))
     ((event,), retry) = parse(rig.wire.take())
     assert event.type == "pushgate.close"
     assert json.loads(event.data) == {"code": 4001, "reason": TOO_SLOW.reason}
@@ -258,7 +258,7 @@ def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
 def test_where_the_oldest_is_dropped_the_gap_is_told(rig: Rig) -> None:
     rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
     rig.wire.on_full = rig.connection.overflowed
-    assert rig.connection.deliver(message("newest"))
+    assert give(rig.connection, message("newest"))
     (notice,) = rig.wire.notices
     assert parse(notice)[0] == [Event("", "pushgate.gap", "{}")]
 

@@ -18,7 +18,7 @@ from gateway.transports.websocket import (
     WebSocketConnection,
     answer_handshake,
 )
-from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, identity, message
+from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 HANDSHAKE = {
@@ -205,20 +205,20 @@ def test_every_header_of_the_handshake_is_needed(name: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 100_000])
 def test_a_plain_message_is_one_frame_of_its_payload_alone(rig: Rig, size: int) -> None:
-    assert rig.connection.deliver(message("x" * size))
+    assert give(rig.connection, message("x" * size))
     assert rig.frames() == [(TEXT, b"x" * size)]
 
 
 def test_what_is_no_text_is_a_binary_frame(rig: Rig) -> None:
-    rig.connection.deliver(message(b"\xff\x00"))
+    give(rig.connection, message(b"\xff\x00"))
     assert rig.frames() == [(BINARY, b"\xff\x00")]
 
 
 def test_v1_is_a_json_object_in_a_text_frame_whatever_the_payload() -> None:
     rig = make("pushgate.v1")
     rig.connection.open(b"")
-    rig.connection.deliver(Delivery(b"hi", message_id="m-1", event_type="chat"))
-    rig.connection.deliver(message(b"\xff"))
+    give(rig.connection, Delivery(b"hi", message_id="m-1", event_type="chat"))
+    give(rig.connection, message(b"\xff"))
     assert rig.frames() == [
         (TEXT, b'{"id":"m-1","type":"chat","data":"hi"}'),
         (TEXT, b'{"id":"m-1","type":null,"data":"/w==","encoding":"base64"}'),
@@ -227,9 +227,9 @@ def test_v1_is_a_json_object_in_a_text_frame_whatever_the_payload() -> None:
 
 def test_messages_before_the_answer_follow_it_in_order() -> None:
     rig = make("pushgate.plain")
-    rig.connection.deliver(message("one"))
+    give(rig.connection, message("one"))
     rig.connection.received(client_frame(PING, b"early"))
-    rig.connection.deliver(message("two"))
+    give(rig.connection, message("two"))
     rig.connection.open(b"101\r\n")
     assert rig.wire.sent.startswith(b"101\r\n")
     assert server_frames(rig.wire.sent[5:]) == [(TEXT, b"one"), (PONG, b"early"), (TEXT, b"two")]
@@ -372,7 +372,7 @@ def test_a_client_that_breaks_the_protocol_is_told_why_and_closed(
             1009: "message too big",
         }[code]
     ]
-    assert not rig.connection.deliver(message())
+    assert not give(rig.connection, message())
 
 
 def test_a_message_at_the_bound_passes(rig: Rig) -> None:
@@ -589,7 +589,7 @@ def test_a_v1_client_is_told_to_reconnect_and_gets_messages_until_it_does(v1: Ri
     v1.connection.part(TOO_OLD, 2.5)
     assert v1.controls() == [{"control": "reconnect", "after_ms": 2_500, "code": 4000}]
     assert v1.connection.state is State.PARTING
-    assert v1.connection.deliver(message())
+    assert give(v1.connection, message())
     assert v1.receive(client_frame(PING, b"still there"))[-1] == (PONG, b"still there")
     assert v1.receive(close_frame(1000)) == [(CLOSE, struct.pack("!H", 1000))]
     assert v1.keeper.released == ["client left"]
@@ -614,7 +614,7 @@ def test_a_plain_client_is_closed_instead(subprotocol: str | None) -> None:
 
 def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
     rig.wire.on_full = rig.connection.overflowed
-    assert not rig.connection.deliver(message("too much"))
+    assert not give(rig.connection, message("too much"))
     assert rig.frames() == [(CLOSE, struct.pack("!H", 4001) + TOO_SLOW.reason.encode())]
     assert rig.wire.emptied
     assert not rig.wire.aborted
@@ -635,6 +635,6 @@ def test_where_the_oldest_is_dropped_v1_is_told_of_the_gap(
     rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
     rig.connection.open(b"")
     rig.wire.on_full, rig.wire.droppable = rig.connection.overflowed, 2
-    assert rig.connection.deliver(message())
+    assert give(rig.connection, message())
     assert [server_frames(sent) for sent in rig.wire.notices] == [notice]
     assert rig.keeper.dropped_messages == 2

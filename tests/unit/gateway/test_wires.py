@@ -29,6 +29,7 @@ class Holder:
         self.losses = 0
         self.gone = asyncio.Event()
         self.heard = asyncio.Event()
+        self.direct = -1
         self.wire: Wire | None = None
         self.makes_room = False
         self.dropped = 0
