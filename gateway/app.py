@@ -20,6 +20,7 @@ from gateway import metrics
 from gateway.auth import Authenticator, Unauthenticated, credential
 from gateway.closes import GOING_AWAY
 from gateway.connection import Identity, State, StreamConnection
+from gateway.head import Head
 from gateway.node import GatewayNode
 from gateway.origin import Origins
 from gateway.push import PushEndpoints, RequireSecret, push_routes, user_in_path
@@ -36,7 +37,7 @@ MAX_POLL_WAIT_SECONDS: Final = 60.0
 #: Told to clients that are refused for load, in seconds; drawn for each.
 RETRY_AFTER_SECONDS: Final = (1, 10)
 #: What a request comes to: a Response, or what takes its socket.
-Endpoint = Callable[[Request], Awaitable[ASGIApp]]
+Endpoint = Callable[[Head], Awaitable[ASGIApp]]
 
 _OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 
@@ -84,38 +85,38 @@ class Public:
             "/poll": self._connecting(self.poll),
         }
 
-    async def websocket(self, request: Request) -> ASGIApp:
+    async def websocket(self, head: Head) -> ASGIApp:
         """`GET /ws`."""
-        offered = _subprotocols(request)
-        admitted = await self._admit(request, offered)
+        offered = head.subprotocols
+        admitted = await self._admit(head, offered)
         try:
-            head, subprotocol = answer_handshake(request.headers, offered)
+            answer, subprotocol = answer_handshake(head.fields, offered)
         except BadHandshake as bad:
             headers = {"upgrade": "websocket", "sec-websocket-version": "13", **admitted.cors}
             raise HTTPException(bad.status, bad.detail, headers) from bad
         connection = WebSocketConnection(admitted.identity, self._node, subprotocol=subprotocol)
-        return Hold(connection, admitted, head, self._node, self._wires)
+        return Hold(connection, admitted, answer, self._node, self._wires)
 
-    async def sse(self, request: Request) -> ASGIApp:
+    async def sse(self, head: Head) -> ASGIApp:
         """`GET /sse`."""
         try:
-            admitted = await self._admit(request)
+            admitted = await self._admit(head)
         except Overloaded:
-            if "text/event-stream" not in request.headers.get("accept", ""):
+            if "text/event-stream" not in head.fields.get("accept", ""):
                 raise
             # An EventSource that gets a 503 never comes back; a stream that ends, it retries.
-            headers = {"cache-control": "no-store", "connection": "close", **self._cors(request)}
+            headers = {"cache-control": "no-store", "connection": "close", **self._cors(head)}
             return Response(sse.retry(), media_type="text/event-stream", headers=headers)
         connection = SseConnection(admitted.identity, self._node)
         return Hold(connection, admitted, sse.head(admitted.cors_lines), self._node, self._wires)
 
-    async def poll(self, request: Request) -> ASGIApp:
+    async def poll(self, head: Head) -> ASGIApp:
         """`GET /poll?cursor=C&wait=S`."""
-        cursor = request.query_params.get("cursor")
+        cursor = head.query.get("cursor")
         held = cursor is not None and self._sessions.holds(cursor)
-        admitted = await self._admit(request, new=not held)
+        admitted = await self._admit(head, new=not held)
         identity = admitted.identity
-        wait = _wait(request)
+        wait = _wait(head)
         found = self._sessions.find(cursor, identity) if cursor else None
         if found is None:
             if held:  # by somebody else, or with a count that is not its own
@@ -147,45 +148,42 @@ class Public:
     def _connecting(self, connect: Endpoint) -> Endpoint:
         """Answer OPTIONS, and refuse all but GET."""
 
-        async def endpoint(request: Request) -> ASGIApp:
-            if request.method == "OPTIONS":
-                return self._preflight(request)
-            if request.method != "GET":
+        async def endpoint(head: Head) -> ASGIApp:
+            if head.method == "OPTIONS":
+                return self._preflight(head)
+            if head.method != "GET":
                 raise HTTPException(405, "GET is what connects", {"allow": "GET, OPTIONS"})
-            return await connect(request)
+            return await connect(head)
 
         return endpoint
 
     async def _admit(
-        self, request: Request, offered: Sequence[str] = (), *, new: bool = True
+        self, head: Head, offered: Sequence[str] = (), *, new: bool = True
     ) -> Admitted:
         """Let a request in, or refuse it before anything is allocated for it.
 
         What is not `new` belongs to something that is held already: no load refuses it.
         """
-        origin = request.headers.get("origin")
-        cors = self._cors(request)
+        origin = head.fields.get("origin")
+        cors = self._cors(head)
         if origin is not None and not cors:
             raise HTTPException(403, "this origin is not allowed; see PUSHGATE_ORIGINS")
-        if _has_body(request):
+        if head.has_body:
             raise HTTPException(413, "no body is taken here", {"connection": "close", **cors})
-        address = request.client.host if request.client else ""
         if new and self._node.admission.overloaded:
-            raise Overloaded(cors, self._node.refusal(address))
-        identity = await self._identify(request, offered, cors)
+            raise Overloaded(cors, self._node.refusal(head.address))
+        identity = await self._identify(head, offered, cors)
         if new:
-            self._refuse_for_load(identity.user, address, cors)
-        return Admitted(identity, cors, address)
+            self._refuse_for_load(identity.user, head.address, cors)
+        return Admitted(identity, cors, head.address)
 
-    async def _identify(
-        self, request: Request, offered: Sequence[str], cors: dict[str, str]
-    ) -> Identity:
+    async def _identify(self, head: Head, offered: Sequence[str], cors: dict[str, str]) -> Identity:
         try:
             token = credential(
-                authorization=request.headers.get("authorization"),
+                authorization=head.fields.get("authorization"),
                 subprotocols=offered,
-                query_token=request.query_params.get("token"),
-                cookies=request.cookies,
+                query_token=head.query.get("token"),
+                cookies=head.cookies if cors else {},
                 origin_allowed=bool(cors),
             )
             return await self._auth.authenticate(token)
@@ -199,10 +197,10 @@ class Public:
         if reason is not None:
             raise Overloaded(cors, reason)
 
-    def _cors(self, request: Request) -> dict[str, str]:
+    def _cors(self, head: Head) -> dict[str, str]:
         """Return CORS headers for an allowed Origin; none for a foreign one or where none is."""
-        origin = request.headers.get("origin")
-        host = request.headers.get("host", "")
+        origin = head.fields.get("origin")
+        host = head.fields.get("host", "")
         if origin is None or not self._origins.allow(origin, host=host):
             return {}
         return {
@@ -212,8 +210,8 @@ class Public:
             "vary": "origin",
         }
 
-    def _preflight(self, request: Request) -> Response:
-        cors = self._cors(request)
+    def _preflight(self, head: Head) -> Response:
+        cors = self._cors(head)
         if not cors:
             raise HTTPException(403, "this origin is not allowed; see PUSHGATE_ORIGINS")
         allowed = {
@@ -321,11 +319,10 @@ def public_app(
         if endpoint is None:
             await app(scope, receive, send)
             return
-        request = Request(scope, receive)
         try:
-            answer = await endpoint(request)
+            answer = await endpoint(Head(scope))
         except HTTPException as error:
-            answer = await _refused(request, error)
+            answer = await _refused(Request(scope), error)
         await answer(scope, receive, send)
 
     return route
@@ -401,18 +398,8 @@ async def _plain(request: Request, error: Exception) -> Response:  # noqa: ARG00
     return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
 
-def _subprotocols(request: Request) -> list[str]:
-    values = request.headers.getlist("sec-websocket-protocol")
-    return [name.strip() for value in values for name in value.split(",")]
-
-
-def _has_body(request: Request) -> bool:
-    length = request.headers.get("content-length", "0")
-    return length != "0" or "transfer-encoding" in request.headers
-
-
-def _wait(request: Request) -> float:
-    text = request.query_params.get("wait")
+def _wait(head: Head) -> float:
+    text = head.query.get("wait")
     if text is None:
         return POLL_WAIT_SECONDS
     try:

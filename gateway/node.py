@@ -110,7 +110,7 @@ class GatewayNode:
         _connections(connection.transport).inc()
         if self.hub.add(connection):
             self.registrar.changed(connection.user)
-        self._expire_at(connection, expires_at)
+        connection.expiry_tick = self._tick_of(expires_at)
         self.age_at(connection, None)
 
     async def registered(self, connection: Connection) -> None:
@@ -142,7 +142,7 @@ class GatewayNode:
             delay_seconds = self._lifetime.draw_age()
         if delay_seconds is not None:
             connection.age_tick = Sweep.tick_at(self._clock() + delay_seconds)
-            self.sweep.place(connection)
+        self.sweep.place(connection)
 
     def reconnect_delay(self) -> float:
         """Draw how long a client that is told to reconnect waits before it does."""
@@ -160,7 +160,8 @@ class GatewayNode:
     def renew(self, connection: Connection, identity: Identity) -> None:
         """Let a connection live as long as its user's newest credential."""
         connection.warned = False
-        self._expire_at(connection, identity.expires_at)
+        connection.expiry_tick = self._tick_of(identity.expires_at)
+        self.sweep.place(connection)
 
     def dropped(self, connection: Connection, messages: int) -> None:
         """Count messages that were dropped for a client that is too slow."""
@@ -196,8 +197,6 @@ class GatewayNode:
         for connection in islice(untold, drain.step(now, untold=len(untold))):
             connection.part(GOING_AWAY, self.reconnect_delay())
 
-    def _expire_at(self, connection: Connection, expires_at: int) -> None:
+    def _tick_of(self, expires_at: int) -> int:
         # From here on monotonic: a jump of the wall clock ends no connection.
-        left = expires_at - self._wall_clock()
-        connection.expiry_tick = Sweep.tick_at(self._clock() + left)
-        self.sweep.place(connection)
+        return Sweep.tick_at(self._clock() + expires_at - self._wall_clock())
