@@ -7,6 +7,8 @@ import secrets
 import socket
 from typing import Annotated, Final, Literal, Self
 
+from jwt import InvalidKeyError
+from jwt.algorithms import HMACAlgorithm
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
@@ -81,6 +83,11 @@ class AuthSettings(BaseSettings):
     def _there_for_hs256(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is None and "HS256" in info.data.get("jwt_algorithms", ""):
             raise PydanticCustomError("missing", "a key is needed for HS256")
+        if value is not None:
+            try:
+                HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(value.get_secret_value())
+            except InvalidKeyError as error:
+                raise ValueError(f"no secret for HS256: {error}") from None
         return value
 
     @field_validator("origins")

@@ -50,21 +50,23 @@ class EpollSet:
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
         transport.set_protocol(_NOBODY)
         transport.abort()  # closes its own descriptor; the socket lives on in ours
-        wire = EpollWire(self, descriptor, held, send_buffer_bytes)
         if descriptor >= len(self._wires):
             self._wires += [None] * (descriptor + 1 - len(self._wires))
-        self._wires[descriptor] = wire
-        self._epoll.register(descriptor, 0)
-        return wire
+        return EpollWire(self, descriptor, held, send_buffer_bytes)
 
-    def watch(self, descriptor: int, events: int) -> None:
-        """Report these events from now on."""
-        self._epoll.modify(descriptor, events)
+    def watch(self, descriptor: int, wire: EpollWire, events: int) -> None:
+        """Tell a wire of these events from now on."""
+        if self._wires[descriptor] is None:
+            self._wires[descriptor] = wire
+            self._epoll.register(descriptor, events)
+        else:
+            self._epoll.modify(descriptor, events)
 
     def drop(self, descriptor: int) -> None:
         """Forget a descriptor and close it."""
-        self._wires[descriptor] = None
-        self._epoll.unregister(descriptor)
+        if self._wires[descriptor] is not None:
+            self._wires[descriptor] = None
+            self._epoll.unregister(descriptor)
         os.close(descriptor)
 
     def _turn(self) -> None:
@@ -204,7 +206,7 @@ class EpollWire:
 
     def _watch(self) -> None:
         reading = _READING if self._listening and not self._closing else 0
-        self._set.watch(self._descriptor, reading | (_WRITING if self._unsent else 0))
+        self._set.watch(self._descriptor, self, reading | (_WRITING if self._unsent else 0))
 
 
 class _Nobody(asyncio.Protocol):

@@ -221,3 +221,12 @@ def test_each_worker_has_an_internal_port_a_name_and_an_address_of_its_own() -> 
 def test_ports_that_workers_would_fight_for_stop_the_start(given: dict[str, int]) -> None:
     assert "PUSHGATE_" in refusal(workers=3, **given)
     assert settings(**given)
+
+
+@pytest.mark.parametrize(
+    "key", ["-----BEGIN PUBLIC KEY-----\nmarker\n-----END PUBLIC KEY-----", '{"kty": "oct"}']
+)
+def test_a_key_of_another_kind_is_no_secret(key: str) -> None:
+    told = refusal(jwt_secret=key)
+    assert "jwt_secret" in told
+    assert "marker" not in told
