@@ -33,7 +33,7 @@ from gateway.wires.choice import Wires
 from registry.redis_store import RedisRegistry
 
 #: How long a node that has drained waits for the last farewells, and then for the registry.
-FAREWELL_SECONDS: Final = 2.5
+FAREWELL_SECONDS: Final = 2.0
 RETIRE_SECONDS: Final = 1.5
 
 log = structlog.get_logger("gateway")

@@ -11,7 +11,8 @@ import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -211,6 +212,7 @@ class Crowd:
         self._receive_bytes = receive_bytes
         self._may_lose = may_lose
         self._epoll = select.epoll()
+        self._waker = -1
         self._sockets: dict[int, tuple[socket.socket, Client]] = {}
 
     def connect(
@@ -246,6 +248,8 @@ class Crowd:
         """Wait for inbound bytes and take them; return from how many clients."""
         ready = self._epoll.poll(wait_seconds, 4_096)
         for descriptor, _ in ready:
+            if descriptor == self._waker:
+                continue
             held, client = self._sockets[descriptor]
             try:
                 data = held.recv(_READ_BYTES)
@@ -262,6 +266,17 @@ class Crowd:
                 del self._sockets[descriptor]
                 held.close()
         return len(ready)
+
+    @contextmanager
+    def woken_by(self, descriptor: int) -> Iterator[None]:
+        """End a turn's wait as well when somebody else's descriptor can be read."""
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._waker = descriptor
+        try:
+            yield
+        finally:
+            self._waker = -1
+            self._epoll.unregister(descriptor)
 
     def until(self, done: Callable[[], object], *, seconds: float) -> None:
         """Take inbound bytes until `done`; an error after `seconds`."""

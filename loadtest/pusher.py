@@ -57,6 +57,10 @@ class Pusher:
         """Send a request; the answer to the one before was read."""
         self._socket.sendall(request)
 
+    def fileno(self) -> int:
+        """Return the connection's descriptor."""
+        return self._socket.fileno()
+
     def answered(self) -> bool:
         """Whether bytes of an answer are there to be read: never waits."""
         return bool(self._poll.poll(0))
