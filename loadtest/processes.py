@@ -131,6 +131,13 @@ class Server:
             process.kill()
             process.wait()
 
+    def kill(self) -> None:
+        """End it with no goodbye (SIGKILL)."""
+        process, self._process = self._process, None
+        assert process is not None, "not started"
+        process.kill()
+        process.wait()
+
     def __enter__(self) -> Self:
         try:
             self.start()

@@ -3,6 +3,7 @@
 Message n is for user n modulo the users; its payload begins with its number among that user's.
 With `--acknowledged FILE` the time of each message's acknowledgement, by the clock that all
 processes of a machine share (CLOCK_MONOTONIC), is written there as an array of doubles.
+SIGTERM ends it early. At the end it prints how many messages were acknowledged.
 
     python -m loadtest.produce --kafka HOST:PORT --topic T --messages N --users U [--rate R]
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
+import signal
 import time
 from array import array
 from collections.abc import Callable
@@ -37,11 +40,17 @@ class Publisher:
         self._rate: float = arguments.rate
         self.acknowledged = array("d", bytes(8 * self._messages))
 
-    async def run(self) -> None:
-        """Publish all."""
+    def stop(self) -> None:
+        """Publish no more than is under way."""
+        self._messages = 0
+
+    async def run(self) -> int:
+        """Publish all, or until `stop`; return how many."""
         window = asyncio.Semaphore(_WINDOW)
         began = time.monotonic()
-        for number in range(self._messages):
+        for number in itertools.count():
+            if number >= self._messages:
+                break
             early = began + number / self._rate - time.monotonic() if self._rate else 0.0
             if early > 0:
                 await asyncio.sleep(early)
@@ -52,6 +61,7 @@ class Publisher:
         await self._producer.flush()
         for _ in range(_WINDOW):  # every callback has run
             await window.acquire()
+        return number
 
     def _noting(
         self, number: int, window: asyncio.Semaphore
@@ -70,7 +80,8 @@ async def _publish(arguments: argparse.Namespace) -> array[float]:
         bootstrap_servers=arguments.kafka, acks="all", linger_ms=linger, max_batch_size=65_536
     ) as producer:
         publisher = Publisher(producer, arguments)
-        await publisher.run()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, publisher.stop)
+        print(await publisher.run(), flush=True)
     return publisher.acknowledged
 
 

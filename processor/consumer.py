@@ -1,17 +1,16 @@
-"""Kafka batches in, outcomes counted, offsets committed.
+"""Kafka's records in, offsets out: a member of the group that commits what is settled.
 
-At-least-once: an offset is committed only after every message up to it has its outcome. A rebalance
-waits for the batch in hand and its commit, so that commits go to partitions that are still ours.
+At-least-once: an offset is committed only after every message up to it has its outcome. Partitions
+go their own ways, many at a time. One that is taken away is finished before it goes, as far as the
+time allows; what is left of it then is another member's, and nothing of it is committed from here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -32,15 +31,20 @@ from processor.kafka import (
     unreadable,
     until_reached,
 )
-from processor.outcome import Kind, Outcome
+from processor.lanes import shares
+from processor.message import Message
+from processor.progress import Progress
 from processor.settings import ProcessorSettings
 from registry.message import Envelope, RejectedRecord, from_record
 
 _RETRY_SECONDS: Final = 1.0
-#: How long getmany() may wait for the first record; then it looks whether to stop.
+#: How long getmany() may wait for the first record; then it looks whether to stop, and, where some
+#: partitions were too full to be read, whether they still are.
 _WAIT_MS: Final = 500
-#: How long a rebalance waits for the batch in hand; the broker's own bound is far above.
+_WAIT_FOR_ROOM_MS: Final = 20
+#: How long a rebalance waits for what is in hand; the broker's own bound is far above.
 _REVOKE_SECONDS: Final = 10.0
+_NO_PARTITION: Final = TopicPartition("", 0)
 
 log = structlog.get_logger("processor.consumer")
 
@@ -51,19 +55,29 @@ class Consumer:
     """Reads the topics as a member of the group until told to stop."""
 
     def __init__(
-        self, settings: ProcessorSettings, dispatcher: Dispatcher, dead_letters: DeadLetters
+        self,
+        settings: ProcessorSettings,
+        dispatcher: Dispatcher,
+        dead_letters: DeadLetters,
+        rejected: Callable[[Sequence[tuple[Progress, DeadLetter]]], None],
     ) -> None:
+        """`rejected` gets what is kept in the dead-letter topic."""
         self.assigned = asyncio.Event()
         self._settings = settings
         self._dispatcher = dispatcher
         self._dead_letters = dead_letters
-        self._in_hand = asyncio.Lock()
+        self._rejected = rejected
+        self._kafka: AIOKafkaConsumer | None = None
         self._commits: Commits | None = None
+        self._progress: dict[TopicPartition, Progress] = {}
+        self._rejections: set[asyncio.Task[None]] = set()
+        self._lanes = {topic: lane for lane, topic in enumerate(settings.topics)}
+        self._news = asyncio.Event()  # something has its outcome
         self._lost_place = False
         self._stopping = False
 
     def stop(self) -> None:
-        """Finish the batch in hand, commit it and leave the group."""
+        """Finish what is in hand, commit it and leave the group."""
         self._stopping = True
 
     async def run(self) -> None:
@@ -79,6 +93,30 @@ class Consumer:
         finally:
             await _leave(consumer)
 
+    def advanced(self, progresses: Iterable[Progress]) -> None:
+        """Commit how far these partitions have come, soon."""
+        self._news.set()
+        if self._commits is not None:
+            self._commits.finished(
+                {
+                    progress.partition: progress.committable
+                    for progress in progresses
+                    if progress.committable is not None and not progress.lost
+                }
+            )
+
+    def observe(self, now_ms: int) -> None:
+        """Show how far behind this member is."""
+        oldest = now_ms
+        for partition, progress in self._progress.items():
+            end = None if self._kafka is None else self._kafka.highwater(partition)
+            if end is not None and progress.committable is not None:
+                lag = max(0, end - progress.committable)
+                metrics.LAG.labels(partition.topic, str(partition.partition)).set(lag)
+            oldest = min(oldest, progress.oldest_ms or now_ms)
+        metrics.OLDEST_SECONDS.set((now_ms - oldest) / 1_000)
+        metrics.IN_HAND.set(sum(map(len, self._progress.values())))
+
     async def _seed(self) -> None:
         settings = self._settings
         if await seed_group(settings, settings.kafka_group, settings.topics):
@@ -86,8 +124,8 @@ class Consumer:
 
     async def _join(self) -> AIOKafkaConsumer:
         consumer = group_consumer(self._settings, self._settings.kafka_group)
-        self._commits = Commits(consumer)
-        consumer.subscribe(self._settings.topics, listener=_Rebalances(self._finish, self.assigned))
+        self._kafka, self._commits = consumer, Commits(consumer)
+        consumer.subscribe(self._settings.topics, listener=_Rebalances(self._revoke, self._assign))
         try:
             await consumer.start()
         except KafkaError:
@@ -95,39 +133,105 @@ class Consumer:
             raise
         return consumer
 
-    async def _finish(self) -> None:
-        """Return when the batch in hand has its outcomes and its offsets are committed."""
-        async with self._in_hand:
-            if self._commits is not None:
-                await self._commits.flush()
+    async def _revoke(self) -> None:
+        """Finish what is in hand, up to a bound; what outlasts it comes again to another member."""
+        ours, self._progress = self._progress, {}  # nothing more of these is taken in
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REVOKE_SECONDS):
+                await self._finish(ours.values())
+        for progress in ours.values():
+            progress.lost = True
+            with contextlib.suppress(KeyError):  # it may never have been seen
+                metrics.LAG.remove(progress.partition.topic, str(progress.partition.partition))
+
+    def _assign(self, partitions: Iterable[TopicPartition]) -> None:
+        self._progress = {
+            partition: Progress(partition, lane=self._lanes[partition.topic])
+            for partition in partitions
+        }
+        self.assigned.set()
+
+    async def _finish(self, progresses: Collection[Progress] | None = None) -> None:
+        """Return when all in hand has its outcome and is committed, or can't be."""
+        waited_for = self._progress.values() if progresses is None else progresses
+        while any(map(len, waited_for)):
+            self._news.clear()
+            await self._news.wait()
+        if self._commits is not None:
+            await self._commits.flush()
 
     async def _one_batch(self, consumer: AIOKafkaConsumer) -> None:
         try:
             if self._lost_place:
                 await self._step_over_unreadable(consumer)
                 return
-            batch: Batch = await consumer.getmany(
-                timeout_ms=_WAIT_MS, max_records=self._settings.batch_messages
-            )
+            await self._dispatcher.room()
+            batch = await self._fetch(consumer)
         except KafkaError as error:
             log.error("can't read from Kafka; trying on", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
         except UnicodeDecodeError:
             self._lost_place = True  # until every partition's place is found, nothing is read
         else:
-            await self._take(consumer, batch)
+            self._take(consumer, batch)
 
-    async def _take(self, consumer: AIOKafkaConsumer, batch: Batch) -> None:
-        async with self._in_hand:
-            ours = consumer.assignment()
-            batch = {partition: batch[partition] for partition in batch if partition in ours}
-            if not batch:
-                return
-            await self._handle(list(itertools.chain.from_iterable(batch.values())))
-            if self._commits is not None:
-                self._commits.finished(
-                    {partition: records[-1].offset + 1 for partition, records in batch.items()}
-                )
+    async def _fetch(self, consumer: AIOKafkaConsumer) -> Batch:
+        """Read from the partitions that are not too full, each topic's share of a batch."""
+        ready = [p for p, progress in self._progress.items() if not progress.full]
+        most = self._settings.batch_messages
+        if len(self._lanes) > 1 and (batch := await self._shares(consumer, ready, most)):
+            return batch
+        wait_ms = _WAIT_MS if len(ready) == len(self._progress) else _WAIT_FOR_ROOM_MS
+        if not ready and self._progress:
+            ready = [_NO_PARTITION]  # also then: who does not read is taken for stuck by aiokafka
+        found: Batch = await consumer.getmany(*ready, timeout_ms=wait_ms, max_records=most)
+        return found
+
+    async def _shares(
+        self, consumer: AIOKafkaConsumer, ready: Sequence[TopicPartition], most: int
+    ) -> Batch:
+        """Read what is there of each topic, by weight; a topic with little leaves its share."""
+        batch: dict[TopicPartition, Sequence[Record]] = {}
+        weights = self._settings.weights
+        given = shares(most, [most] * len(weights), weights)
+        for lane in range(len(weights)):
+            partitions = [p for p in ready if self._lanes[p.topic] == lane]
+            if partitions:
+                batch |= await consumer.getmany(*partitions, max_records=given[lane])
+        return batch
+
+    def _take(self, consumer: AIOKafkaConsumer, batch: Batch) -> None:
+        """Take records in, but for those of partitions that have gone, or are only just coming."""
+        messages: list[Message] = []
+        letters: list[tuple[Progress, DeadLetter]] = []
+        taken = 0
+        for partition, records in batch.items():
+            progress = self._progress.get(partition)
+            if progress is None:
+                with contextlib.suppress(KafkaError):  # it is not ours any more
+                    consumer.seek(partition, records[0].offset)
+                continue
+            taken += len(records)
+            for record in records:
+                size = len(record.value or b"")
+                progress.begin(record.offset, size=size, timestamp_ms=record.timestamp)
+                try:
+                    envelope = _envelope(record, self._settings.max_payload_bytes)
+                except RejectedRecord as rejected:
+                    letters.append((progress, (record, rejected)))
+                else:
+                    messages.append(Message(envelope, progress, record.offset))
+        if taken:
+            metrics.BATCH.observe(taken)
+            self._dispatcher.take(messages)
+        if letters:
+            rejection = asyncio.create_task(self._reject(letters))
+            self._rejections.add(rejection)
+            rejection.add_done_callback(self._rejections.discard)
+
+    async def _reject(self, letters: Sequence[tuple[Progress, DeadLetter]]) -> None:
+        await self._dead_letters.keep([letter for _, letter in letters])
+        self._rejected(letters)
 
     async def _step_over_unreadable(self, consumer: AIOKafkaConsumer) -> None:
         """Get past a record whose header has a name that is not UTF-8, which aiokafka won't read.
@@ -156,7 +260,7 @@ class Consumer:
             consumer.seek(partition, offset)
             await self._read_singly(consumer, partition, offset)
         else:
-            await self._take(consumer, batch)
+            self._take(consumer, batch)
 
     async def _read_singly(
         self, consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int
@@ -169,50 +273,36 @@ class Consumer:
             except UnicodeDecodeError as error:
                 found = True
                 log.error("unreadable record", at=f"{partition}-{offset}", error=str(error))
-                await self._take(consumer, {partition: [unreadable(partition, offset)]})
+                self._take(consumer, {partition: [unreadable(partition, offset)]})
                 offset += 1
                 consumer.seek(partition, offset)
                 continue
-            await self._take(consumer, batch)
+            self._take(consumer, batch)
             if found or not batch:
                 return
             offset = batch[partition][-1].offset + 1
 
-    async def _handle(self, records: Sequence[Record]) -> None:
-        metrics.BATCH.observe(len(records))
-        envelopes: list[Envelope] = []
-        letters: list[DeadLetter] = []
-        for record in records:
-            try:
-                envelopes.append(_envelope(record, self._settings.max_payload_bytes))
-            except RejectedRecord as rejected:
-                letters.append((record, rejected))
-        outcomes = await self._dispatcher.dispatch(envelopes)
-        if letters:
-            await self._dead_letters.keep(letters)
-            outcomes += [Outcome(Kind.REJECTED, rejected.reason) for _, rejected in letters]
-        for outcome, count in Counter(outcomes).items():
-            metrics.OUTCOMES.labels(outcome.kind.value, outcome.reason).inc(count)
-
 
 class _Rebalances(ConsumerRebalanceListener):
-    """Lets a batch in hand finish before its partitions go to another member."""
+    """Tells what is taken away, before it goes, and what has come."""
 
-    def __init__(self, finish: Callable[[], Awaitable[None]], assigned: asyncio.Event) -> None:
-        self._finish = finish
-        self._assigned = assigned
+    def __init__(
+        self,
+        revoke: Callable[[], Awaitable[None]],
+        assign: Callable[[Iterable[TopicPartition]], None],
+    ) -> None:
+        self._revoke = revoke
+        self._assign = assign
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Wait for the batch in hand, up to a bound: what outlasts it may come again."""
+        """Let go of all (rebalances are eager: what stays is assigned again)."""
         if revoked:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_REVOKE_SECONDS):
-                    await self._finish()
+            await self._revoke()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Take note: the group has this member."""
         log.info("partitions assigned", partitions=sorted(f"{t}-{n}" for t, n in assigned))
-        self._assigned.set()
+        self._assign(assigned)
 
 
 def _envelope(record: Record, max_payload_bytes: int) -> Envelope:

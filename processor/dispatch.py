@@ -1,133 +1,214 @@
-"""The page people read: look up → group by node → forward → outcome."""
+"""The page people read: look up → each node's queue → answers → outcome.
+
+Messages of one user go together, or one group after the other: never past each other, wherever
+they go and however often somebody has to be looked for again.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Final
 
-import structlog
+from processor.forward import Result
+from processor.gateways import Forward, Gateways
+from processor.lanes import Lanes
+from processor.message import Message
+from processor.whereabouts import Whereabouts
+from registry.directory import Node
 
-from processor import metrics
-from processor.forward import NO_DEVICE, Failure, Result
-from processor.outcome import DELIVERED, EXPIRED, OFFLINE, Kind, Outcome
-from registry.directory import Node, Registry, RegistryUnavailable
-from registry.message import Envelope, Push
+#: How soon a user is looked for again whom nobody knew about.
+_UNKNOWN_SECONDS: Final = 0.25
 
-_RETRY_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
-
-log = structlog.get_logger("processor.dispatch")
-
-
-class Forward(Protocol):
-    """What the dispatcher needs of a forwarder."""
-
-    async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
-        """Push messages into `node`, in order; a result for each."""
+Settled = Callable[[Sequence[Message]], None]
 
 
-class _Message:
-    """A message under way: where it was tried, and what came of it."""
+class _Flight:
+    """The messages of one key that are under way, and those that wait until these are settled."""
 
-    __slots__ = ("envelope", "expired", "failure", "push", "stale", "took", "tried")
+    __slots__ = ("ahead", "behind", "count", "round")
 
-    def __init__(self, envelope: Envelope) -> None:
-        self.envelope = envelope
-        self.push = envelope.push
-        self.expired = False
-        self.tried: list[Node] = []
-        self.took = 0
-        self.stale = False  # a node that was tried does not have the user (any more)
-        self.failure: Failure | None = None
-
-    def note(self, node: Node, result: Result) -> None:
-        self.tried.append(node)
-        if isinstance(result, Failure):
-            self.stale = True
-            if result != NO_DEVICE:
-                self.failure = result
-        elif result:
-            self.took += result
-        else:
-            self.stale = True
-
-    @property
-    def outcome(self) -> Outcome:
-        if self.took:
-            return DELIVERED
-        if self.failure is not None:
-            return Outcome(Kind.FAILED, self.failure.reason)
-        if self.expired:
-            return EXPIRED
-        return OFFLINE
+    def __init__(self, round_number: int) -> None:
+        self.count = 0
+        self.round = round_number
+        self.ahead: list[Message] = []  # those that were queued before the flight began
+        self.behind: list[Message] = []
 
 
 class Dispatcher:
-    """Takes batches to an outcome for each message."""
+    """Takes messages to their outcomes, many users at once."""
 
     def __init__(
         self,
-        registry: Registry,
+        whereabouts: Whereabouts,
         forwarder: Forward,
+        settled: Settled,
         *,
+        weights: Sequence[int] = (1,),
+        batch_messages: int = 2_000,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
-        self._registry = registry
-        self._forwarder = forwarder
+        """`settled` gets messages that have their outcome; `weights` are those of the lanes."""
+        self._whereabouts = whereabouts
+        self._gateways = Gateways(forwarder, self._answered, self._is_due, weights=weights)
+        self._settled = settled
+        self._batch_messages = batch_messages
         self._now_ms = now_ms
+        self._ready = Lanes(weights)
+        self._again: list[Message] = []
+        self._unknown: list[Message] = []
+        self._flights: dict[Hashable, _Flight] = {}
+        self._newest: dict[tuple[Hashable, str], Message] = {}  # by collapse key, not under way
+        self._rounds = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
 
-    async def dispatch(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
-        """Return the outcome of each message; returns only when every one has one.
+    async def room(self) -> None:
+        """Return when less than a batch waits to be looked up."""
+        await self._room.wait()
 
-        While the registry does not answer, the batch waits: nobody is called offline for that.
-        Messages of one user reach each of their nodes in order.
-        """
-        messages = [_Message(envelope) for envelope in envelopes]
-        await self._round(messages)
-        # The registry is a hint: a refused forward is worth one fresh look, and only nodes that
-        # were not tried get the message.
-        await self._round([message for message in messages if message.stale])
-        return [message.outcome for message in messages]
+    def take(self, messages: Iterable[Message]) -> None:
+        """Take messages in, in the order in which they are to arrive."""
+        replaced: list[Message] = []
+        for message in messages:
+            if message.envelope.collapse_key is not None:
+                replaced += self._replace(message, message.envelope.collapse_key)
+            flight = self._flights.get(message.key)
+            if flight is None:
+                self._ready.put(message)
+            else:
+                flight.behind.append(message)
+        if replaced:
+            self._settled(replaced)
+        self._wake.set()
+        if len(self._ready) >= self._batch_messages:
+            self._room.clear()
 
-    async def _round(self, messages: Sequence[_Message]) -> None:
-        messages = self._unexpired(messages)
+    async def run(self) -> None:
+        """Dispatch until cancelled."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._again or self._ready:
+                    await self._round(self._next())
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._gateways.close()
+
+    def _replace(self, message: Message, collapse_key: str) -> list[Message]:
+        """Replace an older message of the same user and collapse key that is not under way."""
+        key = (message.key, collapse_key)
+        older = self._newest.get(key)
+        self._newest[key] = message
+        if older is None:
+            return []
+        older.replaced = True
+        return [older]
+
+    def _next(self) -> list[Message]:
+        """Return what goes now: who is looked for again, then a batch of what is ready."""
+        self._rounds += 1
+        batch, self._again = self._again, []
+        for message in self._ready.take(self._batch_messages):
+            if not message.replaced:
+                self._begin(message, batch)
+        if len(self._ready) < self._batch_messages:
+            self._room.set()
+        return batch
+
+    def _begin(self, message: Message, batch: list[Message]) -> None:
+        flight = self._flights.get(message.key)
+        if flight is None:
+            flight = self._flights[message.key] = _Flight(self._rounds)
+        elif flight.round != self._rounds:
+            flight.ahead.append(message)  # the rest of its user's is under way already
+            return
+        flight.count += 1
+        collapse_key = message.envelope.collapse_key
+        if collapse_key is not None:
+            self._newest.pop((message.key, collapse_key), None)
+        batch.append(message)
+
+    async def _round(self, batch: Sequence[Message]) -> None:
+        messages = self._due(batch)
         if not messages:
             return
         users = list(dict.fromkeys(message.push.user for message in messages))
-        where = dict(zip(users, await self._lookup(users), strict=True))
-        by_node: dict[Node, list[_Message]] = {}
-        for message in self._unexpired(messages):  # the look-up may have waited for the registry
-            for node in where[message.push.user]:
-                if node not in message.tried:
-                    by_node.setdefault(node, []).append(message)
-        await asyncio.gather(*(self._forward(node, batch) for node, batch in by_node.items()))
+        where = dict(zip(users, await self._whereabouts.find(users), strict=True))
+        nowhere: list[Message] = []
+        for message in self._due(messages):  # the look-up may have taken its time
+            nodes = where[message.push.user]
+            if nodes is None:
+                self._unknown.append(message)
+            elif not self._send(message, nodes):
+                nowhere.append(message)
+        self._settle(nowhere)
+        if self._unknown and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_UNKNOWN_SECONDS, self._look_again)
 
-    def _unexpired(self, messages: Sequence[_Message]) -> list[_Message]:
-        now_ms = self._now_ms()
+    def _send(self, message: Message, nodes: Sequence[Node]) -> bool:
+        """Queue a message for each node that was not tried; False where there is none."""
+        untried = [node for node in nodes if node not in message.tried]
+        message.pending = len(untried)
+        for node in untried:
+            self._gateways.put(node, message)
+        return bool(untried)
+
+    def _due(self, messages: Sequence[Message]) -> list[Message]:
+        """Settle what has expired, or is another member's by now; return the rest."""
+        due: list[Message] = []
+        over: list[Message] = []
         for message in messages:
-            message.expired = message.envelope.expired(now_ms)
-        return [message for message in messages if not message.expired]
+            (due if self._is_due(message) else over).append(message)
+        self._settle(over)
+        return due
 
-    async def _forward(self, node: Node, batch: Sequence[_Message]) -> None:
-        results = await self._forwarder.forward(node, [message.push for message in batch])
+    def _is_due(self, message: Message) -> bool:
+        message.expired = message.envelope.expired(self._now_ms())
+        return not (message.expired or message.progress.lost)
+
+    def _answered(
+        self, node: Node, batch: Sequence[Message], results: Sequence[Result | None]
+    ) -> None:
+        done: list[Message] = []
         for message, result in zip(batch, results, strict=True):
             message.note(node, result)
-
-    async def _lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
-        for attempt in itertools.count():
-            began = time.perf_counter()
-            try:
-                found = await self._registry.lookup(users)
-            except RegistryUnavailable as error:
-                metrics.REGISTRY_ERRORS.inc()
-                if attempt == 0:
-                    log.error("can't look users up; messages wait", error=str(error))
-                await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+            if message.pending:
                 continue
-            if attempt:
-                log.info("the registry is back", attempts=attempt)
-            metrics.LOOKUP_SECONDS.observe(time.perf_counter() - began)
-            return found
-        raise AssertionError("count() has no end")
+            if message.stale and not message.looked_again:
+                # The registry is a hint: a refused forward is worth one fresh look, and only nodes
+                # that were not tried get the message.
+                message.looked_again = True
+                self._whereabouts.forget(message.push.user)
+                self._again.append(message)
+            else:
+                done.append(message)
+        self._settle(done)
+        if self._again:
+            self._wake.set()
+
+    def _settle(self, messages: Sequence[Message]) -> None:
+        """Give messages that are under way their outcome, and let those behind them go."""
+        if not messages:
+            return
+        for message in messages:
+            flight = self._flights[message.key]
+            flight.count -= 1
+            if not flight.count:
+                del self._flights[message.key]
+                for waiting in (*flight.ahead, *flight.behind):
+                    self._ready.put(waiting)
+                    self._wake.set()
+        self._settled(messages)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._again += self._unknown
+        self._unknown = []
+        self._wake.set()

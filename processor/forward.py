@@ -93,7 +93,7 @@ class Forwarder:
         try:
             async with asyncio.timeout(self._timeout):
                 client = await self._client(node)
-                response = await client.post("/push", content=_encode(batch))
+                response = await _ask(client, _encode(batch))
             return _results(response, len(batch))
         except (TimeoutError, httpx.TimeoutException):
             return [_TIMEOUT] * len(batch)
@@ -122,6 +122,14 @@ class Forwarder:
             )
         self._clients[node] = client
         return client
+
+
+async def _ask(client: httpx.AsyncClient, content: bytes) -> httpx.Response:
+    try:
+        return await client.post("/push", content=content)
+    except (httpx.NetworkError, httpx.RemoteProtocolError):
+        # Nothing was sent, or the node knows what comes again by its ids: once more is safe.
+        return await client.post("/push", content=content)
 
 
 def _batches(pushes: Sequence[Push]) -> Iterator[Sequence[Push]]:

@@ -18,12 +18,15 @@ from aiokafka import (
 )
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from processor.settings import KafkaSettings
 
 __all__ = [
     "AIOKafkaConsumer",
     "AIOKafkaProducer",
+    "BatchBuilder",
     "CommitFailedError",
     "ConsumerRebalanceListener",
     "KafkaError",
@@ -32,6 +35,7 @@ __all__ = [
     "TopicPartition",
     "UnreadableRecord",
     "group_consumer",
+    "partition_of",
     "producer",
     "seed_group",
     "unreadable",
@@ -39,6 +43,8 @@ __all__ = [
 ]
 
 _REBALANCE_TIMEOUT_MS: Final = 30_000
+#: Until a member that was killed is missed; the least that brokers allow by default.
+_SESSION_TIMEOUT_MS: Final = 6_000
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 
 _T = TypeVar("_T")
@@ -67,6 +73,8 @@ def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
         isolation_level="read_committed",  # what a publisher has aborted is nobody's message
         max_partition_fetch_bytes=_FETCH_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+        session_timeout_ms=_SESSION_TIMEOUT_MS,
+        heartbeat_interval_ms=_SESSION_TIMEOUT_MS // 4,
         fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
         # A member that finishes its batch first (consumer.py) must not be taken for gone.
         rebalance_timeout_ms=_REBALANCE_TIMEOUT_MS,
@@ -74,15 +82,21 @@ def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
     )
 
 
-def producer(settings: KafkaSettings) -> AIOKafkaProducer:
+def producer(settings: KafkaSettings, *, batch_bytes: int = 16_384) -> AIOKafkaProducer:
     """Return a producer that waits for all in-sync replicas."""
     return AIOKafkaProducer(
         acks="all",
+        max_batch_size=batch_bytes,
         enable_idempotence=False,
         max_request_size=_MAX_REQUEST_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         **_connection(settings),
     )
+
+
+def partition_of(key: bytes | None, partitions: int) -> int:
+    """Return the partition of a key as Kafka's own clients choose it (murmur2)."""
+    return int(DefaultPartitioner()(key, range(partitions), ()))
 
 
 async def until_reached(connect: Callable[[], Awaitable[_T]], *, bootstrap: str) -> _T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 __all__ = ["CONTENT_TYPE_LATEST"]
@@ -42,6 +42,33 @@ REGISTRY_ERRORS = Counter(
 COMMIT_ERRORS = Counter(
     "pushgate_processor_commit_errors_total",
     "Commits that failed; the batch may come again.",
+    registry=_registry,
+)
+LOOKUP_CACHE = Counter(
+    "pushgate_processor_lookup_cache_total",
+    "Users looked up, by whether they were remembered (PUSHGATE_LOOKUP_CACHE_SECONDS).",
+    ["result"],
+    registry=_registry,
+)
+OUTCOME_ERRORS = Counter(
+    "pushgate_processor_outcome_errors_total",
+    "Attempts to write to the outcomes topic that failed; they are repeated.",
+    registry=_registry,
+)
+LAG = Gauge(
+    "pushgate_processor_lag_messages",
+    "Messages of a partition that have no outcome yet, here or still in Kafka.",
+    ["topic", "partition"],
+    registry=_registry,
+)
+OLDEST_SECONDS = Gauge(
+    "pushgate_processor_oldest_seconds",
+    "Age of the oldest message in hand without an outcome; 0 where there is none.",
+    registry=_registry,
+)
+IN_HAND = Gauge(
+    "pushgate_processor_in_hand_messages",
+    "Messages that were read and have no outcome yet.",
     registry=_registry,
 )
 

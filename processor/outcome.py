@@ -12,6 +12,7 @@ class Kind(enum.Enum):
     DELIVERED = "delivered"  # handed to the kernel or the buffer of at least one connection
     OFFLINE = "offline"  # the user, or the device asked for, has no connection
     EXPIRED = "expired"  # older than its TTL
+    REPLACED = "replaced"  # by a newer one of the same user and collapse key, before it was sent
     REJECTED = "rejected"  # breaks the publishing rules; kept in the dead-letter topic
     FAILED = "failed"  # with a reason; nobody knows whether the user was there
 
@@ -27,3 +28,4 @@ class Outcome:
 DELIVERED = Outcome(Kind.DELIVERED)
 OFFLINE = Outcome(Kind.OFFLINE)
 EXPIRED = Outcome(Kind.EXPIRED)
+REPLACED = Outcome(Kind.REPLACED)

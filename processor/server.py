@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import structlog
@@ -20,7 +21,10 @@ from processor.dead_letters import DeadLetters
 from processor.dispatch import Dispatcher
 from processor.forward import Forwarder
 from processor.kafka import KafkaError, until_reached
+from processor.outcomes import Outcomes
+from processor.progress import Progress
 from processor.settings import ProcessorSettings
+from processor.whereabouts import Whereabouts
 from registry.directory import RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
@@ -44,8 +48,17 @@ class Processor:
             timeout_seconds=settings.forward_timeout_seconds,
         )
         self._dead_letters = DeadLetters(settings)
+        self._whereabouts = Whereabouts(self._registry, cache_seconds=settings.lookup_cache_seconds)
+        self._outcomes = Outcomes(settings, self._advanced)
+        self._dispatcher = Dispatcher(
+            self._whereabouts,
+            self._forwarder,
+            self._outcomes.settled,
+            weights=settings.weights,
+            batch_messages=settings.batch_messages,
+        )
         self._consumer = Consumer(
-            settings, Dispatcher(self._registry, self._forwarder), self._dead_letters
+            settings, self._dispatcher, self._dead_letters, self._outcomes.rejected
         )
         self._registry_seen = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -83,6 +96,7 @@ class Processor:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._operators.serve())
             refresh = tasks.create_task(self._refresh())
+            dispatch = tasks.create_task(self._dispatcher.run())
             work = tasks.create_task(self._work())
             stopping = asyncio.create_task(self._stopping.wait())
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -91,20 +105,27 @@ class Processor:
             if self._consumer.assigned.is_set():  # else nothing can be in hand
                 await asyncio.wait((work,), timeout=_LEAVE_SECONDS)
             work.cancel()
-            refresh.cancel()
+            for task in (dispatch, refresh):
+                task.cancel()
             self._operators.should_exit = True
+        await self._whereabouts.close()
         await self._forwarder.close()
         await self._registry.close()
         log.info("processor has left")
 
     async def _work(self) -> None:
         bootstrap = self._settings.kafka_bootstrap
-        await until_reached(self._dead_letters.start, bootstrap=bootstrap)
         try:
+            await until_reached(self._dead_letters.start, bootstrap=bootstrap)
+            await until_reached(self._outcomes.start, bootstrap=bootstrap)
             await self._consumer.run()
         finally:
-            with contextlib.suppress(KafkaError, TimeoutError):
-                await asyncio.wait_for(self._dead_letters.stop(), timeout=2.0)
+            for stop in (self._outcomes.stop, self._dead_letters.stop):
+                with contextlib.suppress(KafkaError, TimeoutError):
+                    await asyncio.wait_for(stop(), timeout=2.0)
+
+    def _advanced(self, progresses: Iterable[Progress]) -> None:
+        self._consumer.advanced(progresses)
 
     async def _refresh(self) -> None:
         failing = False
@@ -118,6 +139,7 @@ class Processor:
             else:
                 failing = False
                 self._registry_seen.set()
+            self._consumer.observe(int(time.time() * 1000))
             await asyncio.sleep(_REFRESH_SECONDS)
 
     def _app(self) -> Starlette:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Annotated, Literal, Self
 
@@ -89,9 +90,26 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
         Literal["end", "earliest"],
         Field(description="Where a new consumer group starts in what exists already."),
     ] = "end"
+    kafka_weights: Annotated[
+        str,
+        Field(
+            description="Weights of the topics, a comma list in their order, 1 each if empty: "
+            "each topic has its share of every batch."
+        ),
+    ] = ""
     dead_letter_topic: Annotated[
         str, Field(min_length=1, description="Topic that keeps records which break the rules.")
     ] = "push.dead"
+    outcomes_topic: Annotated[
+        str | None,
+        Field(
+            min_length=1, description="Topic that tells what became of each message; none if unset."
+        ),
+    ] = None
+    outcomes_sample: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of messages whose outcomes are told, by their ids."),
+    ] = 1.0
     internal_secret: Annotated[
         SecretStr,
         AfterValidator(printable),
@@ -109,9 +127,45 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
     batch_messages: Annotated[
         int, Field(ge=1, le=100_000, description="Most records handled in one go.")
     ] = 2_000
+    lookup_cache_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=60,
+            description="How long a look-up is good for; for so long a message may miss a device "
+            "that has just come.",
+        ),
+    ] = 0.0
     forward_timeout_seconds: Annotated[
         float, Field(gt=0, le=60, description="How long one forward to a gateway may take.")
     ] = 2.0
+
+    @property
+    def weights(self) -> list[int]:
+        """The weight of each topic."""
+        given = [int(weight) for weight in self.kafka_weights.split(",") if weight.strip()]
+        return given or [1] * len(self.topics)
+
+    @field_validator("kafka_weights")
+    @classmethod
+    def _of_numbers(cls, value: str) -> str:
+        for weight in filter(str.strip, value.split(",")):
+            if not re.fullmatch(r"[1-9][0-9]{0,3}", weight.strip(), re.ASCII):
+                raise ValueError(f"{weight.strip()!r} is no weight from 1 to 9999")
+        return value
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if len(self.weights) != len(self.topics):
+            raise ValueError(
+                f"kafka_weights {self.kafka_weights!r} are {len(self.weights)}, "
+                f"kafka_topics are {len(self.topics)}"
+            )
+        if len(set(self.topics)) < len(self.topics):
+            raise ValueError(f"kafka_topics {self.kafka_topics!r} names a topic twice")
+        if self.batch_messages < len(self.topics):
+            raise ValueError(f"batch_messages {self.batch_messages} is less than there are topics")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -120,4 +174,6 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
                 f"dead_letter_topic {self.dead_letter_topic!r} is one of kafka_topics: "
                 "what is rejected would be read again for ever"
             )
+        if self.outcomes_topic in (*self.topics, self.dead_letter_topic):
+            raise ValueError(f"outcomes_topic {self.outcomes_topic!r} is used for something else")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,8 +13,7 @@ from processor import consumer as module
 from processor.commits import Commits
 from processor.consumer import Consumer
 from processor.kafka import KafkaError, Record, TopicPartition
-from processor.outcome import OFFLINE, Outcome
-from registry.message import Envelope
+from processor.message import Message
 
 pytestmark = pytest.mark.anyio
 
@@ -93,12 +93,19 @@ class Offline:
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.all_seen = asyncio.Event()
+        self.consumer: Consumer | None = None
 
-    async def dispatch(self, envelopes: list[Envelope]) -> list[Outcome]:
-        self.seen += [envelope.push.id for envelope in envelopes]
+    async def room(self) -> None:
+        return None
+
+    def take(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self.seen.append(message.push.id)
+            message.progress.settle(message.offset, size=len(message.push.data))
+        assert self.consumer is not None
+        self.consumer.advanced({message.progress for message in messages})
         if len(self.seen) >= 6:
             self.all_seen.set()
-        return [OFFLINE] * len(envelopes)
 
 
 async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_its_place(
@@ -108,12 +115,14 @@ async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
     settings = SimpleNamespace(
         kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
-        batch_messages=100, max_payload_bytes=100,
+        weights=[1], batch_messages=100, max_payload_bytes=100,
     )  # fmt: skip
-    consumer = Consumer(cast("Any", settings), cast("Any", dispatcher), cast("Any", None))
+    consumer = Consumer(cast("Any", settings), cast("Any", dispatcher), *cast("Any", (None, None)))
+    dispatcher.consumer = consumer
 
     async def join() -> Broken:
         consumer._commits = Commits(cast("Any", broken))
+        consumer._assign([A, B])
         return broken
 
     monkeypatch.setattr(consumer, "_join", join)

@@ -1,14 +1,19 @@
-"""Look up → group by node → forward → outcome, against a registry and a forwarder by hand."""
+"""Look up → each node's queue → answers → outcome, over a registry and a forwarder by hand."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 
 from processor.dispatch import Dispatcher
 from processor.forward import NO_DEVICE, Failure, Result
-from processor.outcome import DELIVERED, EXPIRED, OFFLINE, Kind, Outcome
+from processor.kafka import TopicPartition
+from processor.message import Message
+from processor.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome
+from processor.progress import Progress
+from processor.whereabouts import Whereabouts
 from registry.directory import Lease, Node, RegistryUnavailable
 from registry.message import Envelope, Push
 
@@ -20,15 +25,18 @@ C = Node("gw-c", "e3", "10.0.0.3:8081")
 NOW_MS = 1_000_000
 
 
+Answer = dict[str, tuple[Node, ...] | None]
+
+
 class FakeRegistry:
     """Who is where, look-up by look-up: the last answer stays."""
 
-    def __init__(self, *answers: dict[str, tuple[Node, ...]]) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self._answers = list(answers) or [{}]
         self.failures = 0
         self.lookups: list[list[str]] = []
 
-    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
+    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
         if self.failures:
             self.failures -= 1
             raise RegistryUnavailable("as the test wants it")
@@ -43,7 +51,10 @@ class FakeRegistry:
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None: ...
 
-    async def refresh(self) -> None: ...
+    async def refresh(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RegistryUnavailable("as the test wants it")
 
     async def ping(self) -> None: ...
 
@@ -56,6 +67,7 @@ class FakeForward:
     def __init__(self, answers: dict[Node, Callable[[Push], Result]] | None = None) -> None:
         self._answers = answers or {}
         self.calls: list[tuple[Node, list[str]]] = []
+        self.held: dict[Node, asyncio.Event] = {}  # nodes that answer once it is set
         self.under_way = 0
         self.most_under_way = 0
 
@@ -64,6 +76,8 @@ class FakeForward:
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         await asyncio.sleep(0)
+        if node in self.held:
+            await self.held[node].wait()
         self.under_way -= 1
         answer = self._answers.get(node, answers(1))
         return [answer(push) for push in pushes]
@@ -72,8 +86,82 @@ class FakeForward:
         return [ids for called, ids in self.calls if called == node]
 
 
-def envelope(user: str, message_id: str = "m", *, ttl: int | None = None, age: int = 0) -> Envelope:
-    return Envelope(Push(user, b"x", message_id), NOW_MS - age * 1000, ttl)
+def envelope(
+    user: str,
+    message_id: str = "m",
+    *,
+    ttl: int | None = None,
+    age: int = 0,
+    collapse_key: str | None = None,
+) -> Envelope:
+    push = Push(user, b"x", message_id)
+    return Envelope(push, NOW_MS - age * 1000, ttl, collapse_key=collapse_key)
+
+
+class Rig:
+    """A dispatcher that runs, fed from one partition a lane."""
+
+    def __init__(
+        self,
+        registry: FakeRegistry,
+        forward: FakeForward,
+        *,
+        now_ms: Callable[[], int] = lambda: NOW_MS,
+        weights: Sequence[int] = (1,),
+        batch_messages: int = 2_000,
+        cache_seconds: float = 0.0,
+    ) -> None:
+        self.whereabouts = Whereabouts(registry, cache_seconds=cache_seconds)
+        self.dispatcher = Dispatcher(
+            self.whereabouts,
+            forward,
+            self._settled,
+            weights=weights,
+            batch_messages=batch_messages,
+            now_ms=now_ms,
+        )
+        self.lanes = [
+            Progress(TopicPartition(f"t{lane}", 0), lane=lane) for lane in range(len(weights))
+        ]
+        self.settled: list[Message] = []
+        self._taken = 0
+        self._news = asyncio.Event()
+
+    def take(self, *envelopes: Envelope, lane: int = 0) -> list[Message]:
+        messages = []
+        for each in envelopes:
+            self.lanes[lane].begin(self._taken, size=1, timestamp_ms=NOW_MS)
+            messages.append(Message(each, self.lanes[lane], self._taken))
+            self._taken += 1
+        self.dispatcher.take(messages)
+        return messages
+
+    async def all_settled(self) -> None:
+        async with asyncio.timeout(10):
+            while len(self.settled) < self._taken:
+                self._news.clear()
+                await self._news.wait()
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return {message.push.id: message.outcome for message in self.settled}
+
+    def _settled(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            assert message not in self.settled, "one outcome each"
+            message.progress.settle(message.offset, size=1)
+        self.settled += messages
+        self._news.set()
+
+
+@asynccontextmanager
+async def running(rig: Rig) -> AsyncIterator[Rig]:
+    run = asyncio.create_task(rig.dispatcher.run())
+    try:
+        yield rig
+    finally:
+        run.cancel()
+        await asyncio.wait((run,))
+        await rig.whereabouts.close()
 
 
 async def dispatch(
@@ -82,8 +170,16 @@ async def dispatch(
     *envelopes: Envelope,
     now_ms: Callable[[], int] = lambda: NOW_MS,
 ) -> list[Outcome]:
-    async with asyncio.timeout(10):
-        return await Dispatcher(registry, forward, now_ms=now_ms).dispatch(envelopes)
+    async with running(Rig(registry, forward, now_ms=now_ms)) as rig:
+        messages = rig.take(*envelopes)
+        await rig.all_settled()
+    return [message.outcome for message in messages]
+
+
+async def turns(count: int = 50) -> None:
+    """Let everything happen that needs no time."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def zero(_: Push) -> Result:
@@ -148,7 +244,7 @@ async def test_a_stale_entry_costs_one_forward_and_one_fresh_look() -> None:
 
 
 async def test_after_the_fresh_look_a_user_who_is_nowhere_is_offline() -> None:
-    elsewhere: list[dict[str, tuple[Node, ...]]] = [{}, {"u": (A,)}, {"u": (B,)}]
+    elsewhere: list[Answer] = [{}, {"u": (A,)}, {"u": (B,)}]
     for fresh in elsewhere:
         registry, forward = FakeRegistry({"u": (A,)}, fresh), FakeForward({A: zero, B: zero})
         assert await dispatch(registry, forward, envelope("u")) == [OFFLINE]
@@ -265,13 +361,12 @@ async def test_an_outage_between_the_rounds_calls_nobody_offline() -> None:
 async def test_waiting_for_the_registry_can_be_cancelled() -> None:
     registry = FakeRegistry()
     registry.failures = 1_000_000
-    waiting = asyncio.create_task(dispatch(registry, FakeForward(), envelope("u")))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    began = time.monotonic()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    async with running(Rig(registry, FakeForward())) as rig:
+        rig.take(envelope("u"))
+        await turns()
+        began = time.monotonic()
     assert time.monotonic() - began < 1.0
+    assert rig.settled == []
 
 
 async def test_an_expired_message_is_neither_looked_up_nor_forwarded() -> None:
@@ -293,7 +388,7 @@ async def test_a_message_that_expires_while_the_registry_is_waited_for_is_not_fo
     forward = FakeForward()
 
     class Slow(FakeRegistry):
-        async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
+        async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
             clock[0] += 10_000  # ten seconds of outage
             return await super().lookup(users)
 
@@ -303,3 +398,216 @@ async def test_a_message_that_expires_while_the_registry_is_waited_for_is_not_fo
     outcomes = await dispatch(registry, forward, *batch, now_ms=lambda: clock[0])
     assert outcomes == [EXPIRED, DELIVERED]
     assert forward.calls == [(A, ["long"])]
+
+
+async def test_a_user_whom_nobody_knows_about_is_waited_for_and_others_go_on() -> None:
+    registry = FakeRegistry({"u": None, "v": (B,)}, {"u": None}, {"u": (A,)})
+    forward = FakeForward()
+    async with running(Rig(registry, forward)) as rig:
+        rig.take(envelope("u", "m1"), envelope("v", "m2"))
+        await turns()
+        assert rig.outcomes() == {"m2": DELIVERED}
+        rig.take(envelope("u", "m3"))
+        await rig.all_settled()
+    assert forward.to(A) == [["m1"], ["m3"]]
+
+
+async def test_who_turns_out_to_be_gone_after_all_is_offline() -> None:
+    assert await dispatch(
+        FakeRegistry({"u": None}, {"u": None}, {"u": ()}), FakeForward(), envelope("u")
+    ) == [OFFLINE]
+
+
+async def test_while_the_registry_is_away_those_found_before_get_theirs_and_others_wait() -> None:
+    registry = FakeRegistry({"u": (A,), "v": (B,)})
+    forward = FakeForward()
+    async with running(Rig(registry, forward)) as rig:
+        rig.take(envelope("u", "m1"))
+        await rig.all_settled()
+        registry.failures = 1_000_000
+        rig.take(envelope("u", "m2"), envelope("v", "m3"))
+        await turns()
+        assert rig.outcomes() == {"m1": DELIVERED, "m2": DELIVERED}
+        registry.failures = 0
+        await rig.all_settled()
+    assert rig.outcomes()["m3"] == DELIVERED
+    assert forward.to(B) == [["m3"]]
+
+
+async def test_while_the_registry_is_away_a_refusal_makes_nobody_offline() -> None:
+    registry = FakeRegistry({"u": (A,)}, {"u": (B,)})
+    gone: list[int] = [1]
+    forward = FakeForward({A: lambda _: gone[0]})
+    async with running(Rig(registry, forward)) as rig:
+        rig.take(envelope("u", "m1"))
+        await rig.all_settled()
+        registry.failures, gone[0] = 1_000_000, 0
+        rig.take(envelope("u", "m2"))
+        await turns()
+        assert len(rig.settled) == 1
+        registry.failures = 0
+        await rig.all_settled()
+    assert rig.outcomes()["m2"] == DELIVERED
+    assert forward.to(B) == [["m2"]]
+
+
+async def test_what_was_looked_up_lately_is_not_looked_up_again_until_a_node_refuses() -> None:
+    registry = FakeRegistry({"u": (A,)}, {"u": (B,)})
+    here = [1]
+    forward = FakeForward({A: lambda _: here[0]})
+    async with running(Rig(registry, forward, cache_seconds=60)) as rig:
+        for number in range(3):
+            rig.take(envelope("u", f"m{number}"))
+            await rig.all_settled()
+        assert registry.lookups == [["u"]]
+        here[0] = 0
+        rig.take(envelope("u", "moved"))
+        await rig.all_settled()
+    assert registry.lookups == [["u"], ["u"]]
+    assert forward.to(B) == [["moved"]]
+
+
+async def test_one_slow_gateway_holds_up_nobody_elses_messages() -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A,), "v": (B,)}), forward)) as rig:
+        for number in range(5):
+            rig.take(envelope("u", f"u{number}"), envelope("v", f"v{number}"))
+            await turns()
+        assert rig.outcomes() == {f"v{number}": DELIVERED for number in range(5)}
+        forward.held[A].set()
+        await rig.all_settled()
+    assert [each for ids in forward.to(A) for each in ids] == [f"u{number}" for number in range(5)]
+
+
+async def test_no_message_passes_an_earlier_one_of_its_user_that_is_looked_for_again() -> None:
+    # The first goes to A, which takes its time and does not have the user; the user is on B now.
+    forward = FakeForward({A: zero})
+    forward.held[A] = asyncio.Event()
+    registry = FakeRegistry({"u": (A,)}, {"u": (B,)})
+    async with running(Rig(registry, forward)) as rig:
+        rig.take(envelope("u", "m1"))
+        await turns()
+        rig.take(envelope("u", "m2"), envelope("u", "m3"))
+        await turns()
+        assert forward.to(B) == []
+        forward.held[A].set()
+        await rig.all_settled()
+    assert [each for ids in forward.to(B) for each in ids] == ["m1", "m2", "m3"]
+
+
+async def test_the_order_holds_where_a_users_messages_do_not_fit_one_batch() -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A,)}), forward, batch_messages=3)) as rig:
+        rig.take(*(envelope("u", f"m{number}") for number in range(8)))
+        await turns()
+        rig.take(envelope("u", "m8"))
+        await turns()
+        forward.held[A].set()
+        await rig.all_settled()
+    assert [each for ids in forward.to(A) for each in ids] == [f"m{number}" for number in range(9)]
+
+
+async def test_what_waits_in_a_gateways_queue_goes_together() -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    where: Answer = {f"u{number}": (A,) for number in range(5)}
+    async with running(Rig(FakeRegistry(where), forward)) as rig:
+        for user in where:
+            rig.take(envelope(user, user))
+            await turns()
+        forward.held[A].set()
+        await rig.all_settled()
+    assert forward.to(A) == [["u0"], ["u1", "u2", "u3", "u4"]]
+
+
+async def test_a_newer_message_replaces_an_older_one_that_is_not_under_way() -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A,), "v": (A,)}), forward)) as rig:
+        rig.take(envelope("u", "under-way", collapse_key="score"))
+        await turns()
+        rig.take(
+            envelope("u", "1", collapse_key="score"),
+            envelope("u", "kept"),
+            envelope("u", "other-key", collapse_key="news"),
+            envelope("v", "other-user", collapse_key="score"),
+            envelope("u", "2", collapse_key="score"),
+        )
+        rig.take(envelope("u", "3", collapse_key="score"))
+        assert rig.outcomes() == {"1": REPLACED, "2": REPLACED}
+        forward.held[A].set()
+        await rig.all_settled()
+    sent = [each for ids in forward.to(A) for each in ids]
+    assert [each for each in sent if each != "other-user"] == [
+        "under-way", "kept", "other-key", "3"
+    ]  # fmt: skip
+    assert rig.outcomes() == dict.fromkeys(sent, DELIVERED) | {"1": REPLACED, "2": REPLACED}
+
+
+async def test_of_a_batch_that_came_at_once_the_newest_of_a_key_is_sent() -> None:
+    forward = FakeForward()
+    batch = [envelope("u", f"m{number}", collapse_key="k") for number in range(4)]
+    assert await dispatch(FakeRegistry({"u": (A,)}), forward, *batch) == [
+        REPLACED, REPLACED, REPLACED, DELIVERED
+    ]  # fmt: skip
+    assert forward.calls == [(A, ["m3"])]
+
+
+async def test_what_expires_in_a_gateways_queue_is_not_sent() -> None:
+    clock = [NOW_MS]
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    registry = FakeRegistry({"u": (A,), "v": (A,), "w": (A,)})
+    async with running(Rig(registry, forward, now_ms=lambda: clock[0])) as rig:
+        rig.take(envelope("u", "first"))
+        await turns()
+        rig.take(envelope("v", "short", ttl=5), envelope("w", "long", ttl=60))
+        await turns()
+        clock[0] += 10_000
+        forward.held[A].set()
+        await rig.all_settled()
+    assert forward.to(A) == [["first"], ["long"]]
+    assert rig.outcomes()["short"] == EXPIRED
+
+
+async def test_what_is_another_members_by_now_is_not_sent() -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A,), "v": (A,)}), forward)) as rig:
+        rig.take(envelope("u", "first"))
+        await turns()
+        rig.take(envelope("v", "queued"), envelope("u", "behind"))
+        await turns()
+        rig.lanes[0].lost = True
+        forward.held[A].set()
+        await rig.all_settled()
+    assert forward.to(A) == [["first"]]
+
+
+async def test_a_flood_in_one_lane_delays_another_by_a_batch_at_most() -> None:
+    forward = FakeForward()
+    low: Answer = {f"low{number}": (A,) for number in range(5_000)}
+    registry = FakeRegistry({**low, "u": (A,)})
+    async with running(Rig(registry, forward, weights=(4, 1), batch_messages=100)) as rig:
+        rig.take(*(envelope(user, user) for user in low), lane=1)
+        await turns(2)
+        rig.take(envelope("u", "urgent"), lane=0)
+        await rig.all_settled()
+    sent = [each for ids in forward.to(A) for each in ids]
+    assert sent.index("urgent") <= 2_000  # a batch of the dispatcher's, and one of the gateway's
+    assert len(sent) == 5_001
+
+
+async def test_a_gateway_that_does_not_answer_is_left_alone_for_a_while() -> None:
+    where: Answer = {**{f"u{number}": (A,) for number in range(100)}, "v": (B,)}
+    forward = FakeForward({A: answers(Failure("timeout"))})
+    async with running(Rig(FakeRegistry(where), forward)) as rig:
+        for user in where:
+            rig.take(envelope(user, user))
+            await rig.all_settled()
+    assert len(forward.to(A)) == 1
+    assert rig.outcomes().pop("v") == DELIVERED
+    failed = [outcome for key, outcome in rig.outcomes().items() if key != "v"]
+    assert set(failed) == {Outcome(Kind.FAILED, "timeout")}

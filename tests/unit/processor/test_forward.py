@@ -247,7 +247,7 @@ async def test_a_redirect_is_not_followed(forwarder: Forwarder, status: int, loc
     async with gateway(redirect) as made:
         (found,) = await forwarder.forward(made.node, [push()])
     assert isinstance(found, Failure)
-    assert [request.path for request in made.requests] == ["/push"]
+    assert {request.path for request in made.requests} == {"/push"}
 
 
 GARBAGE = {
@@ -376,6 +376,22 @@ async def test_nobody_there_is_unreachable(forwarder: Forwarder) -> None:
     async with gateway(take_all) as made:
         pass
     assert await forwarder.forward(made.node, [push()] * 2) == [Failure("unreachable")] * 2
+
+
+async def test_a_kept_connection_that_the_gateway_has_closed_is_no_failure(
+    forwarder: Forwarder,
+) -> None:
+    hung_up: list[str] = []
+
+    async def hang_up_once(request: Request) -> bytes:
+        if not hung_up:
+            hung_up.append(request.pushes[0].id)
+            raise ConnectionError
+        return await take_all(request)
+
+    async with gateway(hang_up_once) as made:
+        assert await forwarder.forward(made.node, [push("m")]) == [1]
+    assert hung_up == ["m"]
 
 
 async def test_a_gateway_that_hangs_up_is_unreachable_and_the_next_batch_goes_through(

@@ -1,0 +1,244 @@
+"""What became of messages, for who counts and for publishers: metrics, and a Kafka topic if set."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+import structlog
+
+from processor import metrics
+from processor.dead_letters import DeadLetter
+from processor.kafka import (
+    AIOKafkaProducer,
+    BatchBuilder,
+    KafkaError,
+    Record,
+    partition_of,
+    producer,
+)
+from processor.message import Message
+from processor.outcome import Kind, Outcome
+from processor.progress import Progress
+from processor.settings import ProcessorSettings
+from registry.message import RejectedRecord
+
+#: So much goes to a partition of the topic at once at most, and so long it gathers.
+_BATCH_BYTES: Final = 512 * 1024
+_GATHER_SECONDS: Final = 0.02
+_RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
+#: Partitions of users that were computed lately: aiokafka's murmur2 is Python (2–3 µs).
+_MAX_USERS: Final = 65_536
+
+log = structlog.get_logger("processor.outcomes")
+
+Advanced = Callable[[Iterable[Progress]], None]
+
+
+class Report(msgspec.Struct, gc=False):
+    """A record's value in the outcomes topic, as JSON; its key is the user. Times in epoch ms."""
+
+    id: str
+    outcome: str
+    reason: str | None
+    node: str | None  # the first that took it
+    device: str | None  # the one it was for
+    connections: int  # that took it
+    published_ms: int
+    settled_ms: int
+    topic: str
+    partition: int
+    offset: int
+
+
+class _Place(NamedTuple):
+    """A message's place in its partition."""
+
+    progress: Progress
+    offset: int
+    size: int
+
+
+#: A record of the topic: key and value.
+_Row = tuple[bytes | None, bytes]
+_Told = tuple[bytes | None, Report]
+_encode = msgspec.json.Encoder().encode
+
+
+class Outcomes:
+    """Counts outcomes and, where there is a topic for them, tells them before they are committed.
+
+    So a crash may repeat a report, and lose none.
+    """
+
+    def __init__(
+        self,
+        settings: ProcessorSettings,
+        advanced: Advanced,
+        *,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
+        """`advanced` hears which partitions have come further."""
+        self._advanced = advanced
+        self._now_ms = now_ms
+        self._topic = settings.outcomes_topic
+        self._sampled = int(settings.outcomes_sample * 2**32)
+        self._producer = producer(settings, batch_bytes=_BATCH_BYTES) if self._topic else None
+        self._places: list[_Place] = []  # of what is to be told, and of what is not sampled
+        self._rows: list[_Row] = []
+        self._telling: asyncio.Task[None] | None = None
+        self._partition = lru_cache(_MAX_USERS)(partition_of)
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        if self._producer is not None:
+            await self._producer.start()
+
+    async def stop(self) -> None:
+        """Disconnect. What is not told yet is not committed either."""
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait((self._telling,))
+        if self._producer is not None:
+            await self._producer.stop()
+
+    def settled(self, messages: Sequence[Message]) -> None:
+        """Take messages that have their outcome."""
+        ours = [message for message in messages if not message.progress.lost]
+        _count(message.outcome for message in ours)
+        places = [_Place(each.progress, each.offset, len(each.push.data)) for each in ours]
+        if self._producer is None:
+            self._done(places)
+        elif places:
+            now_ms = self._now_ms()
+            told = [(message.push.user.encode(), _report(message, now_ms)) for message in ours]
+            self._tell_soon(places, told)
+
+    def rejected(self, letters: Sequence[tuple[Progress, DeadLetter]]) -> None:
+        """Take records that are kept in the dead-letter topic."""
+        ours = [(progress, letter) for progress, letter in letters if not progress.lost]
+        _count(Outcome(Kind.REJECTED, why.reason) for _, (_, why) in ours)
+        places = [
+            _Place(progress, record.offset, len(record.value or b""))
+            for progress, (record, _) in ours
+        ]
+        if self._producer is None:
+            self._done(places)
+        elif places:
+            now_ms = self._now_ms()
+            told = [(record.key, _rejection(record, why, now_ms)) for _, (record, why) in ours]
+            self._tell_soon(places, told)
+
+    def _tell_soon(self, places: Sequence[_Place], told: Sequence[_Told]) -> None:
+        self._places += places
+        self._rows += [
+            (key, _encode(report)) for key, report in told if self._is_sampled(report.id)
+        ]
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    def _is_sampled(self, message_id: str) -> bool:
+        return crc32(message_id.encode()) < self._sampled
+
+    def _done(self, places: Sequence[_Place]) -> None:
+        for place in places:
+            place.progress.settle(place.offset, size=place.size)
+        self._advanced(dict.fromkeys(place.progress for place in places))
+
+    async def _tell(self) -> None:
+        await asyncio.sleep(_GATHER_SECONDS)
+        while self._places:
+            places, self._places = self._places, []
+            rows, self._rows = self._rows, []
+            await self._publish(rows)
+            self._done(places)
+
+    async def _publish(self, rows: Sequence[_Row]) -> None:
+        """Return when Kafka has acknowledged all; while it does not, what is in hand grows full."""
+        for attempt in itertools.count():
+            try:
+                await self._send(rows)
+            except KafkaError as error:
+                metrics.OUTCOME_ERRORS.inc()
+                if attempt == 0:
+                    log.error("can't tell outcomes", topic=self._topic, error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+            else:
+                return
+
+    async def _send(self, rows: Sequence[_Row]) -> None:
+        assert self._producer is not None  # noqa: S101 - else nothing waits
+        assert self._topic is not None  # noqa: S101
+        partitions = len(await self._producer.partitions_for(self._topic))
+        by_partition: dict[int, list[_Row]] = {}
+        for row in rows:
+            partition = self._partition(row[0], partitions)
+            by_partition.setdefault(partition, []).append(row)
+        acknowledged = [
+            await self._producer.send_batch(batch, self._topic, partition=partition)
+            for partition, told in by_partition.items()
+            for batch in _batches(self._producer, told, self._now_ms())
+        ]
+        await asyncio.gather(*acknowledged)
+
+
+def _count(outcomes: Iterable[Outcome]) -> None:
+    """Count outcomes: a counter takes a lock each time, so equal ones at once."""
+    for outcome, number in Counter(outcomes).items():
+        metrics.OUTCOMES.labels(outcome.kind.value, outcome.reason).inc(number)
+
+
+def _report(message: Message, now_ms: int) -> Report:
+    outcome, partition = message.outcome, message.progress.partition
+    return Report(
+        message.push.id,
+        outcome.kind.value,
+        outcome.reason or None,
+        message.node.name if message.node else None,
+        message.push.device,
+        message.took,
+        message.envelope.published_ms,
+        now_ms,
+        partition.topic,
+        partition.partition,
+        message.offset,
+    )
+
+
+def _rejection(record: Record, why: RejectedRecord, now_ms: int) -> Report:
+    """Tell of a record by its coordinates: what it says of itself is not to be trusted."""
+    return Report(
+        f"{record.topic}-{record.partition}-{record.offset}",
+        Kind.REJECTED.value,
+        why.reason,
+        None,
+        None,
+        0,
+        record.timestamp,
+        now_ms,
+        record.topic,
+        record.partition,
+        record.offset,
+    )
+
+
+def _batches(kafka: AIOKafkaProducer, rows: Sequence[_Row], now_ms: int) -> Iterator[BatchBuilder]:
+    batch = kafka.create_batch()
+    for key, value in rows:
+        if batch.append(timestamp=now_ms, key=key, value=value) is None:  # it is full
+            yield batch
+            batch = kafka.create_batch()
+            batch.append(timestamp=now_ms, key=key, value=value)
+    if batch.record_count():
+        yield batch

@@ -1,0 +1,146 @@
+"""What publishers hear of their messages: the outcomes topic, read by a plain consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from tests.support.clients import connect
+from tests.support.kafka import KafkaServer
+from tests.support.processes import GatewayProcess
+from tests.system.conftest import StartProcessor
+from tests.system.steps import publish, take
+
+pytestmark = pytest.mark.anyio
+
+
+class Told:
+    """The records of an outcomes topic, by message id."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self.keys: dict[str, set[bytes]] = {}
+        self.by_id: dict[str, list[dict[str, Any]]] = {}
+        self.partitions: dict[bytes, set[int]] = {}
+
+    async def until(self, *ids: str, timeout: float = 15.0) -> None:
+        """Read until each id was told of."""
+        async with asyncio.timeout(timeout):
+            while not all(each in self.by_id for each in ids):
+                await self.read_one()
+
+    async def read_one(self) -> None:
+        """Read one record."""
+        record = await self._consumer.getone()
+        assert record.value is not None
+        assert record.key is not None
+        told = json.loads(record.value)
+        self.by_id.setdefault(told["id"], []).append(told)
+        self.keys.setdefault(told["id"], set()).add(record.key)
+        self.partitions.setdefault(record.key, set()).add(record.partition)
+
+
+@asynccontextmanager
+async def listening(kafka: KafkaServer, topic: str) -> AsyncIterator[Told]:
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=kafka.bootstrap,
+        auto_offset_reset="earliest",
+        metadata_max_age_ms=500,
+    )
+    await consumer.start()
+    try:
+        yield Told(consumer)
+    finally:
+        await consumer.stop()
+
+
+async def test_every_outcome_is_told_under_its_user_with_what_is_known_of_it(
+    kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    start_processor(outcomes_topic=f"{topic}.outcomes")
+    async with (
+        connect("ws-v1", gateways[0].port, user, device="phone") as client,
+        listening(kafka, f"{topic}.outcomes") as told,
+    ):
+        sent = {
+            "delivered": await publish(backend, topic, user, b"1"),
+            "offline": await publish(backend, topic, f"{user}-absent", b"2"),
+            "rejected": await publish(backend, topic, user, b"3", {"push-ttl": "soon"}),
+        }
+        await publish(backend, topic, user, b"4", {"push-id": "mine", "push-device": "phone"})
+        await take(client, 2)
+        await told.until(sent["delivered"], sent["offline"], "mine", sent["rejected"])
+    delivered, offline = told.by_id[sent["delivered"]][0], told.by_id[sent["offline"]][0]
+    assert (delivered["outcome"], delivered["connections"]) == ("delivered", 1)
+    assert delivered["node"] == gateways[0].name
+    assert (offline["outcome"], offline["node"], offline["connections"]) == ("offline", None, 0)
+    assert told.by_id["mine"][0]["device"] == "phone"
+    (rejected,) = told.by_id[sent["rejected"]]
+    assert (rejected["outcome"], rejected["reason"]) == ("rejected", "push-ttl")
+    assert told.keys[sent["delivered"]] == {user.encode()}
+    assert told.keys[sent["offline"]] == {f"{user}-absent".encode()}
+    assert len(told.partitions[user.encode()]) == 1
+    for each in (delivered, offline):
+        assert 0 <= each["settled_ms"] - each["published_ms"] < 60_000
+        assert f"{each['topic']}-{each['partition']}-{each['offset']}" == each["id"]
+
+
+async def test_a_replaced_and_an_expired_message_are_told_apart(
+    kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    # Published before there is a processor: so they are in hand together.
+    headers = {"push-collapse-key": "score"}
+    older = await publish(backend, topic, user, b"1:0", headers)
+    newer = await publish(backend, topic, user, b"2:0", headers)
+    expired = await publish(backend, topic, user, b"x", {"push-ttl": "1", "ce_time": _LONG_AGO})
+    async with connect("ws-v1", gateways[0].port, user) as client:
+        start_processor(outcomes_topic=f"{topic}.outcomes", kafka_start="earliest")
+        async with listening(kafka, f"{topic}.outcomes") as told:
+            await told.until(older, newer, expired)
+        assert [message.payload for message in await take(client, 1)] == [b"2:0"]
+    found = {each: told.by_id[each][0]["outcome"] for each in (older, newer, expired)}
+    assert found == {older: "replaced", newer: "delivered", expired: "expired"}
+
+
+_LONG_AGO = "2001-01-01T00:00:00Z"
+
+
+async def test_a_sample_tells_some_and_the_same_ones_again(
+    kafka: KafkaServer,
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    start_processor(outcomes_topic=f"{topic}.outcomes", outcomes_sample=0.5)
+    first = [await publish(backend, topic, user, b"x", {"push-id": f"{n}"}) for n in range(200)]
+    assert len(first) == 200
+    for n in range(200):
+        await publish(backend, topic, user, b"x", {"push-id": f"{n}"})
+    last = [f"end-{n}" for n in range(64)]  # some of these are told, so all before them are
+    for each in last:
+        await publish(backend, topic, user, b"x", {"push-id": each})
+    async with listening(kafka, f"{topic}.outcomes") as told:
+        async with asyncio.timeout(15):
+            while not any(each in told.by_id for each in last):
+                await told.read_one()
+    sampled = {each: len(rows) for each, rows in told.by_id.items() if each not in last}
+    assert 60 < len(sampled) < 140
+    assert set(sampled.values()) == {2}
