@@ -1,0 +1,179 @@
+"""Lanes, repeats and gateways that fail, with real processes and a real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from tests.support.clients import connect, eventually
+from tests.support.kafka import KafkaServer
+from tests.support.processes import GatewayProcess
+from tests.system.conftest import StartGateway, StartProcessor
+from tests.system.steps import (
+    outcomes,
+    publish,
+    publish_all,
+    take,
+    until_last,
+    until_outcomes,
+    without_repeats,
+)
+
+pytestmark = pytest.mark.anyio
+
+DELIVERED: Final = ("delivered", "")
+
+
+async def test_a_frozen_gateway_holds_up_its_own_users_alone(
+    start_gateway: StartGateway,
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    frozen, steady = start_gateway(), start_gateway()
+    start_processor(forward_timeout_seconds=5)
+    others = [f"{user}-{number}" for number in range(8)]
+    async with connect("ws-v1", frozen.port, user), connect("ws-v1", steady.port, others[0]) as one:
+        frozen.freeze()
+        try:
+            for number in range(20):
+                await publish(backend, topic, user, b"for the frozen one")
+                began = time.monotonic()
+                await publish(backend, topic, others[0], str(number).encode())
+                assert (await one.message()).payload == str(number).encode()
+                assert time.monotonic() - began < 4.0, "it waited for the frozen gateway's time-out"
+        finally:
+            frozen.thaw()
+
+
+async def test_a_gateway_that_comes_back_gets_its_messages_again(
+    start_gateway: StartGateway,
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    gateway = start_gateway()
+    processor = start_processor(forward_timeout_seconds=0.5)
+    async with connect("ws-v1", gateway.port, user) as client:
+        gateway.freeze()
+        for _ in range(5):
+            await publish(backend, topic, user, b"lost to the time-out")
+        await until_outcomes([processor], {("failed", "timeout"): 5})
+        gateway.thaw()
+
+        async def delivered() -> bool:
+            await publish(backend, topic, user, b"again")
+            return DELIVERED in await outcomes(processor)
+
+        await eventually(delivered, "delivered again", timeout_seconds=15.0)
+        await until_last(client, b"again")
+
+
+async def test_a_flood_of_low_does_not_delay_high(
+    kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    low, high = f"{topic}.low", f"{topic}.high"
+    for each in (low, high):  # both exist before there is a group
+        await publish(backend, each, f"{user}-nobody", b"first")
+    async with connect("ws-v1", gateways[0].port, user) as client:
+        processor = start_processor(
+            kafka_topics=f"{high},{low}",
+            kafka_weights="4,1",
+            kafka_start="earliest",
+            batch_messages=200,
+        )
+        flood = asyncio.create_task(
+            publish_all(backend, low, f"{user}-nobody", ["x" * 200] * 30_000)
+        )
+        slowest = 0.0
+        count = 0
+        while not flood.done() or count < 20:
+            began = time.monotonic()
+            await publish(backend, high, user, b"urgent")
+            await client.message()
+            slowest = max(slowest, time.monotonic() - began)
+            count += 1
+        await flood
+        offline = ("offline", "")
+
+        async def all_through() -> bool:
+            return (await outcomes(processor)).get(offline, 0) >= 30_001
+
+        await eventually(
+            all_through, "the flood is through: low is not starved", timeout_seconds=60
+        )
+    assert slowest < 2.0
+
+
+async def test_after_a_kill_nobody_who_stays_sees_a_message_twice(
+    real_kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    doomed = start_processor()
+    start_processor()
+    users = [f"{user}-{number}" for number in range(6)]
+    texts = [str(number) for number in range(2_000)]
+    async with (
+        connect("ws-v1", gateways[0].port, users[0]) as a,
+        connect("ws-v1", gateways[1].port, users[1]) as b,
+        connect("sse", gateways[0].port, users[2]) as c,
+    ):
+        publishing = asyncio.gather(
+            *(publish_all(backend, topic, name, [*texts, "last"]) for name in users)
+        )
+        early = await take(a, 100)
+        await asyncio.to_thread(doomed.kill)
+        await publishing
+        rest = await asyncio.gather(*(until_last(client, b"last") for client in (a, b, c)))
+    for got in ([*early, *rest[0]], *rest[1:]):
+        arrived = [message.payload.decode() for message in got]
+        assert arrived == [*texts, "last"], "in order, and none twice"
+        assert len(without_repeats(got)) == len(got)
+
+
+async def test_members_that_come_and_go_lose_nothing_and_keep_each_users_order(
+    real_kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    start_processor()
+    users = [f"{user}-{number}" for number in range(4)]
+    texts = [str(number) for number in range(3_000)]
+
+    async def paced(name: str) -> None:
+        for start in range(0, len(texts), 100):
+            await publish_all(backend, topic, name, texts[start : start + 100])
+        await publish(backend, topic, name, b"last")
+
+    async with (
+        connect("ws-v1", gateways[0].port, users[0]) as a,
+        connect("ws-v1", gateways[1].port, users[1]) as b,
+        connect("sse", gateways[0].port, users[2]) as c,
+        connect("ws-plain", gateways[1].port, users[3]) as d,
+    ):
+        publishing = asyncio.gather(*map(paced, users))
+        for _ in range(3):
+            joining = await asyncio.to_thread(start_processor)
+            await asyncio.to_thread(joining.terminate)
+        await publishing
+        for client in (a, b, c, d):
+            got = await until_last(client, b"last", timeout=60.0)
+            assert [message.payload.decode() for message in got] == [*texts, "last"]
