@@ -205,7 +205,10 @@ class Gateway(Server):
 class Processor(Server):
     """`pushgate processor`; may be started again after `stop`."""
 
-    def __init__(self, redis_url: str, kafka: str, *, topic: str, group: str) -> None:
+    def __init__(
+        self, redis_url: str, kafka: str, *, topic: str, group: str, **settings: object
+    ) -> None:
+        """`settings` are named as in processor/settings.py."""
         port = free_port()
         self.operators = f"http://127.0.0.1:{port}"
         environment = _environment(
@@ -216,6 +219,7 @@ class Processor(Server):
             dead_letter_topic=f"{topic}.dead",
             internal_secret=SECRET,
             processor_port=port,
+            **settings,
         )
         super().__init__(["-m", "pushgate", "processor"], environment, f"{self.operators}/readyz")
 

@@ -32,8 +32,8 @@ class _Flight:
     def __init__(self, round_number: int) -> None:
         self.count = 0
         self.round = round_number
-        self.ahead: list[Message] = []  # those that were queued before the flight began
-        self.behind: list[Message] = []
+        self.ahead: tuple[Message, ...] = ()  # those that were queued before the flight began
+        self.behind: list[Message] | None = None
 
 
 class Dispatcher:
@@ -79,6 +79,8 @@ class Dispatcher:
             flight = self._flights.get(message.key)
             if flight is None:
                 self._ready.put(message)
+            elif flight.behind is None:
+                flight.behind = [message]
             else:
                 flight.behind.append(message)
         if replaced:
@@ -126,7 +128,7 @@ class Dispatcher:
         if flight is None:
             flight = self._flights[message.key] = _Flight(self._rounds)
         elif flight.round != self._rounds:
-            flight.ahead.append(message)  # the rest of its user's is under way already
+            flight.ahead += (message,)  # the rest of its user's is under way already
             return
         flight.count += 1
         collapse_key = message.envelope.collapse_key
@@ -170,7 +172,8 @@ class Dispatcher:
         return due
 
     def _is_due(self, message: Message) -> bool:
-        message.expired = message.envelope.expired(self._now_ms())
+        if message.envelope.ttl_seconds:
+            message.expired = message.envelope.expired(self._now_ms())
         return not (message.expired or message.progress.lost)
 
     def _answered(
@@ -202,7 +205,7 @@ class Dispatcher:
             flight.count -= 1
             if not flight.count:
                 del self._flights[message.key]
-                for waiting in (*flight.ahead, *flight.behind):
+                for waiting in (*flight.ahead, *(flight.behind or ())):
                     self._ready.put(waiting)
                     self._wake.set()
         self._settled(messages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from processor.forward import NO_DEVICE, Failure, Result
-from processor.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome
+from processor.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome, outcome
 from processor.progress import Progress
 from registry.directory import Node
 from registry.message import Envelope
@@ -41,7 +41,7 @@ class Message:
         #: Messages of one key keep their order.
         self.key: Hashable = (self.lane, self.push.user) if self.lane else self.push.user
         self.pending = 0  # nodes that have not answered yet
-        self.tried: list[Node] = []
+        self.tried: tuple[Node, ...] = ()
         self.took = 0
         self.node: Node | None = None  # the first that took it
         self.stale = False  # a node that was tried does not have the user (any more)
@@ -51,6 +51,11 @@ class Message:
         self.failure: Failure | None = None
 
     @property
+    def size(self) -> int:
+        """Bytes of its payload."""
+        return len(self.push.data)
+
+    @property
     def outcome(self) -> Outcome:
         """What came of it, once it is settled."""
         if self.took:
@@ -58,7 +63,7 @@ class Message:
         if self.replaced:
             return REPLACED
         if self.failure is not None:
-            return Outcome(Kind.FAILED, self.failure.reason)
+            return outcome(Kind.FAILED, self.failure.reason)
         return EXPIRED if self.expired else OFFLINE
 
     def note(self, node: Node, result: Result | None) -> None:
@@ -66,7 +71,7 @@ class Message:
         self.pending -= 1
         if result is None:
             return
-        self.tried.append(node)
+        self.tried = (*self.tried, node)
         if isinstance(result, Failure):
             self.stale = True
             if result != NO_DEVICE:

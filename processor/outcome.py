@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import cache
 
 
 class Kind(enum.Enum):
@@ -17,15 +18,22 @@ class Kind(enum.Enum):
     FAILED = "failed"  # with a reason; nobody knows whether the user was there
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """An outcome; `reason` is a short name, empty where the kind says it all."""
+    """An outcome, one object for each: they are counted by the thousand, and so by identity."""
 
     kind: Kind
-    reason: str = ""
+    reason: str  # a short name, empty where the kind says it all
+    name: str  # the kind's
 
 
-DELIVERED = Outcome(Kind.DELIVERED)
-OFFLINE = Outcome(Kind.OFFLINE)
-EXPIRED = Outcome(Kind.EXPIRED)
-REPLACED = Outcome(Kind.REPLACED)
+@cache
+def outcome(kind: Kind, reason: str = "") -> Outcome:
+    """Return an outcome. There are as many as there are reasons, which are few."""
+    return Outcome(kind, reason, kind.value)
+
+
+DELIVERED = outcome(Kind.DELIVERED)
+OFFLINE = outcome(Kind.OFFLINE)
+EXPIRED = outcome(Kind.EXPIRED)
+REPLACED = outcome(Kind.REPLACED)

@@ -25,7 +25,7 @@ from processor.kafka import (
     producer,
 )
 from processor.message import Message
-from processor.outcome import Kind, Outcome
+from processor.outcome import Kind, Outcome, outcome
 from processor.progress import Progress
 from processor.settings import ProcessorSettings
 from registry.message import RejectedRecord
@@ -33,6 +33,7 @@ from registry.message import RejectedRecord
 #: So much goes to a partition of the topic at once at most, and so long it gathers.
 _BATCH_BYTES: Final = 512 * 1024
 _GATHER_SECONDS: Final = 0.02
+_ALL: Final = 2**32
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 #: Partitions of users that were computed lately: aiokafka's murmur2 is Python (2–3 µs).
 _MAX_USERS: Final = 65_536
@@ -66,6 +67,7 @@ class _Place(NamedTuple):
     size: int
 
 
+_Placed = _Place | Message
 #: A record of the topic: key and value.
 _Row = tuple[bytes | None, bytes]
 _Told = tuple[bytes | None, Report]
@@ -89,9 +91,9 @@ class Outcomes:
         self._advanced = advanced
         self._now_ms = now_ms
         self._topic = settings.outcomes_topic
-        self._sampled = int(settings.outcomes_sample * 2**32)
+        self._sampled = int(settings.outcomes_sample * _ALL)
         self._producer = producer(settings, batch_bytes=_BATCH_BYTES) if self._topic else None
-        self._places: list[_Place] = []  # of what is to be told, and of what is not sampled
+        self._places: list[_Placed] = []  # of what is to be told, and of what is not sampled
         self._rows: list[_Row] = []
         self._telling: asyncio.Task[None] | None = None
         self._partition = lru_cache(_MAX_USERS)(partition_of)
@@ -116,19 +118,19 @@ class Outcomes:
     def settled(self, messages: Sequence[Message]) -> None:
         """Take messages that have their outcome."""
         ours = [message for message in messages if not message.progress.lost]
-        _count(message.outcome for message in ours)
-        places = [_Place(each.progress, each.offset, len(each.push.data)) for each in ours]
+        found = [message.outcome for message in ours]
+        _count(found)
         if self._producer is None:
-            self._done(places)
-        elif places:
+            self._done(ours)
+        elif ours:
             now_ms = self._now_ms()
-            told = [(message.push.user.encode(), _report(message, now_ms)) for message in ours]
-            self._tell_soon(places, told)
+            pairs = zip(ours, found, strict=True)
+            self._tell_soon(ours, [_report(message, each, now_ms) for message, each in pairs])
 
     def rejected(self, letters: Sequence[tuple[Progress, DeadLetter]]) -> None:
         """Take records that are kept in the dead-letter topic."""
         ours = [(progress, letter) for progress, letter in letters if not progress.lost]
-        _count(Outcome(Kind.REJECTED, why.reason) for _, (_, why) in ours)
+        _count(outcome(Kind.REJECTED, why.reason) for _, (_, why) in ours)
         places = [
             _Place(progress, record.offset, len(record.value or b""))
             for progress, (record, _) in ours
@@ -140,18 +142,15 @@ class Outcomes:
             told = [(record.key, _rejection(record, why, now_ms)) for _, (record, why) in ours]
             self._tell_soon(places, told)
 
-    def _tell_soon(self, places: Sequence[_Place], told: Sequence[_Told]) -> None:
+    def _tell_soon(self, places: Sequence[_Placed], told: Sequence[_Told]) -> None:
         self._places += places
-        self._rows += [
-            (key, _encode(report)) for key, report in told if self._is_sampled(report.id)
-        ]
+        if self._sampled < _ALL:
+            told = [each for each in told if crc32(each[1].id.encode()) < self._sampled]
+        self._rows += [(key, _encode(report)) for key, report in told]
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell())
 
-    def _is_sampled(self, message_id: str) -> bool:
-        return crc32(message_id.encode()) < self._sampled
-
-    def _done(self, places: Sequence[_Place]) -> None:
+    def _done(self, places: Sequence[_Placed]) -> None:
         for place in places:
             place.progress.settle(place.offset, size=place.size)
         self._advanced(dict.fromkeys(place.progress for place in places))
@@ -195,16 +194,16 @@ class Outcomes:
 
 def _count(outcomes: Iterable[Outcome]) -> None:
     """Count outcomes: a counter takes a lock each time, so equal ones at once."""
-    for outcome, number in Counter(outcomes).items():
-        metrics.OUTCOMES.labels(outcome.kind.value, outcome.reason).inc(number)
+    for each, number in Counter(outcomes).items():
+        metrics.OUTCOMES.labels(each.name, each.reason).inc(number)
 
 
-def _report(message: Message, now_ms: int) -> Report:
-    outcome, partition = message.outcome, message.progress.partition
-    return Report(
+def _report(message: Message, found: Outcome, now_ms: int) -> _Told:
+    partition = message.progress.partition
+    report = Report(
         message.push.id,
-        outcome.kind.value,
-        outcome.reason or None,
+        found.name,
+        found.reason or None,
         message.node.name if message.node else None,
         message.push.device,
         message.took,
@@ -214,6 +213,7 @@ def _report(message: Message, now_ms: int) -> Report:
         partition.partition,
         message.offset,
     )
+    return message.push.user.encode(), report
 
 
 def _rejection(record: Record, why: RejectedRecord, now_ms: int) -> Report:

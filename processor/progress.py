@@ -57,10 +57,13 @@ class Progress:
     def settle(self, offset: int, *, size: int) -> None:
         """Take note that one in hand, of so many bytes, has its outcome."""
         begun, settled = self._begun, self._settled
-        settled.add(offset)
         self._bytes -= size
-        while begun and begun[0][0] in settled:
-            settled.discard(begun.popleft()[0])
+        if offset != begun[0][0]:
+            settled.add(offset)
+        else:
+            begun.popleft()
+            while begun and begun[0][0] in settled:
+                settled.discard(begun.popleft()[0])
         if self.full:
             self.full = self._has(MAX_MESSAGES // 2 + 1, MAX_BYTES // 2 + 1, MAX_SPAN // 2 + 1)
 

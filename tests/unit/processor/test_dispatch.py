@@ -11,7 +11,7 @@ from processor.dispatch import Dispatcher
 from processor.forward import NO_DEVICE, Failure, Result
 from processor.kafka import TopicPartition
 from processor.message import Message
-from processor.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome
+from processor.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome, outcome
 from processor.progress import Progress
 from processor.whereabouts import Whereabouts
 from registry.directory import Lease, Node, RegistryUnavailable
@@ -284,13 +284,13 @@ async def test_the_messages_of_a_user_who_moved_stay_in_order() -> None:
 async def test_an_error_is_not_offline(reason: str) -> None:
     registry = FakeRegistry({"u": (A,)})
     outcomes = await dispatch(registry, FakeForward({A: answers(Failure(reason))}), envelope("u"))
-    assert outcomes == [Outcome(Kind.FAILED, reason)]
+    assert outcomes == [outcome(Kind.FAILED, reason)]
 
 
 async def test_an_error_on_one_node_beside_an_absence_on_another_is_not_offline() -> None:
     forward = FakeForward({A: answers(Failure("timeout")), B: zero})
     outcomes = await dispatch(FakeRegistry({"u": (A, B)}), forward, envelope("u"))
-    assert outcomes == [Outcome(Kind.FAILED, "timeout")]
+    assert outcomes == [outcome(Kind.FAILED, "timeout")]
 
 
 async def test_one_node_that_took_it_is_enough() -> None:
@@ -326,7 +326,7 @@ async def test_a_device_that_moved_is_found() -> None:
 async def test_an_absent_device_beside_an_error_is_not_offline() -> None:
     forward = FakeForward({A: answers(NO_DEVICE), B: answers(Failure("timeout"))})
     outcomes = await dispatch(FakeRegistry({"u": (A, B)}), forward, envelope("u"))
-    assert outcomes == [Outcome(Kind.FAILED, "timeout")]
+    assert outcomes == [outcome(Kind.FAILED, "timeout")]
 
 
 async def test_each_message_has_its_own_result() -> None:
@@ -338,7 +338,7 @@ async def test_each_message_has_its_own_result() -> None:
     batch = [envelope(user, user) for user in ("ok", "gone", "big")]
     registry = FakeRegistry({"ok": (A,), "gone": (A,), "big": (A,)})
     outcomes = await dispatch(registry, forward, *batch)
-    assert outcomes == [DELIVERED, OFFLINE, Outcome(Kind.FAILED, "too-large")]
+    assert outcomes == [DELIVERED, OFFLINE, outcome(Kind.FAILED, "too-large")]
 
 
 async def test_a_registry_that_does_not_answer_is_waited_for() -> None:
@@ -610,4 +610,4 @@ async def test_a_gateway_that_does_not_answer_is_left_alone_for_a_while() -> Non
     assert len(forward.to(A)) == 1
     assert rig.outcomes().pop("v") == DELIVERED
     failed = [outcome for key, outcome in rig.outcomes().items() if key != "v"]
-    assert set(failed) == {Outcome(Kind.FAILED, "timeout")}
+    assert set(failed) == {outcome(Kind.FAILED, "timeout")}

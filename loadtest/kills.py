@@ -1,0 +1,247 @@
+"""Processors killed and added while messages flow: none lost, none twice, none out of order.
+
+2,000 messages/s for 1,000 WebSocket clients on two gateways go through three processors. Twenty
+times one of them is killed (SIGKILL), so that what it has forwarded and not committed comes again,
+and started anew; ten times another one joins the group and leaves it. Every message is accounted
+for: of each user all, in order, once. How many the gateways recognised as repeats is shown: where
+that is 0, no kill fell between forward and commit, and the run proves nothing of it.
+
+With `--control` a gateway is told to recognise none (PUSHGATE_REPEAT_WINDOW=0): then messages must
+come twice, or this benchmark could not see it.
+
+    python -m loadtest.kills [--kills 20] [--rebalances 10] [--control] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from loadtest.clients import Crowd
+from loadtest.ledger import Ledger
+from loadtest.processes import Gateway, LoadtestError, Processor, tokens
+from loadtest.report import Report
+from tests.support.kafka import start_kafka
+from tests.support.valkey import RedisServer
+
+_PARTITIONS: Final = 12
+_PROCESSORS: Final = 3
+_PATIENCE_SECONDS: Final = 120.0
+#: Messages that must have arrived between one fault and the next.
+_FLOWING: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run does."""
+
+    kafka: str
+    redis_url: str
+    users: int
+    rate: float
+    kills: int
+    rebalances: int
+    repeat_window: int
+
+
+class Stage:
+    """Two gateways, their clients, and processors that come and go."""
+
+    def __init__(self, plan: Plan, stack: ExitStack, topic: str) -> None:
+        self._plan = plan
+        self._topic = topic
+        self.gateways = [
+            stack.enter_context(Gateway(plan.redis_url, repeat_window=plan.repeat_window))
+            for _ in range(2)
+        ]
+        self.processors = [self._processor(stack) for _ in range(_PROCESSORS + 1)]
+        self.ledger = Ledger(plan.users, per_user=1 << 30)
+        self.crowds = [Crowd(gateway.port, "ws") for gateway in self.gateways]
+        for half, crowd in enumerate(self.crowds):
+            stack.callback(crowd.close)
+            users = range(half, plan.users, 2)
+            takers = [self.ledger.taker(user) for user in users]
+            crowd.connect(tokens([f"user-{user}" for user in users]), on_message=takers)
+
+    def until(self, done: Callable[[], bool], what: str) -> float:
+        """Take what arrives until `done`; return the longest time in which nothing did."""
+        began = last = time.monotonic()
+        longest = 0.0
+        while not done():
+            now = time.monotonic()
+            if now - began > _PATIENCE_SECONDS:
+                raise LoadtestError(f"not within {_PATIENCE_SECONDS:g} s: {what}")
+            arrived = sum([crowd.turn(0.005) for crowd in self.crowds])
+            if arrived:
+                longest, last = max(longest, now - last), now
+        return max(longest, time.monotonic() - last)
+
+    def aside(self, work: Callable[[], None]) -> float:
+        """Do something slow, while what arrives is taken; return the longest silence meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work)
+            longest = self.until(future.done, "a processor starts or stops")
+            future.result()
+        return longest
+
+    def flowing(self) -> float:
+        """Wait until more has arrived; return the longest silence meanwhile."""
+        mark = self.ledger.count + _FLOWING
+        return self.until(lambda: self.ledger.count >= mark, "messages flow")
+
+    def repeats(self) -> int:
+        """Return how many messages the gateways recognised as repeats."""
+        return sum(map(_repeats, self.gateways))
+
+    def _processor(self, stack: ExitStack) -> Processor:
+        plan = self._plan
+        processor = Processor(plan.redis_url, plan.kafka, topic=self._topic, group=self._topic)
+        stack.callback(processor.stop)
+        return processor
+
+
+def run(plan: Plan, report: Report) -> None:
+    """Kill and rebalance, then account for everything."""
+    topic = f"loadtest-{uuid.uuid4().hex[:12]}"
+    asyncio.run(_create(plan.kafka, topic))
+    with ExitStack() as stack:
+        stage = Stage(plan, stack, topic)
+        for processor in stage.processors[:_PROCESSORS]:
+            processor.start()
+        with _publishing(plan, topic) as publisher:
+            stage.flowing()
+            silences = _disturb(plan, stage)
+            publisher.terminate()  # it says how many Kafka has acknowledged, and ends
+            published = int(publisher.communicate(timeout=_PATIENCE_SECONDS)[0])
+        ledger = stage.ledger
+        ledger.expected = published
+        stage.until(lambda: not ledger.missing, f"{ledger.missing} of {published} are missing")
+        stage.until(_after(1.0), "nothing more comes")
+        _tell(plan, stage, silences, report)
+
+
+def _disturb(plan: Plan, stage: Stage) -> list[float]:
+    silences = []
+    for number in range(max(plan.kills, plan.rebalances)):
+        if number < plan.kills:
+            victim = stage.processors[number % _PROCESSORS]
+            victim.kill()
+            silences += [stage.aside(victim.start), stage.flowing()]
+        if number < plan.rebalances:
+            silences += [stage.aside(stage.processors[-1].start), stage.flowing()]
+            silences += [stage.aside(stage.processors[-1].stop), stage.flowing()]
+        print(
+            f"  {number + 1}: {stage.repeats()} repeats, longest {max(silences):.1f} s", flush=True
+        )
+    return silences
+
+
+def _tell(plan: Plan, stage: Stage, silences: Sequence[float], report: Report) -> None:
+    ledger, repeats = stage.ledger, stage.repeats()
+    report.figures = {
+        "messages": ledger.expected,
+        "kills": plan.kills,
+        "rebalances": plan.rebalances,
+        "missing": ledger.missing,
+        "twice": ledger.repeated,
+        "out_of_order": ledger.out_of_order,
+        "recognised_as_repeats": repeats,
+        "longest_silence_seconds": max(silences),
+    }
+    report.line(
+        f"{plan.kills} kills and {plan.rebalances} rebalances under {plan.rate:,.0f} messages/s: "
+        f"of {ledger.expected:,} messages {ledger.missing} lost, {ledger.repeated} twice, "
+        f"{ledger.out_of_order} out of order; {repeats:,} repeats recognised; the longest silence "
+        f"was {max(silences):.1f} s"
+    )
+    report.bound("none lost", holds=not ledger.missing)
+    if plan.repeat_window:
+        report.bound("none twice", holds=not ledger.repeated)
+        report.bound("none out of order", holds=not ledger.out_of_order)
+        report.bound("kills fell between forward and commit", holds=repeats > 0)
+    else:
+        report.bound("the control sees repeats", holds=ledger.repeated > 0)
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def _repeats(gateway: Gateway) -> int:
+    url = f"http://127.0.0.1:{gateway.internal_ports[0]}/metrics"
+    for line in httpx.get(url, trust_env=False).text.splitlines():
+        if line.startswith("pushgate_gateway_repeats_total "):
+            return int(float(line.rpartition(" ")[2]))
+    raise LoadtestError("the gateway counts no repeats")
+
+
+@contextmanager
+def _publishing(plan: Plan, topic: str) -> Iterator[subprocess.Popen[str]]:
+    flags = {"kafka": plan.kafka, "topic": topic, "users": plan.users, "rate": plan.rate}
+    texts = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "loadtest.produce", "--messages", str(10**7), *texts]
+    publisher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield publisher
+    finally:
+        publisher.kill()
+        publisher.wait()
+
+
+async def _create(kafka: str, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, _PARTITIONS, 1)])
+    finally:
+        await admin.close()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.kills")
+    parser.add_argument("--kafka", help="bootstrap servers; a Kafka of your own")
+    parser.add_argument("--users", type=int, default=1_000, help="connected, on two gateways")
+    parser.add_argument("--rate", type=float, default=2_000.0, help="messages a second")
+    parser.add_argument("--kills", type=int, default=20, help="of processors")
+    parser.add_argument("--rebalances", type=int, default=10, help="of one more processor")
+    parser.add_argument("--control", action="store_true", help="gateways recognise no repeats")
+    parser.add_argument("--save", action="store_true", help="keep the figures in results/")
+    arguments = parser.parse_args()
+    report = Report("kills-control" if arguments.control else "kills")
+    with ExitStack() as stack:
+        given = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
+        kafka = start_kafka({**os.environ, **given})
+        stack.callback(kafka.stop)
+        if kafka.kind == "embedded":
+            raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
+        redis = stack.enter_context(RedisServer("valkey"))
+        plan = Plan(
+            kafka.bootstrap,
+            redis.url,
+            arguments.users,
+            arguments.rate,
+            arguments.kills,
+            arguments.rebalances,
+            0 if arguments.control else 65_536,
+        )
+        run(plan, report)
+    report.finish(save=arguments.save)
+
+
+if __name__ == "__main__":
+    main()

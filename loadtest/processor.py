@@ -1,0 +1,206 @@
+"""One processor alone: Kafka → look-up → forward, to gateways that only count.
+
+Messages of 200 bytes for 10,000 users on three nodes lie in a topic of twelve partitions when the
+processor starts; timed from the first to the last that a gateway counts. No look-up is cached.
+Rounds with and without an outcomes topic take turns, and so does a plain aiokafka consumer of the
+same topic, that does nothing with what it gets. Figures are medians; the ratio is that of the
+pairs.
+
+What could fool it: Kafka, Valkey and the gateways that count share the other core, and the outcomes
+topic's writes are Kafka's work as well; compare the CPU per message too. At the end of each round a
+last half-full batch is waited for.
+
+    python -m loadtest.processor [--messages 400000] [--rounds 3] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Final
+
+import httpx
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from loadtest.processes import LoadtestError, Processor
+from loadtest.report import Report
+from tests.support.kafka import start_kafka
+from tests.support.valkey import RedisServer
+
+#: Messages per second, and the share of it that must be left with an outcomes topic.
+BOUND: Final = 50_000
+WITH_OUTCOMES: Final = 0.75
+_PARTITIONS: Final = 12
+_NODES: Final = 3
+_POLL_SECONDS: Final = 0.05
+_PATIENCE_SECONDS: Final = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a round moves."""
+
+    kafka: str
+    redis_url: str
+    topic: str
+    users: int
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round found."""
+
+    messages_per_second: float
+    cpu_us: float
+
+
+def move(plan: Plan, count_url: str, *, outcomes: bool) -> Round:
+    """Let a processor of a new group move all messages."""
+    settings = {"outcomes_topic": f"{plan.topic}.outcomes"} if outcomes else {}
+    group = f"g-{uuid.uuid4().hex[:8]}"
+    processor = Processor(
+        plan.redis_url,
+        plan.kafka,
+        topic=plan.topic,
+        group=group,
+        kafka_start="earliest",
+        **settings,
+    )
+    start = _count(count_url)
+    with processor:
+        began, before = time.monotonic(), processor.cpu_seconds()
+        first = _count(count_url) - start
+        deadline = began + _PATIENCE_SECONDS
+        while (moved := _count(count_url) - start) < plan.messages:
+            if time.monotonic() > deadline:
+                raise LoadtestError(f"{moved} of {plan.messages} were moved")
+            time.sleep(_POLL_SECONDS)
+        took, cpu = time.monotonic() - began, processor.cpu_seconds() - before
+    moved -= first
+    return Round(moved / took, cpu * 1e6 / moved)
+
+
+async def consume(plan: Plan) -> float:
+    """Return how many messages a second a plain consumer gets."""
+    consumer = AIOKafkaConsumer(
+        plan.topic, bootstrap_servers=plan.kafka, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    got, began = 0, time.monotonic()
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while got < plan.messages:
+                batch = await consumer.getmany(timeout_ms=1_000, max_records=2_000)
+                got += sum(map(len, batch.values()))
+    finally:
+        await consumer.stop()
+    return got / (time.monotonic() - began)
+
+
+def _count(url: str) -> int:
+    return int(httpx.get(url, trust_env=False).text)
+
+
+@contextmanager
+def _counting(plan: Plan) -> Iterator[str]:
+    arguments = ["--redis", plan.redis_url, "--nodes", str(_NODES), "--users", str(plan.users)]
+    command = [sys.executable, "-m", "loadtest.counting", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"http://{process.stdout.readline().strip()}/count"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _publish(plan: Plan) -> None:
+    flags = {
+        "kafka": plan.kafka, "topic": plan.topic, "messages": plan.messages, "users": plan.users
+    }  # fmt: skip
+    texts = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "loadtest.produce", *texts]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_PATIENCE_SECONDS)
+
+
+async def _create(plan: Plan) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=plan.kafka)
+    await admin.start()
+    try:
+        topics = (plan.topic, f"{plan.topic}.outcomes")
+        await admin.create_topics([NewTopic(name, _PARTITIONS, 1) for name in topics])
+    finally:
+        await admin.close()
+
+
+def _compare(plan: Plan, rounds: int, report: Report) -> None:
+    plain: list[float] = []
+    found: dict[bool, list[Round]] = {False: [], True: []}
+    with _counting(plan) as url:
+        move(plan, url, outcomes=False)  # warms Kafka up
+        for number in range(rounds):
+            plain.append(asyncio.run(consume(plan)))
+            for outcomes in (False, True) if number % 2 else (True, False):
+                each = move(plan, url, outcomes=outcomes)
+                found[outcomes].append(each)
+                told = "with outcomes topic" if outcomes else "without"
+                print(f"  {told}: {each.messages_per_second:,.0f}/s, {each.cpu_us:.1f} µs of CPU")
+    rate = median(each.messages_per_second for each in found[False])
+    cpu = [median(each.cpu_us for each in found[outcomes]) for outcomes in (False, True)]
+    pairs = zip(found[True], found[False], strict=True)
+    ratio = median(a.messages_per_second / b.messages_per_second for a, b in pairs)
+    report.figures = {
+        "messages": plan.messages,
+        "users": plan.users,
+        "nodes": _NODES,
+        "messages_per_second": rate,
+        "plain_consumer_per_second": median(plain),
+        "with_outcomes_topic": ratio,
+        "rounds": {str(key): [asdict(each) for each in rounds] for key, rounds in found.items()},
+    }
+    report.line(
+        f"{rate:,.0f} messages/s with {cpu[0]:.1f} µs of CPU each; a plain aiokafka consumer gets "
+        f"{median(plain):,.0f}/s; with an outcomes topic {ratio:.2f} × ({cpu[1]:.1f} µs)"
+    )
+    report.bound(f"≥ {BOUND:,} messages/s", holds=rate >= BOUND)
+    report.bound(f"with outcomes ≥ {WITH_OUTCOMES:g} ×", holds=ratio >= WITH_OUTCOMES)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.processor")
+    parser.add_argument("--kafka", help="bootstrap servers; a Kafka of your own")
+    parser.add_argument("--messages", type=int, default=400_000, help="of each round")
+    parser.add_argument("--users", type=int, default=10_000, help="on three nodes")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
+    parser.add_argument("--save", action="store_true", help="keep the figures in results/")
+    arguments = parser.parse_args()
+    report = Report("processor")
+    with ExitStack() as stack:
+        given = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
+        kafka = start_kafka({**os.environ, **given})
+        stack.callback(kafka.stop)
+        if kafka.kind == "embedded":
+            raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
+        redis = stack.enter_context(RedisServer("valkey"))
+        topic = f"loadtest-{uuid.uuid4().hex[:12]}"
+        plan = Plan(kafka.bootstrap, redis.url, topic, arguments.users, arguments.messages)
+        asyncio.run(_create(plan))
+        _publish(plan)
+        _compare(plan, arguments.rounds, report)
+    report.finish(save=arguments.save)
+
+
+if __name__ == "__main__":
+    main()
