@@ -83,6 +83,9 @@ def processor(**flags: Any) -> None:
     """Run one processor worker."""
     settings = load(ProcessorCommandSettings, flags)
     logs.configure(as_json=settings.log_json)
+    # A batch makes thousands of objects that live for milliseconds. With Python's own 700 they are
+    # gone through every few hundred messages: a sixth of the CPU (measured).
+    gc.set_threshold(50_000, 20, 100)
     _serve(lambda: Processor(settings))
 
 
