@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from gateway.head import Head
 from gateway.node import GatewayNode
 from gateway.origin import Origins
 from gateway.push import PushEndpoints, RequireSecret, push_routes, user_in_path
+from gateway.repeats import Repeats
 from gateway.settings import GatewaySettings
 from gateway.transports import sse
 from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
@@ -34,6 +36,8 @@ from gateway.wires.takeover import TAKE_OVER
 
 POLL_WAIT_SECONDS: Final = 25.0
 MAX_POLL_WAIT_SECONDS: Final = 60.0
+#: How many users are told of `GET /connections` in one turn of the event loop.
+USERS_A_PIECE: Final = 1_000
 #: Told to clients that are refused for load, in seconds; drawn for each.
 RETRY_AFTER_SECONDS: Final = (1, 10)
 #: What a request comes to: a Response, or what takes its socket.
@@ -101,9 +105,10 @@ class Public:
         """`GET /sse`."""
         try:
             admitted = await self._admit(head)
-        except Overloaded:
+        except Overloaded as overloaded:
             if "text/event-stream" not in head.fields.get("accept", ""):
                 raise
+            _count_refusal(overloaded)  # as what it is: the 200 is only how this client is told
             # An EventSource that gets a 503 never comes back; a stream that ends, it retries.
             headers = {"cache-control": "no-store", "connection": "close", **self._cors(head)}
             return Response(sse.retry(), media_type="text/event-stream", headers=headers)
@@ -169,7 +174,9 @@ class Public:
         if origin is not None and not cors:
             raise HTTPException(403, "this origin is not allowed; see PUSHGATE_ORIGINS")
         if head.has_body:
-            raise HTTPException(413, "no body is taken here", {"connection": "close", **cors})
+            # The listener ends the connection unless the body is over. With "connection: close"
+            # uvicorn would, at once, and a client that still sends might lose the answer.
+            raise HTTPException(413, "no body is taken here", cors)
         if new and self._node.admission.overloaded:
             raise Overloaded(cors, self._node.refusal(head.address))
         identity = await self._identify(head, offered, cors)
@@ -332,7 +339,11 @@ def internal_app(
     node: GatewayNode, settings: GatewaySettings, *, drain: Callable[[], None]
 ) -> ASGIApp:
     """Return the application of the internal port. Batches don't go through starlette's router."""
-    endpoints = PushEndpoints(node, max_payload_bytes=settings.max_payload_bytes)
+    endpoints = PushEndpoints(
+        node,
+        Repeats(settings.repeat_window_messages),
+        max_payload_bytes=settings.max_payload_bytes,
+    )
 
     async def exposition(request: Request) -> Response:  # noqa: ARG001
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
@@ -340,6 +351,9 @@ def internal_app(
     async def start_drain(request: Request) -> Response:  # noqa: ARG001
         drain()
         return PlainTextResponse("draining\n", 202)
+
+    async def connections(request: Request) -> Response:  # noqa: ARG001
+        return StreamingResponse(_connections(node), media_type="application/json")
 
     async def disconnect(request: Request) -> Response:
         user = user_in_path(request, "/connections/")
@@ -351,6 +365,7 @@ def internal_app(
             *push_routes(endpoints),
             Route("/metrics", exposition, methods=["GET"]),
             Route("/drain", start_drain, methods=["POST"]),
+            Route("/connections", connections, methods=["GET"]),
             Route("/connections/{user:path}", disconnect, methods=["DELETE"]),
             *health_routes(node),
         ],
@@ -359,16 +374,17 @@ def internal_app(
     app.router.redirect_slashes = False
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != "/push" or scope["method"] != "POST":
-            await app(scope, receive, send)
-            return
         try:
-            await endpoints.batch(scope, receive)
+            if scope["path"] == "/push" and scope["method"] == "POST":
+                await endpoints.batch(scope, receive)
+            else:
+                await app(scope, receive, send)
         except HTTPException as error:
             await (await _plain(Request(scope), error))(scope, receive, send)
+        except ClientDisconnect:
+            return  # its body will not be whole, and nobody waits for an answer
 
-    secret = settings.internal_secret.get_secret_value()
-    return RequireSecret(route, secret=secret, open_paths=_OPEN_PATHS)
+    return RequireSecret(route, secrets=settings.internal_secrets, open_paths=_OPEN_PATHS)
 
 
 def health_routes(node: GatewayNode) -> list[BaseRoute]:
@@ -387,9 +403,32 @@ def health_routes(node: GatewayNode) -> list[BaseRoute]:
     ]
 
 
+async def _connections(node: GatewayNode) -> AsyncIterator[bytes]:
+    """Write a JSON object of the node's users, each with a number of connections.
+
+    A piece a turn of the event loop: all at once would hold it up. Users who come meanwhile may
+    not be in it; those who leave before it is their turn are not.
+    """
+    node_is = {"node": node.identity.name, "epoch": node.identity.epoch}
+    yield msgspec.json.encode(node_is)[:-1] + b',"users":{'
+    users, comma = node.hub.users(), b""
+    for start in range(0, len(users), USERS_A_PIECE):
+        piece = users[start : start + USERS_A_PIECE]
+        counts = {user: count for user in piece if (count := node.hub.count(user))}
+        if counts:
+            yield comma + msgspec.json.encode(counts)[1:-1]
+            comma = b","
+        await asyncio.sleep(0)
+    yield b"}}"
+
+
+def _count_refusal(error: HTTPException) -> None:
+    metrics.REFUSED.labels(str(error.status_code)).inc()
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
-    metrics.REFUSED.labels(str(error.status_code)).inc()
+    _count_refusal(error)
     return await _plain(request, error)
 
 

@@ -51,6 +51,11 @@ BATCH = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
     registry=_registry,
 )
+REPEATS = Counter(
+    "pushgate_gateway_repeats_total",
+    "Messages pushed in again after they were delivered: answered with the first result.",
+    registry=_registry,
+)
 REGISTRY_PENDING = Gauge(
     "pushgate_gateway_registry_pending_users",
     "Users whose entry is still to be written.",
@@ -59,6 +64,16 @@ REGISTRY_PENDING = Gauge(
 REGISTRY_ERRORS = Counter(
     "pushgate_gateway_registry_errors_total",
     "Registry commands that failed.",
+    registry=_registry,
+)
+REGISTRY_REASSERTED = Counter(
+    "pushgate_gateway_registry_reasserted_total",
+    "Times that every user was registered again: an outage, a lapsed lease, lost keys.",
+    registry=_registry,
+)
+REGISTRY_NAME_TAKEN = Gauge(
+    "pushgate_gateway_registry_name_taken",
+    "1 while another process has this node's name: nobody finds who is connected here.",
     registry=_registry,
 )
 

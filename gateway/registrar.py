@@ -48,6 +48,7 @@ class Registrar:
         self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
         self._wake = asyncio.Event()
         self._failing = False
+        self._named = True
 
     def changed(self, user: str) -> None:
         """Note that a user came or went; written as soon as the write before is done."""
@@ -111,12 +112,8 @@ class Registrar:
             except RegistryUnavailable as error:
                 self._failed(error)
                 continue
-            if lease is Lease.TAKEN:
-                log.error(
-                    "another process has this node's name; give each its own PUSHGATE_NODE_NAME",
-                    node=self._node.name,
-                )
-            elif lease is Lease.LAPSED:
+            self._named_as(self._node.name, own=lease is not Lease.TAKEN)
+            if lease is Lease.LAPSED:
                 self._assert_all()
             self._recovered()
 
@@ -167,7 +164,24 @@ class Registrar:
                         self.changed(user)
                 del users[len(users) - share :]
 
+    def _named_as(self, name: str, *, own: bool) -> None:
+        # Not fought for: the newer start is who was meant, and two that claim in turn would both
+        # be lost. Its lease ends with it, and then the next heartbeat has the name again.
+        if own == self._named:
+            return
+        self._named = own
+        metrics.REGISTRY_NAME_TAKEN.set(not own)
+        if own:
+            log.info("this node's name is its own again", node=name)
+        else:
+            log.error(
+                "another process has this node's name, so nobody finds who is connected here; "
+                "give each its own PUSHGATE_NODE_NAME",
+                node=name,
+            )
+
     def _assert_all(self) -> None:
+        metrics.REGISTRY_REASSERTED.inc()
         for user in self._hub.users():
             self.changed(user)
 

@@ -87,9 +87,17 @@ class Gateway:
 
     def stop(self) -> None:
         """Leave: drain, give up the lease, then return from `run`. Called again, leave faster."""
-        if self.node.drain is not None:
+        drain = self.node.drain
+        if drain is not None:
             log.info("drain is hastened", connections=len(self.node.hub))
-            self.node.drain.hasten(time.monotonic())
+            drain.hasten(time.monotonic())
+            return
+        log.info(
+            "gateway leaves; a second signal hastens it",
+            connections=len(self.node.hub),
+            window_seconds=self._settings.drain_seconds,
+        )
+        self.node.leave(_drain(self._settings))
         self._stopping.set()
 
     async def started(self) -> None:
@@ -159,20 +167,8 @@ class Gateway:
         await self.node.registrar.run()
 
     async def _leave(self) -> None:
-        settings = self._settings
-        log.info(
-            "gateway leaves; a second signal hastens it",
-            connections=len(self.node.hub),
-            window_seconds=settings.drain_seconds,
-        )
-        drain = Drain(
-            began=time.monotonic(),
-            window_seconds=settings.drain_seconds,
-            settle_seconds=settings.drain_settle_seconds,
-            reconnect_delay_seconds=settings.reconnect_delay_seconds,
-            rate=settings.drain_rate,
-        )
-        self.node.leave(drain)
+        drain = self.node.drain
+        assert drain is not None  # noqa: S101 - `stop` has begun it
         self._public.let_go()
         await _until(lambda: drain.settled(time.monotonic()))
         self._public.let_go()  # again: what came while it settled
@@ -207,6 +203,16 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 def _heads(settings: GatewaySettings, *, sockets: int | None = None) -> HeadBounds:
     return HeadBounds(settings.head_seconds, settings.max_head_bytes, sockets)
+
+
+def _drain(settings: GatewaySettings) -> Drain:
+    return Drain(
+        began=time.monotonic(),
+        window_seconds=settings.drain_seconds,
+        settle_seconds=settings.drain_settle_seconds,
+        reconnect_delay_seconds=settings.reconnect_delay_seconds,
+        rate=settings.drain_rate,
+    )
 
 
 def _limits(settings: GatewaySettings) -> Limits:

@@ -62,6 +62,10 @@ class AuthSettings(BaseSettings):
         AfterValidator(printable),
         Field(min_length=1, description="Bearer secret of the internal listener."),
     ]
+    internal_secret_previous: Annotated[
+        SecretStr | None,
+        Field(min_length=1, description="A second one that is good too, while it is rotated."),
+    ] = None
     origins: Annotated[
         str,
         Field(
@@ -90,6 +94,11 @@ class AuthSettings(BaseSettings):
                 raise ValueError(f"no secret for HS256: {error}") from None
         return value
 
+    @field_validator("internal_secret_previous")
+    @classmethod
+    def _in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else printable(value)
+
     @field_validator("origins")
     @classmethod
     def _of_origins(cls, value: str) -> str:
@@ -107,6 +116,12 @@ class AuthSettings(BaseSettings):
                 "PUSHGATE_JWKS_FILE"
             )
         return self
+
+    @property
+    def internal_secrets(self) -> list[str]:
+        """The secrets that the internal listener takes."""
+        given = (self.internal_secret, self.internal_secret_previous)
+        return [secret.get_secret_value() for secret in given if secret is not None]
 
     @property
     def algorithms(self) -> frozenset[str]:
@@ -212,6 +227,14 @@ class HoldingSettings(BaseSettings):
     max_payload_bytes: Annotated[
         int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
     ] = 65_536
+    repeat_window_messages: Annotated[
+        int,
+        Field(
+            ge=0, le=16_777_216,
+            description="How many of the latest messages a node knows again by user and id, and "
+            "delivers once; 0 for none.",
+        ),
+    ] = 65_536  # fmt: skip
 
 
 class DrainSettings(BaseSettings):

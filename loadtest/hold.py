@@ -176,8 +176,8 @@ async def _whereabouts(redis_url: str, connections: int) -> dict[Node, list[str]
         for start in range(0, connections, _BATCH):
             users = names(start, min(start + _BATCH, connections))
             for user, nodes in zip(users, await registry.lookup(users), strict=True):
-                if len(nodes) != 1:
-                    raise LoadtestError(f"{user} is registered on {len(nodes)} nodes")
+                if nodes is None or len(nodes) != 1:
+                    raise LoadtestError(f"{user} is registered on {len(nodes or ())} nodes")
                 users_by_node.setdefault(nodes[0], []).append(user)
     finally:
         await registry.close()

@@ -6,7 +6,7 @@ and started anew; ten times another one joins the group and leaves it. Every mes
 for: of each user all, in order, once. How many the gateways recognised as repeats is shown: where
 that is 0, no kill fell between forward and commit, and the run proves nothing of it.
 
-With `--control` a gateway is told to recognise none (PUSHGATE_REPEAT_WINDOW=0): then messages must
+With `--control` the gateways recognise none (PUSHGATE_REPEAT_WINDOW_MESSAGES=0): then messages must
 come twice, or this benchmark could not see it.
 
     python -m loadtest.kills [--kills 20] [--rebalances 10] [--control] [--save]
@@ -63,8 +63,10 @@ class Stage:
     def __init__(self, plan: Plan, stack: ExitStack, topic: str) -> None:
         self._plan = plan
         self._topic = topic
+        # One thread for all: what a thread has started ends with it (see tied_to_parent).
+        self._pool = stack.enter_context(ThreadPoolExecutor(1))
         self.gateways = [
-            stack.enter_context(Gateway(plan.redis_url, repeat_window=plan.repeat_window))
+            stack.enter_context(Gateway(plan.redis_url, repeat_window_messages=plan.repeat_window))
             for _ in range(2)
         ]
         self.processors = [self._processor(stack) for _ in range(_PROCESSORS + 1)]
@@ -91,10 +93,9 @@ class Stage:
 
     def aside(self, work: Callable[[], None]) -> float:
         """Do something slow, while what arrives is taken; return the longest silence meanwhile."""
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(work)
-            longest = self.until(future.done, "a processor starts or stops")
-            future.result()
+        future = self._pool.submit(work)
+        longest = self.until(future.done, "a processor starts or stops")
+        future.result()
         return longest
 
     def flowing(self) -> float:

@@ -1,4 +1,4 @@
-"""The command line: `pushgate dev | gateway | processor | send | listen | token`."""
+"""The command line: `pushgate dev | gateway | processor | send | listen | token | audit`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import click
@@ -18,11 +19,14 @@ from gateway.server import Gateway
 from processor.kafka import KafkaError
 from processor.server import Processor
 from pushgate import logs
+from pushgate.audit import Audit, AuditError, write_metrics
+from pushgate.audit import audit as run_audit
 from pushgate.client import TRANSPORTS
 from pushgate.options import load, settings_options
 from pushgate.publish import publisher
 from pushgate.settings import (
     DEV_FILE,
+    AuditSettings,
     DevSettings,
     GatewayCommandSettings,
     ListenSettings,
@@ -32,9 +36,14 @@ from pushgate.settings import (
 )
 from pushgate.token import mint
 from pushgate.workers import CANNOT_START, WorkerSettings, run_workers, when_parent_ends
+from registry.directory import RegistryUnavailable
 from registry.message import URGENCIES
+from registry.redis_store import RedisRegistry
 
 _RECONNECT_SECONDS: Final = 1.0
+#: Of each kind of finding; and the exit status with any. 1 is for an error.
+_SHOWN: Final = 20
+_DIFFERENT: Final = 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -165,6 +174,40 @@ def token(user: str, ttl: int, device: str | None, **flags: Any) -> None:
     """Mint a token for USER with the configured secret."""
     settings = load(TokenSettings, flags, files=(DEV_FILE,))
     click.echo(mint(user, settings.jwt_secret.get_secret_value(), ttl_seconds=ttl, device=device))
+
+
+@cli.command()
+@click.option("--pause", type=click.FloatRange(min=0), default=3.0, show_default=True,
+              help="Seconds between two looks at what seems wrong.")  # fmt: skip
+@click.option("--textfile", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the counts there as metrics, for the node exporter.")  # fmt: skip
+@settings_options(AuditSettings)
+def audit(pause: float, textfile: Path | None, **flags: Any) -> None:
+    """Compare the registry with every node's connections; exit with 3 where they differ."""
+    settings = load(AuditSettings, flags, files=(DEV_FILE,))
+
+    async def compare() -> Audit:
+        registry = RedisRegistry(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
+        try:
+            secret = settings.internal_secret.get_secret_value()
+            return await run_audit(registry, secret=secret, pause_seconds=pause)
+        finally:
+            await registry.close()
+
+    try:
+        found = uvloop.run(compare())
+    except (AuditError, RegistryUnavailable) as error:
+        raise click.ClickException(str(error)) from error
+    if textfile is not None:
+        write_metrics(found, textfile)
+    click.echo(
+        f"{found.users} users on {found.nodes} nodes: {len(found.phantoms)} registered without a "
+        f"connection, {len(found.missing)} connected and not registered"
+    )
+    for what, places in (("phantom", found.phantoms), ("missing", found.missing)):
+        for user, node in sorted(places, key=lambda place: place[0])[:_SHOWN]:
+            click.echo(f"{what}: {user!r} at {node.name}")
+    sys.exit(0 if found.clean else _DIFFERENT)
 
 
 class _Server(Protocol):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Final
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.settings import GatewaySettings
 from processor.settings import KafkaSettings, ProcessorSettings
+from registry.settings import RegistrySettings, printable
 
 #: Where `pushgate dev` keeps what it made up, for `token`, `listen` and `send`.
 DEV_FILE: Final = ".pushgate/dev.env"
@@ -34,6 +35,16 @@ class ListenSettings(TokenSettings):
 
 class SendSettings(KafkaSettings):
     """Settings of `pushgate send`."""
+
+
+class AuditSettings(RegistrySettings):
+    """Settings of `pushgate audit`."""
+
+    internal_secret: Annotated[
+        SecretStr,
+        AfterValidator(printable),
+        Field(min_length=1, description="Bearer secret of the gateways."),
+    ]
 
 
 class LogSettings(BaseSettings):

@@ -64,7 +64,7 @@ class Lease(enum.Enum):
     """What a heartbeat found."""
 
     HELD = "the lease was still this node's: its entries count and go on counting"
-    LAPSED = "there was no lease (start, a long pause, an emptied Redis): assert every entry again"
+    LAPSED = "no lease (a start, a long pause), or entries may be lost: assert every entry again"
     TAKEN = "another process holds a live lease under this name: this node's entries do not count"
 
 
@@ -76,7 +76,11 @@ class Registry(Protocol):
     """The push registry. Every method raises RegistryUnavailable when it cannot be asked."""
 
     async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
-        """Renew the node's lease; `claim` takes it over from an earlier process of that name."""
+        """Renew the node's lease; `claim` takes it over from an earlier process of that name.
+
+        It sees to the registry's markers as well: a registry that was emptied or replaced, whole
+        or in part, since this process's last heartbeat is LAPSED, though the lease be alive.
+        """
 
     async def retire(self, node: Node) -> None:
         """Give up the node's lease, if it is still this node's: nothing of it counts any more."""
@@ -91,8 +95,14 @@ class Registry(Protocol):
     async def refresh(self) -> None:
         """Read the node table afresh; `lookup` filters by it."""
 
-    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
-        """Return, for each user, the live nodes that hold a connection of theirs; one call."""
+    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
+        """Return, for each user, the live nodes that hold a connection of theirs; one call.
+
+        `()` is offline. None is unknown: the registry was emptied or replaced, or did not answer,
+        so short a time ago that the user may be connected and not yet registered again. Nobody is
+        None for longer than that takes: a registry heartbeat and five seconds, once a gateway has
+        found it out.
+        """
 
     async def close(self) -> None:
         """Let go of the connections to the registry."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 from registry.directory import Node
 
@@ -15,6 +15,19 @@ _MAX_REMEMBERED_BYTES: Final = 512
 _EXPIRES = re.compile(rb"[0-9]{1,12}")
 
 
+class AsOf(NamedTuple):
+    """When leases were read: in which generation of keys, after which change among them.
+
+    Both are opaque; None where Redis has none.
+    """
+
+    generation: bytes | None = None
+    changed: bytes | None = None
+
+
+NEVER: Final = AsOf()
+
+
 class NodeTable:
     """A snapshot of the live nodes, by which entries are read.
 
@@ -23,8 +36,9 @@ class NodeTable:
     as long as the snapshot lives: a second or so.
     """
 
-    def __init__(self, nodes: Iterable[Node] = (), *, now: int = 0) -> None:
+    def __init__(self, nodes: Iterable[Node] = (), *, now: int = 0, as_of: AsOf = NEVER) -> None:
         """Take `now`, the registry's own time in epoch seconds when the nodes were read."""
+        self.as_of = as_of
         self.nodes: dict[bytes, Node] = {node.tag: node for node in nodes}
         self._now = now
         self._meanings: dict[bytes, tuple[Node, ...]] = {}
@@ -41,6 +55,11 @@ class NodeTable:
             if len(entry) <= _MAX_REMEMBERED_BYTES and len(self._meanings) < _MAX_REMEMBERED:
                 self._meanings[entry] = meaning
         return meaning
+
+    def meanings(self, entries: Sequence[bytes | None]) -> list[tuple[Node, ...] | None]:
+        """Return the live nodes that each entry names; no entry names none."""
+        live = self.live
+        return [() if entry is None else live(entry) for entry in entries]
 
     def take_for_dead(self, strangers: Iterable[bytes]) -> None:
         """Count nodes that a fresh reading did not show as strangers no more."""

@@ -128,7 +128,8 @@ class _Demo:
         except RegistryUnavailable as error:
             return [], str(error)
         return [
-            {"name": node.name, "epoch": node.epoch, "address": node.address} for node in nodes
+            {"name": node.name, "epoch": node.epoch, "address": node.address}
+            for node in nodes or ()
         ], None
 
 

@@ -2,6 +2,7 @@
 --
 -- KEYS[1]  the node's lease, "<epoch> <address>", with a TTL
 -- KEYS[2]  the names of nodes, a sorted set by the time of their last heartbeat
+-- KEYS[3]  the last change among leases: who read them at this value knows them all
 -- ARGV[1]  name
 -- ARGV[2]  epoch
 -- ARGV[3]  address
@@ -10,13 +11,17 @@
 --
 -- Returns HELD, LAPSED or TAKEN (registry/directory.py).
 
-local now = tonumber(redis.call('TIME')[1])
+local seconds, micros = unpack(redis.call('TIME'))
 local held = redis.call('GET', KEYS[1])
 local mine = held and string.sub(held, 1, #ARGV[2] + 1) == ARGV[2] .. ' '
 if held and not mine and ARGV[5] == '0' then
   return 'TAKEN'
 end
 redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. ARGV[3], 'PX', ARGV[4])
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 3600)
-return mine and 'HELD' or 'LAPSED'
+redis.call('ZADD', KEYS[2], seconds, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', seconds - 3600)
+if mine then
+  return 'HELD'
+end
+redis.call('SET', KEYS[3], table.concat({ARGV[2], seconds, micros}, ' '))
+return 'LAPSED'

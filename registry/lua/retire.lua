@@ -2,6 +2,7 @@
 --
 -- KEYS[1]  the node's lease, "<epoch> <address>"
 -- KEYS[2]  the names of nodes, a sorted set
+-- KEYS[3]  the last change among leases; see heartbeat.lua
 -- ARGV[1]  name
 -- ARGV[2]  epoch
 --
@@ -13,4 +14,6 @@ if not held or string.sub(held, 1, #ARGV[2] + 1) ~= ARGV[2] .. ' ' then
 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
+local seconds, micros = unpack(redis.call('TIME'))
+redis.call('SET', KEYS[3], table.concat({ARGV[2], seconds, micros}, ' '))
 return 1

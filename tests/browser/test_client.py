@@ -63,10 +63,10 @@ async def test_payloads_and_types_arrive_as_they_were_published(
             await pusher.push_one("alice", payload.encode(), id=push_id)
             data = as_lines(payload) if transport == "sse" else payload
             expected.append({"id": push_id, "type": None, "data": data})
-        for event_type in TYPES:
+        for number, event_type in enumerate(TYPES):
             fields = {} if event_type is None else {"type": event_type}
-            await pusher.push_one("alice", b"typed", id="t", **fields)
-            expected.append({"id": "t", "type": event_type, "data": "typed"})
+            await pusher.push_one("alice", b"typed", id=f"t{number}", **fields)
+            expected.append({"id": f"t{number}", "type": event_type, "data": "typed"})
         assert await messages(page, transport, len(expected)) == expected
         assert page.exceptions == []
 

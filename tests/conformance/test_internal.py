@@ -21,7 +21,14 @@ NOT_HERE = 0
 INVALID = {"error": "invalid"}
 MEBIBYTE = 1024 * 1024
 #: method and path of all that needs the secret
-GUARDED = [("POST", "/push"), ("POST", "/push/u"), ("GET", "/push/u"), ("POST", "/drain")]
+GUARDED = [
+    ("POST", "/push"),
+    ("POST", "/push/u"),
+    ("GET", "/push/u"),
+    ("POST", "/drain"),
+    ("GET", "/connections"),
+    ("DELETE", "/connections/u"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -290,7 +297,9 @@ async def test_a_batch_for_this_node_and_epoch_is_taken(
 ) -> None:
     async with connect("ws-plain", gateway.port, user):
         await registry.refresh()
-        ((node,),) = await registry.lookup([user])
+        (nodes,) = await registry.lookup([user])
+        assert nodes
+        (node,) = nodes
         fields = {"Pushgate-Node": node.name, "Pushgate-Epoch": node.epoch}
         batch = [{"user": user, "data": "x"}]
         answer = await pusher.http.post("/push", json=batch, headers=fields)
@@ -371,6 +380,34 @@ async def test_one_body_for_a_client_that_does_not_read_is_503(
         ]
     assert statuses[0] == 200
     assert statuses[-1] == 503
+
+
+async def test_who_is_here_is_told_with_their_connections(
+    gateway: GatewayProcess, pusher: Pusher, registry: RedisRegistry, user: str
+) -> None:
+    async def users() -> dict[str, int]:
+        answer = await pusher.http.get("/connections")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json().keys() == {"node", "epoch", "users"}
+        found: dict[str, int] = answer.json()["users"]
+        return {name: count for name, count in found.items() if name.startswith(user)}
+
+    other = f'{user} "ü"'
+    assert await users() == {}
+    async with AsyncExitStack() as stack:
+        for transport in ("ws-plain", "sse", "poll"):
+            await stack.enter_async_context(connect(transport, gateway.port, user))
+        await stack.enter_async_context(connect("ws-v1", gateway.port, other))
+        assert await users() == {user: 3, other: 1}
+        await registry.refresh()
+        found = await registry.lookup([other])
+        answer = (await pusher.http.get("/connections")).json()
+        assert [[(node.name, node.epoch) for node in nodes or ()] for nodes in found] == [
+            [(answer["node"], answer["epoch"])]
+        ]
+        assert (await pusher.http.delete(f"/connections/{user}")).json() == {"closed": 3}
+        assert await users() == {other: 1}
 
 
 async def test_metrics_count_connections_and_pushes(

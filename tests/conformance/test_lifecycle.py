@@ -192,7 +192,7 @@ async def test_a_drain_ends_every_client_in_its_way_and_exits_0(
     assert time.monotonic() - began < 5.0
     await registry.refresh()
     found = await registry.lookup([f"{user}-{transport}" for transport in TRANSPORTS])
-    assert found == [()] * 4
+    assert not any(found)
 
 
 async def test_a_drain_leaves_no_entry_in_the_registry_itself(
@@ -204,7 +204,7 @@ async def test_a_drain_leaves_no_entry_in_the_registry_itself(
         await asyncio.to_thread(gateway.terminate)
     await registry.refresh()
     assert gateway.name not in {node.name for node in registry._table.nodes.values()}
-    assert await registry._entries([_key(user)]) == [None]
+    assert (await registry._read([_key(user)])).entries == [None]
 
 
 async def test_readyz_is_503_while_a_client_refuses_to_leave_and_the_exit_comes_all_the_same(

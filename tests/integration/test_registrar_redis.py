@@ -1,88 +1,14 @@
 """The registrar against a real Valkey that is frozen, killed, emptied and restarted."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.connection import Connection
-from gateway.hub import Hub
-from gateway.registrar import Registrar
-from registry.directory import Node, RegistryUnavailable
-from registry.redis_store import RedisRegistry
+from tests.integration.gateways import HEARTBEAT_SECONDS, TIMEOUT_SECONDS, USERS, Gateway
 from tests.support.valkey import RedisServer
-from tests.unit.gateway.fakes import FakeConnection, identity
 
 pytestmark = pytest.mark.anyio
-
-HEARTBEAT_SECONDS = 0.2
-TIMEOUT_SECONDS = 0.5
-#: Faults 5 and 6: back in two seconds after a freeze, a heartbeat and five seconds after a loss.
-RECOVERY_SECONDS = HEARTBEAT_SECONDS + 5.0
-USERS = [f"u{number}" for number in range(1_500)]
-
-
-class Gateway:
-    """A node's hub and registrar, and a processor's view of the same registry."""
-
-    def __init__(self, url: str, *, name: str = "gw-a", lease_seconds: float = 12.0) -> None:
-        self.node = Node(name, f"{time.monotonic_ns():x}", "127.0.0.1:8081")
-        self._registry = RedisRegistry(
-            url, timeout_seconds=TIMEOUT_SECONDS, lease_seconds=lease_seconds
-        )
-        self._view = RedisRegistry(url, timeout_seconds=TIMEOUT_SECONDS)
-        self._connections: dict[str, Connection] = {}
-        self.hub = Hub()
-        self.registrar = Registrar(
-            self._registry, self.node, self.hub, heartbeat_seconds=HEARTBEAT_SECONDS
-        )
-        self._task: asyncio.Task[None] | None = None
-
-    def connect(self, *users: str) -> None:
-        for user in users:
-            connection = FakeConnection(identity(user))
-            self._connections[user] = connection
-            self.hub.add(connection)
-            self.registrar.changed(user)
-
-    def disconnect(self, *users: str) -> None:
-        for user in users:
-            self.hub.remove(self._connections.pop(user))
-            self.registrar.changed(user)
-
-    async def registered(self) -> set[str]:
-        """Every user of this test whom a look-up finds on this node; raises in an outage."""
-        await self._view.refresh()
-        found = await self._view.lookup(USERS)
-        return {user for user, nodes in zip(USERS, found, strict=True) if self.node in nodes}
-
-    async def in_step(self, *, within_seconds: float = RECOVERY_SECONDS) -> None:
-        """Return once the registry has exactly the users who are here."""
-        deadline = time.monotonic() + within_seconds
-        while True:
-            with contextlib.suppress(RegistryUnavailable):
-                if await self.registered() == set(self._connections):
-                    return
-            assert time.monotonic() < deadline, f"not in step within {within_seconds} s"
-            await asyncio.sleep(0.02)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        self._task = asyncio.create_task(self.registrar.run())
-        try:
-            async with asyncio.timeout(10):
-                await self.registrar.ready.wait()
-            yield
-            assert not self._task.done(), "the registrar gave up"
-        finally:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            await self._registry.close()
-            await self._view.close()
 
 
 async def outage_noticed(gateway: Gateway) -> None:

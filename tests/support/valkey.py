@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -16,8 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pushgate.embedded import LOOPBACK, EmbeddedError, choose_port
+from pushgate.embedded import LOOPBACK, EmbeddedError
 from pushgate.embedded.valkey import log_tail, server_command, valkey_binary
+from tests.support.processes import free_port
 
 Kind = Literal["valkey", "redis"]
 
@@ -31,9 +33,11 @@ class RedisServer:
     A context manager, or start and stop. It keeps its port over kill and restart.
     """
 
-    def __init__(self, kind: Kind = "valkey") -> None:
+    def __init__(self, kind: Kind = "valkey", *, settings: Sequence[str] = ()) -> None:
+        """`settings` are further words of its command line."""
         self.kind = kind
-        self.port = choose_port()
+        self.port = free_port()
+        self._settings = settings
         self._binary = _binary(kind)
         self._directory = tempfile.TemporaryDirectory(prefix=f"pushgate-{kind}-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,7 +51,7 @@ class RedisServer:
         """Start it, empty, and return when it answers; EmbeddedError if not within 10 s."""
         directory = Path(self._directory.name)
         self._process = subprocess.Popen(
-            server_command(self._binary, port=self.port, directory=directory),
+            self._command(self._binary, directory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -59,9 +63,15 @@ class RedisServer:
                 raise EmbeddedError(f"{self.kind} did not start: {log_tail(directory)}")
             time.sleep(0.01)
 
+    def client(self) -> redis.Redis:
+        """Give a client of it that does not retry; a context manager."""
+        # Whoever asks polls by itself, or wants to know.
+        retry = Retry(NoBackoff(), 0)
+        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=5.0, retry=retry)
+
     def flush(self) -> None:
         """Remove every key of every database."""
-        with self._client() as client:
+        with self.client() as client:
             client.flushall()
 
     def freeze(self) -> None:
@@ -112,15 +122,13 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with self._client() as client:
+            with self.client() as client:
                 return bool(client.ping())
         except redis.ConnectionError:
             return False
 
-    def _client(self) -> redis.Redis:
-        # Without retries: whoever asks polls by itself, or wants to know.
-        retry = Retry(NoBackoff(), 0)
-        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=5.0, retry=retry)
+    def _command(self, binary: Path, directory: Path) -> list[str]:
+        return [*server_command(binary, port=self.port, directory=directory), *self._settings]
 
 
 def redis_is_installed() -> bool:

@@ -34,7 +34,9 @@ async def node_of(registry: RedisRegistry, gateway: GatewayProcess) -> Node:
     probe = f"probe-of-{gateway.name}"
     async with connect("ws-plain", gateway.port, probe):
         await registry.refresh()
-        ((node,),) = await registry.lookup([probe])
+        (nodes,) = await registry.lookup([probe])
+    assert nodes is not None
+    (node,) = nodes
     return node
 
 

@@ -126,7 +126,7 @@ async def clients_of(workers: WorkersProcess, user: str) -> AsyncIterator[dict[s
 async def nodes_of(registry: RedisRegistry, users: list[str]) -> dict[str, Node]:
     """Give the one node that the registry has for each user."""
     await registry.refresh()
-    found = await registry.lookup(users)
+    found = [nodes or () for nodes in await registry.lookup(users)]
     return {user: node for user, (node,) in zip(users, found, strict=True)}
 
 

@@ -234,7 +234,7 @@ class FakeRegistry:
 
     async def refresh(self) -> None: ...
 
-    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...]]:
+    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
         return [(NODE,) if user in self.users else () for user in users]
 
     async def ping(self) -> None: ...

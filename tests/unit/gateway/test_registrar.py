@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
+from gateway import metrics
 from gateway.hub import Hub
 from gateway.registrar import Registrar
 from registry.directory import Node, Registry
@@ -230,9 +232,19 @@ async def test_a_lapsed_lease_asserts_every_user_again(rig: Rig) -> None:
     async with rig.running():
         rig.connect(*MANY)
         await rig.written(MANY[-1])
+        times = reasserted()
         rig.registry.users.clear()
         rig.registry.leased_by = None
         await until(lambda: rig.registry.users == set(MANY))
+        assert reasserted() == times + 1
+
+
+def reasserted() -> float:
+    lines = metrics.exposition().decode().splitlines()
+    (line,) = (
+        line for line in lines if line.startswith("pushgate_gateway_registry_reasserted_total ")
+    )
+    return float(line.split()[1])
 
 
 async def test_a_registry_that_is_back_hears_of_every_user_again(rig: Rig) -> None:
@@ -257,6 +269,26 @@ async def test_a_name_that_another_has_taken_is_not_fought_for(rig: Rig) -> None
         await until(lambda: rig.registry.heartbeats > beats + 3)
         assert rig.registry.claims == 1
         assert len(rig.registry.writes) == writes
+
+
+async def test_a_name_that_is_taken_is_told_once_and_had_again_with_every_user(rig: Rig) -> None:
+    async with rig.running():
+        rig.connect(*MANY)
+        await rig.written(MANY[-1])
+        with capture_logs() as logs:
+            rig.registry.taken_by = Node("gw-a", "e2", "127.0.0.1:9")
+            await until(name_is_taken)
+            beats = rig.registry.heartbeats
+            await until(lambda: rig.registry.heartbeats > beats + 3)
+            assert [entry["log_level"] for entry in logs] == ["error"]
+        rig.registry.users.clear()
+        rig.registry.leased_by, rig.registry.taken_by = rig.registry.taken_by, None
+        await until(lambda: rig.registry.users == set(MANY))
+        assert not name_is_taken()
+
+
+def name_is_taken() -> bool:
+    return b"pushgate_gateway_registry_name_taken 1.0" in metrics.exposition()
 
 
 async def test_every_user_is_asserted_again_as_time_passes() -> None:

@@ -34,6 +34,7 @@ def test_the_defaults_are_those_of_the_product() -> None:
     assert made.origins == ""
     assert made.max_payload_bytes == 65_536
     assert made.send_buffer_bytes == 262_144
+    assert made.repeat_window_messages == 65_536
     assert (made.slow_consumer, made.max_age_seconds) == ("close", 1_800)
     assert (made.heartbeat_seconds, made.heartbeat_timeout_seconds) == (25, 10)
     assert (made.drain_seconds, made.drain_settle_seconds, made.drain_rate) == (60, 5, 0)
@@ -56,8 +57,26 @@ def test_without_a_secret_there_is_no_start(name: str) -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    shown = repr(settings(jwt_secret="marker" * 6, internal_secret="marker"))
+    shown = repr(
+        settings(
+            jwt_secret="marker" * 6, internal_secret="marker", internal_secret_previous="marker"
+        )
+    )
     assert "marker" not in shown
+
+
+@pytest.mark.parametrize("name", ["internal_secret", "internal_secret_previous"])
+@pytest.mark.parametrize(
+    "bad", ["", " marker", "marker ", "mar\nker", "mar\rker", "märker", "\x00"]
+)
+def test_a_secret_that_no_header_carries_stops_the_start(name: str, bad: str) -> None:
+    told = refusal(**{name: bad})
+    assert name in told
+
+
+def test_the_internal_listener_takes_one_secret_or_two() -> None:
+    assert settings().internal_secrets == ["y"]
+    assert settings(internal_secret_previous="x").internal_secrets == ["y", "x"]
 
 
 def test_a_node_registers_its_internal_address() -> None:
@@ -122,6 +141,8 @@ def test_a_name_that_could_break_an_entry_is_refused(name: str) -> None:
         ("port", 65_536),
         ("port", "http"),
         ("internal_port", 65_536),
+        ("repeat_window_messages", -1),
+        ("repeat_window_messages", 16_777_217),
         ("max_payload_bytes", 0),
         ("max_payload_bytes", 4 * 1024 * 1024 + 1),
         ("send_buffer_bytes", 0),

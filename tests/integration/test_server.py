@@ -1,0 +1,63 @@
+"""A gateway in this process, from bind to exit: how it is told to leave."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.server import Gateway
+from gateway.settings import GatewaySettings
+from pushgate.embedded import LOOPBACK
+from tests.support.clients import connect
+from tests.support.processes import INTERNAL_SECRET, JWT_SECRET
+
+pytestmark = pytest.mark.anyio
+
+#: Longer than a test waits: who leaves sooner was hastened.
+WINDOW_SECONDS = 240.0
+SETTLE_SECONDS = 60.0
+
+
+def gateway_for(redis_url: str) -> Gateway:
+    given: dict[str, Any] = {
+        "host": LOOPBACK,
+        "port": 0,
+        "internal_port": 0,
+        "redis_url": redis_url,
+        "jwt_secret": JWT_SECRET,
+        "internal_secret": INTERNAL_SECRET,
+        "drain_seconds": WINDOW_SECONDS,
+        "drain_settle_seconds": SETTLE_SECONDS,
+    }
+    return Gateway(GatewaySettings(**given))
+
+
+@pytest.mark.parametrize("stops", [1, 2, 3])
+async def test_a_second_stop_in_the_same_turn_of_the_loop_hastens_the_first(
+    redis_url: str, user: str, stops: int
+) -> None:
+    gateway = gateway_for(redis_url)
+    running = asyncio.create_task(gateway.run())
+    await gateway.started()
+    async with connect("ws-v1", gateway.port, user):
+        for _ in range(stops):
+            gateway.stop()
+        done, _ = await asyncio.wait((running,), timeout=8.0 if stops > 1 else 1.0)
+    gateway.stop()
+    async with asyncio.timeout(8.0):
+        await running
+    assert bool(done) == (stops > 1)
+
+
+async def test_stops_before_it_runs_count_too(redis_url: str) -> None:
+    gateway = gateway_for(redis_url)
+    gateway.stop()
+    gateway.stop()
+    assert gateway.node.status == "draining"
+    async with asyncio.timeout(SETTLE_SECONDS / 2):
+        await gateway.run()
+
+
+@pytest.fixture
+def user(request: pytest.FixtureRequest) -> str:
+    return f"server-{request.node.name[:60]}"

@@ -1,0 +1,188 @@
+"""Real servers that stand in for each other: behind a Sentinel, and as a Cluster."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+
+from pushgate.embedded import LOOPBACK, tied_to_parent
+from tests.support.processes import free_port, wait_until
+from tests.support.valkey import Kind, RedisServer
+
+#: After so long in silence a master counts as lost.
+LOST_MILLISECONDS = 700
+
+
+def await_replica(server: RedisServer) -> None:
+    """Return once a replica has all of its master."""
+    with server.client() as asked:
+        wait_until(
+            lambda: _replication(asked).get("master_link_status") == "up", "a synced replica"
+        )
+
+
+def part(master: RedisServer, replica: RedisServer) -> None:
+    """Keep from a replica what its master is told from now on, as a slow network would."""
+    with master.client() as asked, replica.client() as parted:
+        parted.config_set("masteruser", "nobody")
+        parted.config_set("masterauth", "wrong")
+        asked.execute_command("CLIENT", "KILL", "TYPE", "replica")
+        wait_until(lambda: _replication(parted)["master_link_status"] == "down", "a parted replica")
+
+
+def await_promotion(server: RedisServer) -> None:
+    """Return once a replica has become a master."""
+    with server.client() as asked:
+        wait_until(lambda: _replication(asked)["role"] == "master", "the replica is the master")
+
+
+def _replication(asked: redis.Redis) -> dict[str, Any]:
+    info: dict[str, Any] = asked.info("replication")
+    return info
+
+
+class Sentinel(RedisServer):
+    """A Sentinel that watches one master, `main`, and decides alone whether it is lost."""
+
+    def __init__(self, master: RedisServer, *, password: str = "") -> None:
+        super().__init__(master.kind)
+        self._master = master
+        self._password = password
+
+    @property
+    def url(self) -> str:
+        """How to reach the master through it."""
+        return f"redis+sentinel://{LOOPBACK}:{self.port}/main/0"
+
+    def _command(self, binary: Path, directory: Path) -> list[str]:
+        config = directory / "sentinel.conf"
+        config.write_text(
+            f"sentinel monitor main {LOOPBACK} {self._master.port} 1\n"
+            f"sentinel down-after-milliseconds main {LOST_MILLISECONDS}\n"
+            "sentinel failover-timeout main 5000\n"
+            + (f'sentinel auth-pass main "{self._password}"\n' if self._password else "")
+        )
+        listening = ["--port", str(self.port), "--bind", LOOPBACK, "--dir", str(directory)]
+        return tied_to_parent([str(binary), str(config), "--sentinel", *listening])
+
+
+class ReplicatedRedis:
+    """A master and its replica behind a Sentinel. A context manager."""
+
+    def __init__(self, kind: Kind = "valkey") -> None:
+        self.master = RedisServer(kind)
+        self.replica = RedisServer(kind, settings=["--replicaof", LOOPBACK, str(self.master.port)])
+        self.sentinel = Sentinel(self.master)
+        self._running = ExitStack()
+
+    @property
+    def url(self) -> str:
+        """How to reach whichever is the master."""
+        return self.sentinel.url
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            for server in (self.master, self.replica, self.sentinel):
+                starting.enter_context(server)
+            await_replica(self.replica)
+            with self.sentinel.client() as asked:
+                known: Any = asked.sentinel_slaves
+                wait_until(lambda: len(known("main")) == 1, "the Sentinel knows the replica")
+            self._running = starting.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._running.close()
+
+
+class _Member(RedisServer):
+    def __init__(self, kind: Kind) -> None:
+        self.bus_port = free_port()
+        settings = {
+            "cluster-enabled": "yes",
+            "cluster-port": str(self.bus_port),
+            "cluster-node-timeout": str(LOST_MILLISECONDS),
+            "cluster-replica-validity-factor": "0",
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        super().__init__(kind, settings=words)
+
+
+class RedisCluster:
+    """A Cluster of masters that share the slots evenly, each with a replica or none.
+
+    A context manager. Server i and its replica have the i-th share.
+    """
+
+    def __init__(self, kind: Kind = "valkey", *, masters: int = 3, replicas: bool = False) -> None:
+        self.masters = [_Member(kind) for _ in range(masters)]
+        self.replicas = [_Member(kind) for _ in self.masters] if replicas else []
+        self._share = -(-REDIS_CLUSTER_HASH_SLOTS // masters)
+        self._running = ExitStack()
+
+    @property
+    def url(self) -> str:
+        """How to reach it, by any of its masters."""
+        return "redis+cluster://" + ",".join(f"{LOOPBACK}:{node.port}" for node in self.masters)
+
+    def client(self) -> redis.RedisCluster:
+        """Give a client of it; close it."""
+        return redis.RedisCluster(host=LOOPBACK, port=self.masters[-1].port)
+
+    def owner_of(self, key: bytes) -> int:
+        """Give the number of the master whose share the key is in."""
+        return key_slot(key) // self._share
+
+    def await_ok(self, servers: Sequence[RedisServer]) -> None:
+        """Return once these see every slot served."""
+        for server in servers:
+            with server.client() as asked:
+                wait_until(
+                    lambda asked=asked: _cluster_info(asked)["cluster_state"] == "ok",  # type: ignore[misc]
+                    "every slot is served",
+                )
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            for server in (*self.masters, *self.replicas):
+                starting.enter_context(server)
+            self._join()
+            self._running = starting.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._running.close()
+
+    def _join(self) -> None:
+        servers = [*self.masters, *self.replicas]
+        with ExitStack() as clients:
+            asked: list[Any] = [clients.enter_context(server.client()) for server in servers]
+            for number, node in enumerate(asked):
+                node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            for number, node in enumerate(asked[: len(self.masters)]):
+                first = number * self._share
+                last = min(first + self._share, REDIS_CLUSTER_HASH_SLOTS) - 1
+                node.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            for server in servers[1:]:
+                asked[0].execute_command("CLUSTER", "MEET", LOOPBACK, server.port, server.bus_port)
+            for node in asked:
+                wait_until(
+                    lambda node=node: (
+                        _cluster_info(node)["cluster_known_nodes"]  # type: ignore[misc]
+                        == str(len(servers))
+                    ),
+                    "every server of the Cluster knows every other",
+                )
+            for master, replica in zip(asked, asked[len(self.masters) :], strict=False):
+                replica.execute_command("CLUSTER", "REPLICATE", master.cluster("MYID"))
+        for replica_server in self.replicas:
+            await_replica(replica_server)
+        self.await_ok(servers)
+
+
+def _cluster_info(asked: redis.Redis) -> dict[str, str]:
+    info: dict[str, str] = asked.execute_command("CLUSTER INFO")
+    return info

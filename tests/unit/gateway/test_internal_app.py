@@ -1,0 +1,134 @@
+"""The internal application, called as a listener does: what it says of a node with many users."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.types import Message, Scope
+
+from gateway.app import USERS_A_PIECE, internal_app
+from gateway.settings import GatewaySettings
+from tests.unit.gateway.fakes import NODE, FakeConnection, identity
+from tests.unit.gateway.test_node import Rig
+
+pytestmark = pytest.mark.anyio
+
+MANY: int = 100_000
+SECRET = "internal secret"
+SETTINGS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": SECRET}
+
+
+class Request:
+    """One request of the application, and what is sent for it."""
+
+    def __init__(self, rig: Rig, path: str) -> None:
+        self._app = internal_app(rig.node, GatewaySettings(**SETTINGS), drain=lambda: None)
+        self._path = path
+        self.status = 0
+        self.pieces: list[bytes] = []
+        self.turns: list[int] = []  # how many turns the event loop had had with each piece
+        self.on_piece: Callable[[int], object] = lambda _: None  # told how many there are
+        self._turn = 0
+
+    async def answer(self) -> bytes:
+        """Give the body, sent to a client that takes it as it comes."""
+        turning = asyncio.create_task(self._count_turns())
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "path": self._path,
+            "raw_path": self._path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"authorization", f"Bearer {SECRET}".encode())],
+        }
+        await self._app(scope, self._receive, self._send)
+        turning.cancel()
+        return b"".join(self.pieces)
+
+    async def _receive(self) -> Message:
+        await asyncio.Event().wait()  # the client stays
+        raise AssertionError
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.pieces.append(message["body"])
+            self.turns.append(self._turn)
+            self.on_piece(len(self.pieces))
+
+    async def _count_turns(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self._turn += 1
+
+
+def hold(rig: Rig, *users: str) -> list[FakeConnection]:
+    connections = [FakeConnection(identity(user)) for user in users]
+    for connection in connections:
+        rig.hub.add(connection)
+    return connections
+
+
+async def told(rig: Rig) -> dict[str, int]:
+    request = Request(rig, "/connections")
+    form = msgspec.json.decode(await request.answer())
+    assert request.status == 200
+    assert (form["node"], form["epoch"]) == (NODE.name, NODE.epoch)
+    assert form.keys() == {"node", "epoch", "users"}
+    users: dict[str, int] = form["users"]
+    return users
+
+
+async def test_a_node_without_users_says_so() -> None:
+    assert await told(Rig()) == {}
+
+
+async def test_users_are_told_with_the_number_of_their_connections() -> None:
+    rig = Rig()
+    names = ["alice", "bob", "alice", 'q"uote', "back\\slash", "ü 漢", "alice", "\u2028", "é" * 128]
+    hold(rig, *names)
+    assert await told(rig) == {name: names.count(name) for name in names}
+
+
+@pytest.mark.parametrize("count", [1, 999, 1_000, 1_001, 2_000])
+async def test_no_user_is_lost_between_two_pieces(count: int) -> None:
+    rig = Rig()
+    names = [f"u{number}" for number in range(count)]
+    hold(rig, *names)
+    assert await told(rig) == dict.fromkeys(names, 1)
+
+
+async def test_users_who_leave_before_their_turn_are_not_told() -> None:
+    rig = Rig()
+    held = hold(rig, *(f"u{number}" for number in range(3 * USERS_A_PIECE)))
+    request = Request(rig, "/connections")
+
+    def come_and_go(pieces: int) -> None:
+        if pieces == 2:  # the beginning, and the first of the users
+            for connection in held[USERS_A_PIECE : 2 * USERS_A_PIECE]:
+                rig.hub.remove(connection)
+            hold(rig, "late")
+
+    request.on_piece = come_and_go
+    users = msgspec.json.decode(await request.answer())["users"]
+    left = held[:USERS_A_PIECE] + held[2 * USERS_A_PIECE :]
+    assert users.keys() == {connection.user for connection in left}
+
+
+async def test_many_users_are_told_in_small_pieces_with_turns_for_others_between() -> None:
+    rig = Rig()
+    hold(rig, *(f"user-{number}" for number in range(MANY)))
+    request = Request(rig, "/connections")
+    form = msgspec.json.decode(await request.answer())
+    assert len(form["users"]) == MANY
+    assert max(map(len, request.pieces)) < 32 * USERS_A_PIECE
+    pieces = request.turns[1 : 1 + MANY // USERS_A_PIECE]
+    assert pieces == sorted(set(pieces)), "two pieces in one turn of the loop"
