@@ -6,12 +6,13 @@ import asyncio
 import time
 from typing import Final
 
+import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from tests.support.clients import connect, eventually
 from tests.support.kafka import KafkaServer
-from tests.support.processes import GatewayProcess
+from tests.support.processes import GatewayProcess, ProcessorProcess
 from tests.system.conftest import StartGateway, StartProcessor
 from tests.system.steps import (
     outcomes,
@@ -177,3 +178,52 @@ async def test_members_that_come_and_go_lose_nothing_and_keep_each_users_order(
         for client in (a, b, c, d):
             got = await until_last(client, b"last", timeout=60.0)
             assert [message.payload.decode() for message in got] == [*texts, "last"]
+
+
+async def figures(processor: ProcessorProcess) -> dict[str, float]:
+    """Give the gauges a processor is scaled and watched by; lags summed up."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(f"http://127.0.0.1:{processor.port}/metrics")).text
+    found = {"lag": 0.0}
+    for line in text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("pushgate_processor_lag_messages{"):
+            found["lag"] += float(value)
+        elif name in ("pushgate_processor_oldest_seconds", "pushgate_processor_in_hand_messages"):
+            found[name.removeprefix("pushgate_processor_")] = float(value)
+    return found
+
+
+async def test_lag_and_age_say_what_waits_and_for_how_long(
+    start_gateway: StartGateway,
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    gateway = start_gateway()
+    processor = start_processor(forward_timeout_seconds=6)
+    async with connect("ws-v1", gateway.port, user) as client:
+        await publish(backend, topic, user, b"warm")
+        await client.message()
+        gateway.freeze()
+        try:
+            await publish_all(backend, topic, user, [str(number) for number in range(50)])
+
+            async def seen() -> bool:
+                found = await figures(processor)
+                return (
+                    found["lag"] == 50
+                    and found["in_hand_messages"] == 50
+                    and found["oldest_seconds"] >= 1.5
+                )
+
+            await eventually(seen, "50 messages wait, for longer than a second and a half")
+        finally:
+            gateway.thaw()
+        await take(client, 50)
+
+        async def nothing_waits() -> bool:
+            return set((await figures(processor)).values()) == {0.0}
+
+        await eventually(nothing_waits, "nothing waits any more")
