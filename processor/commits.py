@@ -40,6 +40,12 @@ class Commits:
                 return
             self.finished({})
 
+    def forget(self) -> None:
+        """Drop what is noted: its partitions are gone, and may be back with other offsets."""
+        self._finished = {}
+        if self._committing is not None:
+            self._committing.cancel()
+
     async def _commit(self) -> None:
         while self._finished:
             finished, self._finished = self._finished, {}

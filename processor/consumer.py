@@ -28,6 +28,7 @@ from processor.kafka import (
     UnreadableRecord,
     group_consumer,
     seed_group,
+    size_of,
     unreadable,
     until_reached,
 )
@@ -73,7 +74,8 @@ class Consumer:
         self._rejections: set[asyncio.Task[None]] = set()
         self._lanes = {topic: lane for lane, topic in enumerate(settings.topics)}
         self._news = asyncio.Event()  # something has its outcome
-        self._lost_place = False
+        self._lost_place = False  # until every partition's place is found, nothing is read
+        self._unreadable = False  # one of them has a record that aiokafka won't read
         self._stopping = False
 
     def stop(self) -> None:
@@ -136,13 +138,21 @@ class Consumer:
     async def _revoke(self) -> None:
         """Finish what is in hand, up to a bound; what outlasts it comes again to another member."""
         ours, self._progress = self._progress, {}  # nothing more of these is taken in
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REVOKE_SECONDS):
-                await self._finish(ours.values())
-        for progress in ours.values():
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REVOKE_SECONDS):
+                    await self._finish(ours.values())
+        finally:
+            self._lose(ours.values())
+
+    def _lose(self, progresses: Iterable[Progress]) -> None:
+        for progress in progresses:
             progress.lost = True
             with contextlib.suppress(KeyError):  # it may never have been seen
                 metrics.LAG.remove(progress.partition.topic, str(progress.partition.partition))
+        if self._commits is not None:
+            self._commits.forget()
+        self._news.set()
 
     def _assign(self, partitions: Iterable[TopicPartition]) -> None:
         self._progress = {
@@ -154,7 +164,7 @@ class Consumer:
     async def _finish(self, progresses: Collection[Progress] | None = None) -> None:
         """Return when all in hand has its outcome and is committed, or can't be."""
         waited_for = self._progress.values() if progresses is None else progresses
-        while any(map(len, waited_for)):
+        while any(len(progress) for progress in waited_for if not progress.lost):
             self._news.clear()
             await self._news.wait()
         if self._commits is not None:
@@ -163,15 +173,18 @@ class Consumer:
     async def _one_batch(self, consumer: AIOKafkaConsumer) -> None:
         try:
             if self._lost_place:
+                await self._find_places(consumer)
+            if self._unreadable:
                 await self._step_over_unreadable(consumer)
                 return
             await self._dispatcher.room()
             batch = await self._fetch(consumer)
         except KafkaError as error:
+            self._lost_place = True
             log.error("can't read from Kafka; trying on", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
         except UnicodeDecodeError:
-            self._lost_place = True  # until every partition's place is found, nothing is read
+            self._lost_place = self._unreadable = True
         else:
             self._take(consumer, batch)
 
@@ -196,8 +209,13 @@ class Consumer:
         given = shares(most, [most] * len(weights), weights)
         for lane in range(len(weights)):
             partitions = [p for p in ready if self._lanes[p.topic] == lane]
-            if partitions:
-                batch |= await consumer.getmany(*partitions, max_records=given[lane])
+            try:
+                if partitions:
+                    batch |= await consumer.getmany(*partitions, max_records=given[lane])
+            except KafkaError:
+                if not batch:
+                    raise
+                break  # what was read is taken in first; the error comes again
         return batch
 
     def _take(self, consumer: AIOKafkaConsumer, batch: Batch) -> None:
@@ -213,14 +231,14 @@ class Consumer:
                 continue
             taken += len(records)
             for record in records:
-                size = len(record.value or b"")
+                size = size_of(record)
                 progress.begin(record.offset, size=size, timestamp_ms=record.timestamp)
                 try:
                     envelope = _envelope(record, self._settings.max_payload_bytes)
                 except RejectedRecord as rejected:
                     letters.append((progress, (record, rejected)))
                 else:
-                    messages.append(Message(envelope, progress, record.offset))
+                    messages.append(Message(envelope, progress, record.offset, size=size))
         if taken:
             metrics.BATCH.observe(taken)
             self._dispatcher.take(messages)
@@ -233,21 +251,28 @@ class Consumer:
         await self._dead_letters.keep([letter for _, letter in letters])
         self._rejected(letters)
 
+    async def _find_places(self, consumer: AIOKafkaConsumer) -> None:
+        """Go on behind what was taken in, or where it is committed, after an error.
+
+        What getmany() had in hand of other partitions when it raised is lost to it.
+        """
+        for partition, progress in list(self._progress.items()):
+            place = progress.next
+            if place is None:
+                place = await consumer.committed(partition)
+            if place is None:
+                await consumer.seek_to_beginning(partition)
+            else:
+                consumer.seek(partition, place)
+        self._lost_place = False
+
     async def _step_over_unreadable(self, consumer: AIOKafkaConsumer) -> None:
         """Get past a record whose header has a name that is not UTF-8, which aiokafka won't read.
 
-        What getmany() had in hand is lost to it, so every partition is read again from where it is
-        committed. Records behind the bad one in its producer batch can't be read either.
+        Records behind the bad one in its producer batch can't be read either.
         """
-        await self._finish()
-        for partition in consumer.assignment():
-            committed = await consumer.committed(partition)
-            if committed is None:
-                await consumer.seek_to_beginning(partition)
-            else:
-                consumer.seek(partition, committed)
-        self._lost_place = False
-        for partition in consumer.assignment():
+        self._unreadable = False
+        for partition in list(self._progress):
             await self._read_alone(consumer, partition)
 
     async def _read_alone(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
@@ -267,7 +292,8 @@ class Consumer:
     ) -> None:
         """Take record by record up to what can't be read, then what can be again."""
         found = False
-        while not self._stopping:
+        progress = self._progress.get(partition)
+        while not self._stopping and self._progress.get(partition) is progress:
             try:
                 batch: Batch = await consumer.getmany(partition, timeout_ms=_WAIT_MS, max_records=1)
             except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from operator import attrgetter
 from typing import Final
 
 from processor.forward import Result
@@ -25,13 +26,19 @@ Settled = Callable[[Sequence[Message]], None]
 
 
 class _Flight:
-    """The messages of one key that are under way, and those that wait until these are settled."""
+    """The messages of one key that are under way, and those that wait until these are settled.
 
-    __slots__ = ("ahead", "behind", "count", "round")
+    It goes in rounds: a look-up, then every message to its nodes, then all of the answers. So one
+    that has to be looked for again is not passed by another that has not gone yet.
+    """
+
+    __slots__ = ("ahead", "behind", "count", "going", "pending", "round")
 
     def __init__(self, round_number: int) -> None:
-        self.count = 0
-        self.round = round_number
+        self.round = round_number  # in which it began
+        self.count = 0  # messages without an outcome
+        self.going: list[Message] = []  # that go in its next round
+        self.pending = 0  # answers that are awaited
         self.ahead: tuple[Message, ...] = ()  # those that were queued before the flight began
         self.behind: list[Message] | None = None
 
@@ -56,8 +63,8 @@ class Dispatcher:
         self._batch_messages = batch_messages
         self._now_ms = now_ms
         self._ready = Lanes(weights)
-        self._again: list[Message] = []
-        self._unknown: list[Message] = []
+        self._again: list[_Flight] = []
+        self._unknown: list[_Flight] = []
         self._flights: dict[Hashable, _Flight] = {}
         self._newest: dict[tuple[Hashable, str], Message] = {}  # by collapse key, not under way
         self._rounds = 0
@@ -85,6 +92,8 @@ class Dispatcher:
                 flight.behind.append(message)
         if replaced:
             self._settled(replaced)
+            for message in replaced:
+                message.drop_payload()
         self._wake.set()
         if len(self._ready) >= self._batch_messages:
             self._room.clear()
@@ -112,64 +121,71 @@ class Dispatcher:
         older.replaced = True
         return [older]
 
-    def _next(self) -> list[Message]:
+    def _next(self) -> list[_Flight]:
         """Return what goes now: who is looked for again, then a batch of what is ready."""
         self._rounds += 1
-        batch, self._again = self._again, []
-        for message in self._ready.take(self._batch_messages):
+        most = self._batch_messages
+        flights, self._again = self._again[:most], self._again[most:]
+        for message in self._ready.take(most):
             if not message.replaced:
-                self._begin(message, batch)
-        if len(self._ready) < self._batch_messages:
+                self._begin(message, flights)
+        if len(self._ready) < most:
             self._room.set()
-        return batch
+        return flights
 
-    def _begin(self, message: Message, batch: list[Message]) -> None:
+    def _begin(self, message: Message, flights: list[_Flight]) -> None:
         flight = self._flights.get(message.key)
         if flight is None:
             flight = self._flights[message.key] = _Flight(self._rounds)
+            flights.append(flight)
         elif flight.round != self._rounds:
             flight.ahead += (message,)  # the rest of its user's is under way already
             return
         flight.count += 1
+        flight.going.append(message)
         collapse_key = message.envelope.collapse_key
         if collapse_key is not None:
             self._newest.pop((message.key, collapse_key), None)
-        batch.append(message)
 
-    async def _round(self, batch: Sequence[Message]) -> None:
-        messages = self._due(batch)
-        if not messages:
+    async def _round(self, flights: Sequence[_Flight]) -> None:
+        flights = self._due(flights)
+        if not flights:
             return
-        users = list(dict.fromkeys(message.push.user for message in messages))
-        where = dict(zip(users, await self._whereabouts.find(users), strict=True))
+        users = list(dict.fromkeys(flight.going[0].push.user for flight in flights))
+        fresh = {m.push.user for flight in flights for m in flight.going if m.looked_again}
+        where = dict(zip(users, await self._whereabouts.find(users, fresh=fresh), strict=True))
         nowhere: list[Message] = []
-        for message in self._due(messages):  # the look-up may have taken its time
-            nodes = where[message.push.user]
+        for flight in self._due(flights):  # the look-up may have taken its time
+            nodes = where[flight.going[0].push.user]
             if nodes is None:
-                self._unknown.append(message)
-            elif not self._send(message, nodes):
-                nowhere.append(message)
+                self._unknown.append(flight)
+                continue
+            going, flight.going = flight.going, []
+            nowhere += [message for message in going if not self._send(flight, message, nodes)]
         self._settle(nowhere)
         if self._unknown and self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(_UNKNOWN_SECONDS, self._look_again)
 
-    def _send(self, message: Message, nodes: Sequence[Node]) -> bool:
+    def _send(self, flight: _Flight, message: Message, nodes: Sequence[Node]) -> bool:
         """Queue a message for each node that was not tried; False where there is none."""
         untried = [node for node in nodes if node not in message.tried]
         message.pending = len(untried)
+        flight.pending += len(untried)
         for node in untried:
             self._gateways.put(node, message)
         return bool(untried)
 
-    def _due(self, messages: Sequence[Message]) -> list[Message]:
-        """Settle what has expired, or is another member's by now; return the rest."""
-        due: list[Message] = []
+    def _due(self, flights: Sequence[_Flight]) -> list[_Flight]:
+        """Settle what has expired, or is another member's by now; return what is left to go."""
         over: list[Message] = []
-        for message in messages:
-            (due if self._is_due(message) else over).append(message)
+        for flight in flights:
+            late = [message for message in flight.going if not self._is_due(message)]
+            if late:
+                over += late
+                flight.going = [message for message in flight.going if message not in late]
         self._settle(over)
-        return due
+        return [flight for flight in flights if flight.going]
 
     def _is_due(self, message: Message) -> bool:
         if message.envelope.ttl_seconds:
@@ -182,19 +198,27 @@ class Dispatcher:
         done: list[Message] = []
         for message, result in zip(batch, results, strict=True):
             message.note(node, result)
-            if message.pending:
-                continue
-            if message.stale and not message.looked_again:
-                # The registry is a hint: a refused forward is worth one fresh look, and only nodes
-                # that were not tried get the message.
-                message.looked_again = True
-                self._whereabouts.forget(message.push.user)
-                self._again.append(message)
-            else:
-                done.append(message)
+            flight = self._flights[message.key]
+            flight.pending -= 1
+            if not message.pending:
+                self._conclude(flight, message, done)
+            if not flight.pending and flight.going:
+                flight.going.sort(key=_by_offset)  # they may have been answered in another order
+                self._again.append(flight)
         self._settle(done)
         if self._again:
             self._wake.set()
+
+    def _conclude(self, flight: _Flight, message: Message, done: list[Message]) -> None:
+        """Take a message that all its nodes have answered for."""
+        if message.stale and not message.looked_again:
+            # The registry is a hint: a refused forward is worth one fresh look, and only nodes
+            # that were not tried get the message.
+            message.looked_again = True
+            self._whereabouts.forget(message.push.user)
+            flight.going.append(message)
+        else:
+            done.append(message)
 
     def _settle(self, messages: Sequence[Message]) -> None:
         """Give messages that are under way their outcome, and let those behind them go."""
@@ -205,9 +229,10 @@ class Dispatcher:
             flight.count -= 1
             if not flight.count:
                 del self._flights[message.key]
-                for waiting in (*flight.ahead, *(flight.behind or ())):
+                self._ready.put_back(flight.ahead)
+                for waiting in flight.behind or ():
                     self._ready.put(waiting)
-                    self._wake.set()
+                self._wake.set()
         self._settled(messages)
 
     def _look_again(self) -> None:
@@ -215,3 +240,6 @@ class Dispatcher:
         self._again += self._unknown
         self._unknown = []
         self._wake.set()
+
+
+_by_offset: Final = attrgetter("offset")

@@ -112,7 +112,8 @@ class Forwarder:
             client = httpx.AsyncClient(
                 base_url=f"http://{node.address}",
                 headers={**self._headers, NODE_HEADER: node.name, EPOCH_HEADER: node.epoch},
-                timeout=httpx.Timeout(self._timeout, connect=_CONNECT_SECONDS),
+                # One clock for all of it, in _post: two that end at once get in each other's way.
+                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
                 limits=httpx.Limits(
                     max_connections=MAX_CONNECTIONS, keepalive_expiry=_KEEP_ALIVE_SECONDS
                 ),

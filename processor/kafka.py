@@ -38,6 +38,7 @@ __all__ = [
     "partition_of",
     "producer",
     "seed_group",
+    "size_of",
     "unreadable",
     "until_reached",
 ]
@@ -109,6 +110,14 @@ async def until_reached(connect: Callable[[], Awaitable[_T]], *, bootstrap: str)
                 log.error("can't reach Kafka; trying on", bootstrap=bootstrap, error=str(error))
             await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
     raise AssertionError("count() has no end")
+
+
+def size_of(record: Record) -> int:
+    """Return the bytes that a record holds while it is in hand."""
+    size = len(record.value or b"") + len(record.key or b"")
+    for name, value in record.headers:
+        size += len(name) + len(value or b"")
+    return size
 
 
 class UnreadableRecord(ConsumerRecord[bytes | None, bytes | None]):

@@ -31,6 +31,12 @@ class Lanes:
         self._queues[message.lane].append(message)
         self._count += 1
 
+    def put_back(self, messages: Sequence[Message]) -> None:
+        """Queue messages of one lane before all others of it, in their order."""
+        for message in reversed(messages):
+            self._queues[message.lane].appendleft(message)
+        self._count += len(messages)
+
     def take(self, limit: int) -> list[Message]:
         """Take up to `limit` (at least the number of lanes), each lane's in its order."""
         taken: list[Message] = []

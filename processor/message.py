@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+import msgspec
+
 from processor.forward import NO_DEVICE, Failure, Result
 from processor.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome, outcome
 from processor.progress import Progress
@@ -27,13 +29,18 @@ class Message:
         "progress",
         "push",
         "replaced",
+        "size",
         "stale",
         "took",
         "tried",
     )
 
-    def __init__(self, envelope: Envelope, progress: Progress, offset: int) -> None:
+    def __init__(
+        self, envelope: Envelope, progress: Progress, offset: int, *, size: int = 0
+    ) -> None:
+        """`size` is what `progress` counts it as."""
         self.envelope = envelope
+        self.size = size
         self.push = envelope.push
         self.progress = progress
         self.offset = offset
@@ -51,11 +58,6 @@ class Message:
         self.failure: Failure | None = None
 
     @property
-    def size(self) -> int:
-        """Bytes of its payload."""
-        return len(self.push.data)
-
-    @property
     def outcome(self) -> Outcome:
         """What came of it, once it is settled."""
         if self.took:
@@ -65,6 +67,10 @@ class Message:
         if self.failure is not None:
             return outcome(Kind.FAILED, self.failure.reason)
         return EXPIRED if self.expired else OFFLINE
+
+    def drop_payload(self) -> None:
+        """Keep what is said of it and not what it says: it will not be sent."""
+        self.push = self.envelope.push = msgspec.structs.replace(self.push, data=b"")
 
     def note(self, node: Node, result: Result | None) -> None:
         """Take note of a node's answer; None where the message was not sent to it."""

@@ -20,20 +20,23 @@ from processor.kafka import (
     AIOKafkaProducer,
     BatchBuilder,
     KafkaError,
+    MessageSizeTooLargeError,
     Record,
     partition_of,
     producer,
+    size_of,
 )
 from processor.message import Message
 from processor.outcome import Kind, Outcome, outcome
 from processor.progress import Progress
 from processor.settings import ProcessorSettings
-from registry.message import RejectedRecord
+from registry.message import MAX_USER_BYTES, RejectedRecord
 
 #: So much goes to a partition of the topic at once at most, and so long it gathers.
 _BATCH_BYTES: Final = 512 * 1024
 _GATHER_SECONDS: Final = 0.02
 _ALL: Final = 2**32
+_MOST_ROWS: Final = 4_096
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 #: Partitions of users that were computed lately: aiokafka's murmur2 is Python (2–3 µs).
 _MAX_USERS: Final = 65_536
@@ -95,6 +98,7 @@ class Outcomes:
         self._producer = producer(settings, batch_bytes=_BATCH_BYTES) if self._topic else None
         self._places: list[_Placed] = []  # of what is to be told, and of what is not sampled
         self._rows: list[_Row] = []
+        self._most_rows = _MOST_ROWS  # of a batch
         self._telling: asyncio.Task[None] | None = None
         self._partition = lru_cache(_MAX_USERS)(partition_of)
 
@@ -132,14 +136,13 @@ class Outcomes:
         ours = [(progress, letter) for progress, letter in letters if not progress.lost]
         _count(outcome(Kind.REJECTED, why.reason) for _, (_, why) in ours)
         places = [
-            _Place(progress, record.offset, len(record.value or b""))
-            for progress, (record, _) in ours
+            _Place(progress, record.offset, size_of(record)) for progress, (record, _) in ours
         ]
         if self._producer is None:
             self._done(places)
         elif places:
             now_ms = self._now_ms()
-            told = [(record.key, _rejection(record, why, now_ms)) for _, (record, why) in ours]
+            told = [(_key(record), _rejection(record, why, now_ms)) for _, (record, why) in ours]
             self._tell_soon(places, told)
 
     def _tell_soon(self, places: Sequence[_Placed], told: Sequence[_Told]) -> None:
@@ -168,6 +171,12 @@ class Outcomes:
         for attempt in itertools.count():
             try:
                 await self._send(rows)
+            except MessageSizeTooLargeError as error:
+                # No row is over some 2 KB: it is the topic that takes smaller batches.
+                if self._most_rows == 1:
+                    raise
+                self._most_rows = max(1, self._most_rows // 4)
+                log.warning("smaller batches of outcomes", rows=self._most_rows, error=str(error))
             except KafkaError as error:
                 metrics.OUTCOME_ERRORS.inc()
                 if attempt == 0:
@@ -187,7 +196,8 @@ class Outcomes:
         acknowledged = [
             await self._producer.send_batch(batch, self._topic, partition=partition)
             for partition, told in by_partition.items()
-            for batch in _batches(self._producer, told, self._now_ms())
+            for some in _some(told, self._most_rows)
+            for batch in _batches(self._producer, some, self._now_ms())
         ]
         await asyncio.gather(*acknowledged)
 
@@ -216,6 +226,11 @@ def _report(message: Message, found: Outcome, now_ms: int) -> _Told:
     return message.push.user.encode(), report
 
 
+def _key(record: Record) -> bytes | None:
+    """Return a rejected record's key, unless it is none of a user."""
+    return record.key if record.key is not None and len(record.key) <= MAX_USER_BYTES else None
+
+
 def _rejection(record: Record, why: RejectedRecord, now_ms: int) -> Report:
     """Tell of a record by its coordinates: what it says of itself is not to be trusted."""
     return Report(
@@ -231,6 +246,11 @@ def _rejection(record: Record, why: RejectedRecord, now_ms: int) -> Report:
         record.partition,
         record.offset,
     )
+
+
+def _some(rows: Sequence[_Row], most: int) -> Iterator[Sequence[_Row]]:
+    for start in range(0, len(rows), most):
+        yield rows[start : start + most]
 
 
 def _batches(kafka: AIOKafkaProducer, rows: Sequence[_Row], now_ms: int) -> Iterator[BatchBuilder]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import structlog
@@ -50,10 +50,16 @@ class Whereabouts:
         """Whether the registry answered when it was asked last."""
         return self._probe is None
 
-    async def find(self, users: Sequence[str]) -> list[Nodes | None]:
-        """Return the live nodes of each user; None where nobody knows now, and may later."""
+    async def find(
+        self, users: Sequence[str], *, fresh: Collection[str] = ()
+    ) -> list[Nodes | None]:
+        """Return the live nodes of each user; None where nobody knows now, and may later.
+
+        For those in `fresh` no earlier answer will do.
+        """
         if self._cache_seconds:
-            known = self._known(users, self._cache_seconds)
+            asked = [user for user in users if user not in fresh]
+            known = self._known(asked, self._cache_seconds)
             metrics.LOOKUP_CACHE.labels("hit").inc(len(known))
             metrics.LOOKUP_CACHE.labels("miss").inc(len(users) - len(known))
             if len(known) == len(users):
@@ -109,13 +115,15 @@ class Whereabouts:
             self._probe = asyncio.create_task(self._until_back())
 
     async def _until_back(self) -> None:
-        for attempt in itertools.count():
-            await asyncio.sleep(_PROBE_SECONDS[min(attempt, len(_PROBE_SECONDS) - 1)])
-            try:
-                await self._registry.refresh()
-            except RegistryUnavailable:
-                metrics.REGISTRY_ERRORS.inc()
-            else:
-                break
-        self._probe = None
+        try:
+            for attempt in itertools.count():
+                await asyncio.sleep(_PROBE_SECONDS[min(attempt, len(_PROBE_SECONDS) - 1)])
+                try:
+                    await self._registry.refresh()
+                except RegistryUnavailable:
+                    metrics.REGISTRY_ERRORS.inc()
+                else:
+                    break
+        finally:
+            self._probe = None  # however it ended: the next look-up asks again
         log.info("the registry is back")

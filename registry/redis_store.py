@@ -319,6 +319,9 @@ class RedisRegistry:
                 await self._find_masters()
                 answer = await command()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            # Python 3.11's asyncio.wait_for() may raise what it was waiting for in place of it.
+            if task is not None and task.cancelling() > before:
+                raise asyncio.CancelledError from error
             self._masters_known = False
             self._doubt.failed()
             reason = str(error) or f"no answer in {self._timeout} s"

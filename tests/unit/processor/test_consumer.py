@@ -1,4 +1,4 @@
-"""Finding the place again after an unreadable record, while Kafka fails at the edge."""
+"""Finding the place again after what getmany() raised, while Kafka fails at the edge."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def record(partition: TopicPartition, offset: int) -> Record:
 class Broken:
     """A consumer whose getmany() loses what it had in hand, and whose broker then fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
         self.logs = {A: 3, B: 3}
         self.places = {A: 0, B: 0}
         self.committed_at: dict[TopicPartition, int] = {}
@@ -77,7 +78,7 @@ class Broken:
         if not self.raised:
             self.raised = True
             self.places[A] = self.logs[A]  # A was drained, then B raised: A's records are gone
-            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "injected")
+            raise self.error
         got = {}
         for partition in partitions or (A, B):
             place, end = self.places[partition], self.logs[partition]
@@ -108,10 +109,13 @@ class Offline:
             self.all_seen.set()
 
 
+@pytest.mark.parametrize(
+    "error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "injected"), KafkaError("injected")]
+)
 async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_its_place(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    broken, dispatcher = Broken(), Offline()
+    broken, dispatcher = Broken(error), Offline()
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
     settings = SimpleNamespace(
         kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],

@@ -1,6 +1,7 @@
 """Look up → each node's queue → answers → outcome, over a registry and a forwarder by hand."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -202,12 +203,12 @@ async def test_a_message_goes_to_the_node_of_its_user() -> None:
     assert forward.calls == [(A, ["m1"])]
 
 
-async def test_each_node_gets_one_batch_in_the_order_of_the_messages() -> None:
+async def test_each_node_gets_one_batch_in_the_order_of_each_users_messages() -> None:
     registry = FakeRegistry({"u": (A,), "v": (B,), "w": (A,)})
     forward = FakeForward()
     batch = [envelope(user, f"m{number}") for number, user in enumerate("uvwuvwu")]
     assert await dispatch(registry, forward, *batch) == [DELIVERED] * 7
-    assert forward.to(A) == [["m0", "m2", "m3", "m5", "m6"]]
+    assert forward.to(A) == [["m0", "m3", "m6", "m2", "m5"]]  # each user's in order
     assert forward.to(B) == [["m1", "m4"]]
 
 
@@ -611,3 +612,89 @@ async def test_a_gateway_that_does_not_answer_is_left_alone_for_a_while() -> Non
     assert rig.outcomes().pop("v") == DELIVERED
     failed = [outcome for key, outcome in rig.outcomes().items() if key != "v"]
     assert set(failed) == {outcome(Kind.FAILED, "timeout")}
+
+
+async def test_what_was_replaced_is_not_kept_for_its_payload() -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A,)}), forward)) as rig:
+        rig.take(envelope("u", "under-way"))
+        await turns()
+        rig.take(envelope("u", "1", collapse_key="k"), envelope("u", "2", collapse_key="k"))
+        (replaced,) = rig.settled
+        assert (replaced.push.id, replaced.push.data) == ("1", b"")
+        assert replaced.envelope.push.data == b""
+        forward.held[A].set()
+        await rig.all_settled()
+
+
+class Restless(FakeRegistry):
+    """Users wander from node to node, are unknown at times, and look-ups take their time."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        self.draw = draw
+        self.where: dict[str, Node] = {}
+
+    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
+        for _ in range(self.draw.randrange(6)):
+            await asyncio.sleep(0)
+        return [self._where(user) for user in users]
+
+    def _where(self, user: str) -> tuple[Node, ...] | None:
+        chance = self.draw.random()
+        if chance < 0.2:
+            self.where[user] = self.draw.choice((A, B, C))
+        return None if chance > 0.9 else (self.where.setdefault(user, A),)
+
+
+class Wandering(FakeForward):
+    """Nodes that have a user or not, and take their time."""
+
+    def __init__(self, registry: Restless) -> None:
+        super().__init__()
+        self.registry = registry
+        self.arrived: dict[str, list[int]] = {}
+
+    async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
+        for _ in range(self.registry.draw.randrange(8)):
+            await asyncio.sleep(0)
+        results: list[Result] = []
+        for push in pushes:
+            here = self.registry.where[push.user] == node
+            if here:
+                self.arrived.setdefault(push.user, []).append(int(push.id))
+            results.append(int(here))
+        return results
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_happens_nothing_passes_an_earlier_message_of_its_user(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr("processor.dispatch._UNKNOWN_SECONDS", 0.001)
+    draw = random.Random(seed)
+    registry = Restless(draw)
+    forward = Wandering(registry)
+    rig = Rig(
+        registry,
+        forward,
+        weights=draw.choice([(1,), (9, 1)]),
+        batch_messages=draw.choice([2, 3, 10, 100]),
+    )
+    async with running(rig):
+        number = 0
+        for _ in range(30):
+            for lane in range(len(rig.lanes)):  # a user's messages are of one lane
+                count = draw.randrange(20)
+                users = [f"{lane}-{draw.randrange(4)}" for _ in range(count)]
+                ids = range(number, number + count)
+                pairs = zip(users, ids, strict=True)
+                rig.take(*(envelope(user, str(each)) for user, each in pairs), lane=lane)
+                number += count
+            await turns(draw.randrange(12))
+        await rig.all_settled()
+    assert len(rig.settled) == number
+    assert forward.arrived
+    for user, ids_in_order in forward.arrived.items():
+        assert ids_in_order == sorted(ids_in_order), user
