@@ -29,6 +29,8 @@ from gateway.wires.takeover import ANSWER, TAKE_OVER, Takeover
 _BACKLOG: Final = 4_096
 _KEEP_ALIVE_SECONDS: Final = 75
 _STOP_SECONDS: Final = 1
+#: While a node leaves, for so long a socket may be silent.
+_SILENT_SECONDS: Final = 0.5
 #: What may follow an upgrade request before somebody takes the socket.
 _MAX_REST_BYTES: Final = 65_536
 #: Fields of a request's head.
@@ -87,6 +89,15 @@ class Door:
             return False
         self.turn_away(protocol, "no descriptors for more clients")
         return True
+
+    def end_silent(self, now: float) -> None:
+        """Close what was opened and not used: browsers connect ahead of need.
+
+        It would carry the next request here. A request that is on its way gets its answer.
+        """
+        for protocol, since in list(self.waiting.items()):
+            if protocol.silent and now - since >= _SILENT_SECONDS:
+                protocol.shutdown()
 
     def turn_away(self, protocol: HoldableHTTP, why: str) -> None:
         """Close a socket without an answer."""
@@ -472,14 +483,14 @@ class Listener:
     def advance(self, now: float) -> None:
         """End whoever is late with a request's head; `now` is the event loop's time."""
         self._door.advance(now)
+        if self._door.leaving:
+            self._door.end_silent(now)
 
     def let_go(self) -> None:
         """Keep no connection alive any more: a client's next request may go elsewhere."""
         self._door.leaving = True
-        waiting = self._door.waiting
         for protocol in list(self._server.server_state.connections):
-            # Browsers connect ahead of need: what is silent would carry the next request here.
-            if protocol not in waiting or protocol.silent:
+            if protocol not in self._door.waiting:
                 protocol.shutdown()
 
     def stop(self) -> None:

@@ -324,3 +324,12 @@ async def test_a_frozen_gateway_delays_others_by_one_timeout_and_evicts_no_newer
             await older.wire.close()
             await publish(backend, topic, user, b"y")
             assert (await newer.message()).payload == b"y"
+
+
+async def test_a_gateway_leaves_in_time_though_redis_is_gone(
+    own_valkey: RedisServer, start_gateway: StartGateway, user: str
+) -> None:
+    gateway = start_gateway(redis_url=own_valkey.url)
+    async with connect("poll", gateway.port, user), connect("ws-plain", gateway.port, user):
+        own_valkey.stop()
+        assert await asyncio.to_thread(gateway.terminate, 10.0) == 0
