@@ -983,3 +983,20 @@ async def test_a_database_of_its_own_is_kept_apart(valkey: RedisServer) -> None:
         await first.write(A, ["alice"], [])
         await holding(second, B)
         assert await where(second, "alice") == set()
+
+
+async def test_a_cancellation_that_comes_out_as_an_error_is_a_cancellation_all_the_same() -> None:
+    # As Python 3.11's asyncio.wait_for() does it, which redis-py uses.
+    async def replaced() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError("in place of it") from None
+
+    registry = RedisRegistry("redis://127.0.0.1:1")
+    asking = asyncio.create_task(registry._ask(replaced))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await registry.close()
