@@ -124,7 +124,8 @@ class Stage:
             **({"acknowledged": times} if times else {}),
         }
         flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-        publisher = subprocess.Popen([sys.executable, "-m", "loadtest.produce", *flags])
+        command = [sys.executable, "-m", "loadtest.produce", *flags]
+        publisher = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             yield
             if publisher.wait(_PATIENCE_SECONDS):
