@@ -36,9 +36,12 @@ from processor.lanes import shares
 from processor.message import Message
 from processor.progress import Progress
 from processor.settings import ProcessorSettings
+from processor.tasks import Spawn
 from registry.message import Envelope, RejectedRecord, from_record
 
 _RETRY_SECONDS: Final = 1.0
+#: After so many errors in a row the group is joined anew: aiokafka's own tasks may be dead.
+_MOST_ERRORS: Final = 30
 #: How long getmany() may wait for the first record; then it looks whether to stop, and, where some
 #: partitions were too full to be read, whether they still are.
 _WAIT_MS: Final = 500
@@ -61,6 +64,8 @@ class Consumer:
         dispatcher: Dispatcher,
         dead_letters: DeadLetters,
         rejected: Callable[[Sequence[tuple[Progress, DeadLetter]]], None],
+        *,
+        spawn: Spawn,
     ) -> None:
         """`rejected` gets what is kept in the dead-letter topic."""
         self.assigned = asyncio.Event()
@@ -68,6 +73,7 @@ class Consumer:
         self._dispatcher = dispatcher
         self._dead_letters = dead_letters
         self._rejected = rejected
+        self._spawn = spawn
         self._kafka: AIOKafkaConsumer | None = None
         self._commits: Commits | None = None
         self._progress: dict[TopicPartition, Progress] = {}
@@ -76,6 +82,7 @@ class Consumer:
         self._news = asyncio.Event()  # something has its outcome
         self._lost_place = False  # until every partition's place is found, nothing is read
         self._unreadable = False  # one of them has a record that aiokafka won't read
+        self._errors = 0  # in a row
         self._stopping = False
 
     def stop(self) -> None:
@@ -87,13 +94,17 @@ class Consumer:
         bootstrap = self._settings.kafka_bootstrap
         if self._settings.kafka_start == "end":
             await until_reached(self._seed, bootstrap=bootstrap)
-        consumer = await until_reached(self._join, bootstrap=bootstrap)
-        try:
-            while not self._stopping:
-                await self._one_batch(consumer)
-            await self._finish()
-        finally:
-            await _leave(consumer)
+        while not self._stopping:
+            consumer = await until_reached(self._join, bootstrap=bootstrap)
+            self._errors = 0
+            try:
+                while not self._stopping and self._errors < _MOST_ERRORS:
+                    await self._one_batch(consumer)
+                await self._revoke()
+            finally:
+                for rejection in self._rejections:
+                    rejection.cancel()  # it would wait for Kafka as long as it takes
+                await _leave(consumer)
 
     def advanced(self, progresses: Iterable[Progress]) -> None:
         """Commit how far these partitions have come, soon."""
@@ -181,11 +192,13 @@ class Consumer:
             batch = await self._fetch(consumer)
         except KafkaError as error:
             self._lost_place = True
+            self._errors += 1
             log.error("can't read from Kafka; trying on", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
         except UnicodeDecodeError:
             self._lost_place = self._unreadable = True
         else:
+            self._errors = 0
             self._take(consumer, batch)
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> Batch:
@@ -243,7 +256,7 @@ class Consumer:
             metrics.BATCH.observe(taken)
             self._dispatcher.take(messages)
         if letters:
-            rejection = asyncio.create_task(self._reject(letters))
+            rejection = self._spawn(self._reject(letters))
             self._rejections.add(rejection)
             rejection.add_done_callback(self._rejections.discard)
 

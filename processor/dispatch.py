@@ -16,6 +16,7 @@ from processor.forward import Result
 from processor.gateways import Forward, Gateways
 from processor.lanes import Lanes
 from processor.message import Message
+from processor.tasks import Spawn
 from processor.whereabouts import Whereabouts
 from registry.directory import Node
 
@@ -52,13 +53,16 @@ class Dispatcher:
         forwarder: Forward,
         settled: Settled,
         *,
+        spawn: Spawn,
         weights: Sequence[int] = (1,),
         batch_messages: int = 2_000,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         """`settled` gets messages that have their outcome; `weights` are those of the lanes."""
         self._whereabouts = whereabouts
-        self._gateways = Gateways(forwarder, self._answered, self._is_due, weights=weights)
+        self._gateways = Gateways(
+            forwarder, self._answered, self._is_due, spawn=spawn, weights=weights
+        )
         self._settled = settled
         self._batch_messages = batch_messages
         self._now_ms = now_ms

@@ -112,8 +112,9 @@ class Forwarder:
             client = httpx.AsyncClient(
                 base_url=f"http://{node.address}",
                 headers={**self._headers, NODE_HEADER: node.name, EPOCH_HEADER: node.epoch},
-                # One clock for all of it, in _post: two that end at once get in each other's way.
-                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+                # Ends before the clock in _post, which bounds all of it: two that end at once get
+                # in each other's way, and httpx leaves nothing open after a time-out of its own.
+                timeout=httpx.Timeout(self._timeout * 0.9, connect=_CONNECT_SECONDS),
                 limits=httpx.Limits(
                     max_connections=MAX_CONNECTIONS, keepalive_expiry=_KEEP_ALIVE_SECONDS
                 ),

@@ -16,6 +16,7 @@ import structlog
 from processor.forward import Failure, Result
 from processor.lanes import Lanes
 from processor.message import Message
+from processor.tasks import Spawn
 from registry.directory import Node
 from registry.message import MAX_BATCH_MESSAGES, Push
 
@@ -73,10 +74,12 @@ class Gateways:
         answered: Answered,
         is_due: Callable[[Message], bool],
         *,
+        spawn: Spawn,
         weights: Sequence[int] = (1,),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`answered` gets each batch; what is not `is_due` when its turn comes is not sent."""
+        self._spawn = spawn
         self._forwarder = forwarder
         self._answered = answered
         self._is_due = is_due
@@ -92,7 +95,7 @@ class Gateways:
             gateway = self._gateways[node] = _Gateway(node, self._weights)
         gateway.queue.put(message)
         if gateway.worker is None:
-            gateway.worker = asyncio.create_task(self._empty(gateway))
+            gateway.worker = self._spawn(self._empty(gateway))
 
     async def close(self) -> None:
         """Stop sending; what waits is left."""

@@ -30,6 +30,7 @@ from processor.message import Message
 from processor.outcome import Kind, Outcome, outcome
 from processor.progress import Progress
 from processor.settings import ProcessorSettings
+from processor.tasks import Spawn
 from registry.message import MAX_USER_BYTES, RejectedRecord
 
 #: So much goes to a partition of the topic at once at most, and so long it gathers.
@@ -88,10 +89,12 @@ class Outcomes:
         settings: ProcessorSettings,
         advanced: Advanced,
         *,
+        spawn: Spawn,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         """`advanced` hears which partitions have come further."""
         self._advanced = advanced
+        self._spawn = spawn
         self._now_ms = now_ms
         self._topic = settings.outcomes_topic
         self._sampled = int(settings.outcomes_sample * _ALL)
@@ -151,7 +154,7 @@ class Outcomes:
             told = [each for each in told if crc32(each[1].id.encode()) < self._sampled]
         self._rows += [(key, _encode(report)) for key, report in told]
         if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell())
+            self._telling = self._spawn(self._tell())
 
     def _done(self, places: Sequence[_Placed]) -> None:
         for place in places:

@@ -24,6 +24,7 @@ from processor.kafka import KafkaError, until_reached
 from processor.outcomes import Outcomes
 from processor.progress import Progress
 from processor.settings import ProcessorSettings
+from processor.tasks import Tasks
 from processor.whereabouts import Whereabouts
 from registry.directory import RegistryUnavailable
 from registry.redis_store import RedisRegistry
@@ -49,16 +50,22 @@ class Processor:
         )
         self._dead_letters = DeadLetters(settings)
         self._whereabouts = Whereabouts(self._registry, cache_seconds=settings.lookup_cache_seconds)
-        self._outcomes = Outcomes(settings, self._advanced)
+        self._tasks = Tasks()
+        self._outcomes = Outcomes(settings, self._advanced, spawn=self._tasks.spawn)
         self._dispatcher = Dispatcher(
             self._whereabouts,
             self._forwarder,
             self._outcomes.settled,
+            spawn=self._tasks.spawn,
             weights=settings.weights,
             batch_messages=settings.batch_messages,
         )
         self._consumer = Consumer(
-            settings, self._dispatcher, self._dead_letters, self._outcomes.rejected
+            settings,
+            self._dispatcher,
+            self._dead_letters,
+            self._outcomes.rejected,
+            spawn=self._tasks.spawn,
         )
         self._registry_seen = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -94,6 +101,7 @@ class Processor:
         settings = self._settings
         log.info("processor starts", topics=settings.topics, group=settings.kafka_group)
         async with asyncio.TaskGroup() as tasks:
+            self._tasks.group = tasks
             tasks.create_task(self._operators.serve())
             refresh = tasks.create_task(self._refresh())
             dispatch = tasks.create_task(self._dispatcher.run())

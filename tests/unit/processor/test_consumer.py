@@ -121,7 +121,12 @@ async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_
         kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
         weights=[1], batch_messages=100, max_payload_bytes=100,
     )  # fmt: skip
-    consumer = Consumer(cast("Any", settings), cast("Any", dispatcher), *cast("Any", (None, None)))
+    consumer = Consumer(
+        cast("Any", settings),
+        cast("Any", dispatcher),
+        *cast("Any", (None, None)),
+        spawn=asyncio.create_task,
+    )
     dispatcher.consumer = consumer
 
     async def join() -> Broken:
@@ -140,3 +145,41 @@ async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_
     assert sorted(dispatcher.seen) == [f"push-{p}-{n}" for p in (0, 1) for n in range(3)]
     assert broken.committed_at == {A: 3, B: 3}
     assert broken.failures == 0
+
+
+async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dispatcher = Offline()
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(module, "_MOST_ERRORS", 3)
+    settings = SimpleNamespace(
+        kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
+        weights=[1], batch_messages=100, max_payload_bytes=100,
+    )  # fmt: skip
+    consumer = Consumer(*cast("Any", (settings, dispatcher, None, None)), spawn=asyncio.create_task)
+    dispatcher.consumer = consumer
+    joined: list[Broken] = []
+
+    class Dead(Broken):
+        async def getmany(
+            self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int
+        ) -> dict[TopicPartition, list[Record]]:
+            raise KafkaError("a task of the client is dead")
+
+    async def join() -> Broken:
+        broken = Dead(KafkaError()) if not joined else Broken(KafkaError("once"))
+        broken.failures = 0
+        joined.append(broken)
+        consumer._commits = Commits(cast("Any", broken))
+        consumer._assign([A, B])
+        return broken
+
+    monkeypatch.setattr(consumer, "_join", join)
+    running = asyncio.create_task(consumer.run())
+    async with asyncio.timeout(5):
+        await dispatcher.all_seen.wait()
+    consumer.stop()
+    await running
+    assert len(joined) == 2
+    assert joined[1].committed_at == {A: 3, B: 3}

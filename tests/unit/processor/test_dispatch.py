@@ -117,6 +117,7 @@ class Rig:
             self.whereabouts,
             forward,
             self._settled,
+            spawn=asyncio.create_task,
             weights=weights,
             batch_messages=batch_messages,
             now_ms=now_ms,

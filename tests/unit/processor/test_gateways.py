@@ -33,7 +33,13 @@ class Rig:
         self.results: list[Result | None] = []
         self.due = True
         self._news = asyncio.Event()
-        self.gateways = Gateways(self, self._answered, lambda _: self.due, clock=lambda: self.now)
+        self.gateways = Gateways(
+            self,
+            self._answered,
+            lambda _: self.due,
+            spawn=asyncio.create_task,
+            clock=lambda: self.now,
+        )
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
         self.calls.append((node, len(pushes)))
