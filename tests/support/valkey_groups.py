@@ -1,7 +1,7 @@
 """Real servers that stand in for each other: behind a Sentinel, and as a Cluster."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -161,7 +161,9 @@ class RedisCluster:
         with ExitStack() as clients:
             asked: list[Any] = [clients.enter_context(server.client()) for server in servers]
             for number, node in enumerate(asked):
-                node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                # Gossip may have been faster: then it has an epoch.
+                with suppress(redis.ResponseError):
+                    node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             for number, node in enumerate(asked[: len(self.masters)]):
                 first = number * self._share
                 last = min(first + self._share, REDIS_CLUSTER_HASH_SLOTS) - 1
