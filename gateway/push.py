@@ -1,42 +1,41 @@
-"""Pushing into a gateway: the internal listener. batch → hub → results."""
+"""A batch of messages → the hub → a result for each. Knows no HTTP.
+
+A batch is decoded, each of its items checked and addressed, repeats are recognised, and the
+other messages delivered to this node's connections.
+"""
 
 from __future__ import annotations
 
-import hmac
 from base64 import b64decode
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any, Final
-from urllib.parse import unquote_to_bytes
 
 import msgspec
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import metrics
-from gateway.delivery import Delivery
-from gateway.hub import Addressed, Refusal
-from gateway.node import GatewayNode
-from gateway.repeats import Name, Repeats
-from gateway.wires.takeover import ANSWER
+from gateway.connections.delivery import Delivery
+from gateway.connections.hub import Addressed, Hub, Refusal
+from gateway.connections.repeats import Name, Repeats
+from gateway.errors import GatewayError
 from registry.message import (
     BATCH_MEDIA_TYPE,
-    EPOCH_HEADER,
-    MAX_BATCH_BYTES,
     MAX_BATCH_MESSAGES,
-    NODE_HEADER,
     valid_device,
     valid_id,
     valid_type,
     valid_user,
 )
 
+#: What became of one message: connections that took it, 0 where the user is not here, or an error.
+Result = int | dict[str, str]
+#: Elements whose messages are looked up and encoded before the first of them is written. Larger
+#: slices are no faster, and their buffers become the process's peak memory.
+_SLICE: Final = 200
 
-class Entry(msgspec.Struct):
-    """One element of a batch. Unknown fields are ignored."""
+
+class Item(msgspec.Struct):
+    """One item of a batch. Unknown fields are ignored."""
 
     user: str | list[str]
     data: Any
@@ -46,32 +45,35 @@ class Entry(msgspec.Struct):
     device: str | None = None
 
 
-class Invalid(Exception):
-    """An element that can't be delivered to anyone; `error` is its result."""
+class BadBatch(GatewayError):
+    """A batch is refused as a whole; `status` is the HTTP status that says so."""
 
-    def __init__(self, error: str) -> None:
-        super().__init__(error)
-        self.error = error
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
 
 
-Result = int | dict[str, str]
-#: Entries whose messages are looked up and encoded before the first of them is written: as many as
-#: pay, and no more, since all of that is memory which a batch leaves behind as the process's peak.
-_AT_ONCE: Final = 200
+class _BadItem(GatewayError):
+    """An item can't be delivered to anybody; `result` is the error it is answered with."""
+
+    def __init__(self, result: str) -> None:
+        super().__init__(result)
+        self.result = result
 
 
 class _Codec:
-    """One encoding of the batch: JSON for people, MessagePack between our own."""
+    """One encoding of the batch: JSON for people, MessagePack for processors."""
 
     def __init__(self, module: Any, media_type: str) -> None:
         self.media_type = media_type.encode("ascii")
         self.encode: Callable[[object], bytes] = module.encode
-        self._batch = module.Decoder(list[Entry])
+        self._batch = module.Decoder(list[Item])
         self._raw = module.Decoder(list[msgspec.Raw])
-        self._entry = module.Decoder(Entry)
+        self._item = module.Decoder(Item)
 
-    def decode(self, body: bytes) -> list[Entry | None]:
-        """Return a batch's elements, None for each that is not of the right shape.
+    def decode(self, body: bytes) -> list[Item | None]:
+        """Return a batch's items, None for each that is not of the right shape.
 
         Raises:
             msgspec.DecodeError: the body is no list at all.
@@ -80,114 +82,86 @@ class _Codec:
             try:
                 return self._batch.decode(body)  # type: ignore[no-any-return]
             except (msgspec.ValidationError, UnicodeDecodeError):
-                return [self._entry_or_none(raw) for raw in self._raw.decode(body)]
+                return [self._item_or_none(raw) for raw in self._raw.decode(body)]
         except RecursionError as error:
             raise msgspec.DecodeError("nested too deeply") from error
 
-    def _entry_or_none(self, raw: msgspec.Raw) -> Entry | None:
+    def _item_or_none(self, raw: msgspec.Raw) -> Item | None:
         try:
-            return self._entry.decode(raw)  # type: ignore[no-any-return]
+            return self._item.decode(raw)  # type: ignore[no-any-return]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
 
-_NODE_HEADER: Final = NODE_HEADER.encode("ascii")
-_EPOCH_HEADER: Final = EPOCH_HEADER.encode("ascii")
 _JSON: Final = _Codec(msgspec.json, "application/json")
 _PACKED: Final = _Codec(msgspec.msgpack, BATCH_MEDIA_TYPE)
 
 
-class PushEndpoints:
-    """The internal listener's routes that push."""
+class Pusher:
+    """Pushes batches into one node's connections."""
 
-    def __init__(self, node: GatewayNode, repeats: Repeats, *, max_payload_bytes: int) -> None:
-        self._node = node
-        self._hub = node.hub
+    def __init__(self, hub: Hub, repeats: Repeats, *, epoch: str, max_payload_bytes: int) -> None:
+        """`epoch` begins the ids of messages that were given none."""
+        self._hub = hub
         self._repeats = repeats
+        self._epoch = epoch
         self._max_payload_bytes = max_payload_bytes
         self._numbers = count(1)
 
-    async def batch(self, scope: Scope, receive: Receive) -> None:
-        """`POST /push`: at most 1,000 messages and 4 MiB, a result for each.
+    def batch(self, media_type: bytes, body: bytes) -> tuple[bytes, bytes]:
+        """Push a batch; return the media type and the body of its results, in its own encoding.
+
+        MessagePack where `media_type` names it, else JSON. At most 1,000 messages.
 
         Raises:
-            HTTPException: it is refused as a whole.
+            BadBatch: the body is no list of messages, or too long a list.
         """
-        headers = dict(scope["headers"])
-        self._refuse_if_meant_for_another(headers)
-        media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         codec = _PACKED if media_type == _PACKED.media_type else _JSON
-        body = await _body(headers, receive, limit=MAX_BATCH_BYTES)
         try:
-            entries = codec.decode(body)
+            items = codec.decode(body)
         except msgspec.DecodeError as error:
-            raise HTTPException(400, f"the body is no list of messages: {error}") from error
-        if len(entries) > MAX_BATCH_MESSAGES:
-            raise HTTPException(413, f"{len(entries)} messages; at most {MAX_BATCH_MESSAGES}")
-        metrics.BATCH.observe(len(entries))
+            raise BadBatch(400, f"the body is no list of messages: {error}") from error
+        if len(items) > MAX_BATCH_MESSAGES:
+            raise BadBatch(413, f"{len(items)} messages; at most {MAX_BATCH_MESSAGES}")
+        metrics.BATCH.observe(len(items))
         results: list[Result | list[Result]] = []
-        for start in range(0, len(entries), _AT_ONCE):
-            results += self._push(entries[start : start + _AT_ONCE])
-        await scope["extensions"][ANSWER](codec.media_type, codec.encode({"results": results}))
+        for start in range(0, len(items), _SLICE):
+            results += self.push(items[start : start + _SLICE])
+        return codec.media_type, codec.encode({"results": results})
 
-    async def one(self, request: Request) -> Response:
-        """`POST /push/{user}`: the body is the payload; push-id, push-type, push-device apply."""
-        headers = request.headers
-        raw_headers = dict(request.scope["headers"])
-        self._refuse_if_meant_for_another(raw_headers)
-        user = user_in_path(request, "/push/")
-        entry = Entry(
-            user,
-            await _body(raw_headers, request.receive, limit=self._max_payload_bytes),
-            None,
-            headers.get("push-id"),
-            headers.get("push-type"),
-            headers.get("push-device"),
-        )
-        (result,) = self._push([entry])
-        if isinstance(result, int):
-            status, text = (200, f"delivered to {result}") if result else (404, "not on this node")
-            return PlainTextResponse(f"{text}\n", status)
-        assert isinstance(result, dict)  # noqa: S101 - one user, one result
-        error = result["error"]
-        return PlainTextResponse(f"{error}\n", _STATUS[error])
-
-    async def here(self, request: Request) -> Response:
-        """`GET /push/{user}`: whether the user is on this node."""
-        here = user_in_path(request, "/push/") in self._hub
-        return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
-
-    def _push(self, entries: Sequence[Entry | None]) -> list[Result | list[Result]]:
+    def push(self, items: Sequence[Item | None]) -> list[Result | list[Result]]:
+        """Push items; return a result for each, or a list of them for a list of users."""
         batch: list[Addressed] = []
         names: dict[int, Name] = {}
-        errors = [self._address(entry, batch, names) for entry in entries]
-        results_of = self._repeats.deliver(batch, names, self._hub.deliver)
-        told = [
-            taken if taken.__class__ is int and taken else _told(taken, user)
-            for taken, (_, user, _) in zip(results_of, batch, strict=True)
-        ]
-        rest = iter(told)
+        errors = [self._address(item, batch, names) for item in items]
+        taken_by = self._repeats.deliver(batch, names, self._hub.deliver)
+        results_of_batch = iter(
+            [
+                taken if taken.__class__ is int and taken else _not_taken(taken, user)
+                for taken, (_, user, _) in zip(taken_by, batch, strict=True)
+            ]
+        )
         results = [
-            _shaped(entry, rest) if error is None else _refused(entry, error)
-            for entry, error in zip(entries, errors, strict=True)
+            _in_shape(item, results_of_batch) if error is None else _refused(item, error)
+            for item, error in zip(items, errors, strict=True)
         ]
         _count(results)
         return results
 
     def _address(
-        self, entry: Entry | None, batch: list[Addressed], names: dict[int, Name]
+        self, item: Item | None, batch: list[Addressed], names: dict[int, Name]
     ) -> str | None:
-        """Add an entry to the batch, once for each of its users; or return what is wrong.
+        """Add an item to the batch, once for each of its users; or return its error.
 
-        What comes with an id may be a repeat: `names` gets its name, by position in the batch.
+        A message with an id may be a repeat: `names` gets its name, by position in the batch.
         """
-        if entry is None:
+        if item is None:
             return "invalid"
         try:
-            delivery = self._delivery(entry)
-        except Invalid as invalid:
-            return invalid.error
-        user, device, given_id = entry.user, entry.device, entry.id
+            delivery = self._delivery(item)
+        except _BadItem as bad:
+            return bad.result
+        user, device, given_id = item.user, item.device, item.id
         if isinstance(user, str):
             if given_id is not None:
                 names[len(batch)] = (user, given_id, device)
@@ -198,53 +172,39 @@ class PushEndpoints:
         batch += [(delivery, each, device) for each in user]
         return None
 
-    def _delivery(self, entry: Entry) -> Delivery:
-        data = entry.data
-        text = data if isinstance(data, str) and entry.encoding is None else None
-        payload = _payload(entry)
+    def _delivery(self, item: Item) -> Delivery:
+        data = item.data
+        text = data if isinstance(data, str) and item.encoding is None else None
+        payload = _payload(item)
         if len(payload) > self._max_payload_bytes:
-            raise Invalid("too-large")
-        if entry.id is not None and not valid_id(entry.id):
-            raise Invalid("invalid")
-        if entry.type is not None and not valid_type(entry.type):
-            raise Invalid("invalid")
-        if entry.device is not None and not valid_device(entry.device):
-            raise Invalid("invalid")
-        message_id = entry.id or self._new_id()
-        return Delivery(payload, message_id=message_id, event_type=entry.type, text=text)
-
-    def _new_id(self) -> str:
-        return f"{self._node.identity.epoch}-{next(self._numbers)}"
-
-    def _refuse_if_meant_for_another(self, headers: Mapping[bytes, bytes]) -> None:
-        """421 for a batch that names another node or an earlier start of this one."""
-        ours = self._node.identity
-        for name, own in ((_NODE_HEADER, ours.name), (_EPOCH_HEADER, ours.epoch)):
-            given = headers.get(name)
-            if given is not None and given != own.encode():
-                raise HTTPException(421, f"this is node {ours.name}, epoch {ours.epoch}")
+            raise _BadItem("too-large")
+        if item.id is not None and not valid_id(item.id):
+            raise _BadItem("invalid")
+        if item.type is not None and not valid_type(item.type):
+            raise _BadItem("invalid")
+        if item.device is not None and not valid_device(item.device):
+            raise _BadItem("invalid")
+        message_id = item.id or f"{self._epoch}-{next(self._numbers)}"
+        return Delivery(payload, message_id=message_id, event_type=item.type, text=text)
 
 
-_STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloaded": 503}
-
-
-def _told(taken: int | Refusal, user: str) -> Result:
-    """Return the result of a message that nobody has taken."""
+def _not_taken(taken: int | Refusal, user: str) -> Result:
+    """Return the result of a message that no connection has taken."""
     if isinstance(taken, Refusal):
         return {"error": taken.value}
     return taken if valid_user(user) else {"error": "invalid"}
 
 
-def _shaped(entry: Entry | None, told: Iterator[Result]) -> Result | list[Result]:
-    """Return an entry's result, or the list of them where it has a list of users."""
-    assert entry is not None  # noqa: S101 - it was refused
-    return next(told) if isinstance(entry.user, str) else list(islice(told, len(entry.user)))
+def _in_shape(item: Item | None, results: Iterator[Result]) -> Result | list[Result]:
+    """Return the next result, or the next of a list of users as a list."""
+    assert item is not None  # noqa: S101 - it was refused
+    return next(results) if isinstance(item.user, str) else [*islice(results, len(item.user))]
 
 
-def _refused(entry: Entry | None, error: str) -> Result | list[Result]:
-    if entry is None or isinstance(entry.user, str):
+def _refused(item: Item | None, error: str) -> Result | list[Result]:
+    if item is None or isinstance(item.user, str):
         return {"error": error}
-    return [{"error": error} for _ in entry.user]
+    return [{"error": error} for _ in item.user]
 
 
 def _count(results: Sequence[Result | list[Result]]) -> None:
@@ -264,90 +224,20 @@ _DELIVERED: Final = metrics.PUSHED.labels("delivered")
 _NOT_HERE: Final = metrics.PUSHED.labels("not-here")
 
 
-def _payload(entry: Entry) -> bytes:
-    data = entry.data
-    if entry.encoding == "base64" and isinstance(data, str):
+def _payload(item: Item) -> bytes:
+    data = item.data
+    if item.encoding == "base64" and isinstance(data, str):
         try:
             return b64decode(data, validate=True)
         except ValueError as error:
-            raise Invalid("invalid") from error
-    if entry.encoding is not None:
-        raise Invalid("invalid")
+            raise _BadItem("invalid") from error
+    if item.encoding is not None:
+        raise _BadItem("invalid")
     if isinstance(data, bytes):
         return data
     if isinstance(data, str):
         try:
             return data.encode()
         except UnicodeEncodeError as error:  # a lone surrogate
-            raise Invalid("invalid") from error
-    raise Invalid("invalid")
-
-
-def user_in_path(request: Request, prefix: str) -> str:
-    """Return the user behind `prefix`, percent-decoded once, slashes too.
-
-    The decoded path would not tell the slashes apart.
-    """
-    raw = request.scope["raw_path"][len(prefix) :]
-    try:
-        user = unquote_to_bytes(raw).decode()
-    except UnicodeDecodeError as error:
-        raise HTTPException(400, "the user in the path is not UTF-8") from error
-    if not valid_user(user):
-        raise HTTPException(400, "a user id is 1–256 bytes without control characters")
-    return user
-
-
-async def _body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes; 413 before anything of a larger one is kept."""
-    too_large = HTTPException(413, f"at most {limit} bytes")
-    if int(headers.get(b"content-length", b"0")) > limit:
-        raise too_large
-    pieces: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message["body"])
-        size += len(message["body"])
-        more = message["more_body"]
-        if size > limit:
-            raise too_large
-    return b"".join(pieces)
-
-
-class RequireSecret:
-    """Lets requests in that carry an internal secret: 401 without one, 403 with a wrong one."""
-
-    def __init__(
-        self, app: ASGIApp, *, secrets: Sequence[str], open_paths: Collection[str]
-    ) -> None:
-        """Guard all paths but `open_paths`; any of `secrets` is a good one."""
-        self._app = app
-        self._expected = [f"Bearer {secret}".encode() for secret in secrets]
-        self._open_paths = frozenset(open_paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on or refuse."""
-        given = dict(scope["headers"]).get(b"authorization")
-        if scope["path"] in self._open_paths or (given is not None and self._is_good(given)):
-            await self._app(scope, receive, send)
-            return
-        status = 401 if given is None else 403
-        headers = {"www-authenticate": "Bearer"} if given is None else None
-        await PlainTextResponse("internal secret required\n", status, headers)(scope, receive, send)
-
-    def _is_good(self, given: bytes) -> bool:
-        # All are compared, whichever fits: how long it takes tells nothing of any.
-        fits = [hmac.compare_digest(given, expected) for expected in self._expected]
-        return any(fits)
-
-
-def push_routes(endpoints: PushEndpoints) -> list[Route]:
-    """Return the routes of this page."""
-    return [
-        Route("/push", endpoints.batch, methods=["POST"]),
-        Route("/push/{user:path}", endpoints.one, methods=["POST"]),
-        Route("/push/{user:path}", endpoints.here, methods=["GET"]),
-    ]
+            raise _BadItem("invalid") from error
+    raise _BadItem("invalid")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
 from starlette.routing import BaseRoute
 
-from gateway.admission import (
+from gateway.app import Connect, public_app
+from gateway.connections.admission import (
     Admission,
     Limits,
     memory_mark,
@@ -19,15 +20,20 @@ from gateway.admission import (
     most_sockets,
     resident_bytes,
 )
-from gateway.app import internal_app, public_app
-from gateway.auth import Authenticator, Unauthenticated
-from gateway.connection import TICK_SECONDS, Bounds, Identity, Unrefreshed
-from gateway.drain import Drain
-from gateway.hub import Hub
-from gateway.jwks import KeyRing
-from gateway.listener import Door, HeadBounds, Listener, bind, tls_context
-from gateway.node import GatewayNode, Lifetime
-from gateway.registrar import Registrar
+from gateway.connections.connection import TICK_SECONDS, Bounds, Unrefreshed
+from gateway.connections.drain import Drain
+from gateway.connections.hub import Hub
+from gateway.connections.identity import Identity
+from gateway.connections.node import GatewayNode, Lifetime
+from gateway.connections.registrar import Registrar
+from gateway.connections.repeats import Repeats
+from gateway.entry.auth import Authenticator, Unauthenticated
+from gateway.entry.entry import Entry
+from gateway.entry.origin import Origins
+from gateway.http.door import Door, HeadBounds
+from gateway.http.listener import Listener, bind, tls_context
+from gateway.internal import internal_app
+from gateway.push import Pusher
 from gateway.settings import GatewaySettings
 from gateway.wires.choice import Wires
 from registry.redis_store import RedisRegistry
@@ -43,9 +49,13 @@ class Gateway:
     """A gateway node, from bind to exit. Made inside the running loop."""
 
     def __init__(
-        self, settings: GatewaySettings, *, extra_routes: Sequence[BaseRoute] = ()
+        self,
+        settings: GatewaySettings,
+        *,
+        extra_transports: Mapping[str, Connect] | None = None,
+        extra_routes: Sequence[BaseRoute] = (),
     ) -> None:
-        """Bind both ports at once; `extra_routes` go on the public one.
+        """Bind both ports at once; extra transports (by path) and routes go on the public one.
 
         Raises:
             OSError: a port can't be bound, or the certificate can't be read.
@@ -66,22 +76,31 @@ class Gateway:
         self._registry = RedisRegistry(
             settings.redis_url, timeout_seconds=settings.redis_timeout_seconds
         )
-        self._keys = KeyRing.of(settings)
-        self._auth = Authenticator(settings, self._keys)
+        self._keys = settings.key_ring()
+        self._auth = Authenticator(settings.token_rules, self._keys)
         self.node = self._node(settings)
         self._stopping = asyncio.Event()
-        internal = internal_app(self.node, settings, drain=self.stop)
+        internal = internal_app(
+            self.node,
+            _pusher(self.node, settings),
+            secrets=settings.internal_secrets,
+            max_payload_bytes=settings.max_payload_bytes,
+            drain=self.stop,
+        )
+        self._internal = Listener(internal_socket, internal, Door(_heads(settings)))
         self._wires = Wires(
             settings.wire,
             loop=asyncio.get_running_loop(),
             send_buffer_bytes=settings.send_buffer_bytes,
         )
-        public = public_app(self.node, settings, self._wires, self._auth, extra_routes=extra_routes)
-        self._internal = Listener(internal_socket, internal, Door(_heads(settings)))
+        entry = Entry(
+            self.node, origins=Origins(settings.origins), auth=self._auth, wires=self._wires
+        )
+        public = public_app(entry, extra_transports=extra_transports, extra_routes=extra_routes)
         door = Door(
             _heads(settings, sockets=most_sockets()),
             balancers=settings.trusted_networks,
-            open_elsewhere=lambda: self.node.admission.held,
+            detached_sockets=lambda: self.node.admission.held,
         )
         self._public = Listener(public_socket, public, door, tls=tls)
 
@@ -97,7 +116,7 @@ class Gateway:
             connections=len(self.node.hub),
             window_seconds=self._settings.drain_seconds,
         )
-        self.node.leave(_drain(self._settings))
+        self.node.begin_drain(_drain(self._settings))
         self._stopping.set()
 
     async def started(self) -> None:
@@ -120,7 +139,7 @@ class Gateway:
             clock = tasks.create_task(self._tick())
             announce = tasks.create_task(self._announce())
             await self._stopping.wait()
-            await self._leave()
+            await self._finish_drain()
             registrar.cancel()
             await asyncio.wait((registrar,))
             await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
@@ -166,12 +185,12 @@ class Gateway:
             await self._keys.loaded.wait()  # until then, every token would be refused
         await self.node.registrar.run()
 
-    async def _leave(self) -> None:
+    async def _finish_drain(self) -> None:
         drain = self.node.drain
         assert drain is not None  # noqa: S101 - `stop` has begun it
-        self._public.let_go()
+        self._public.stop_keep_alive()
         await _until(lambda: drain.settled(time.monotonic()))
-        self._public.let_go()  # again: what came while it settled
+        self._public.stop_keep_alive()  # again: what came while it settled
         await _until(lambda: drain.over(time.monotonic()) or self.node.empty.is_set())
         self._public.stop()
         self.node.advance()  # closes whoever is left
@@ -203,6 +222,12 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 def _heads(settings: GatewaySettings, *, sockets: int | None = None) -> HeadBounds:
     return HeadBounds(settings.head_seconds, settings.max_head_bytes, sockets)
+
+
+def _pusher(node: GatewayNode, settings: GatewaySettings) -> Pusher:
+    repeats = Repeats(settings.repeat_window_messages)
+    epoch, limit = node.identity.epoch, settings.max_payload_bytes
+    return Pusher(node.hub, repeats, epoch=epoch, max_payload_bytes=limit)
 
 
 def _drain(settings: GatewaySettings) -> Drain:

@@ -14,7 +14,9 @@ from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gateway.origin import Origins
+from gateway.entry.auth import TokenRules
+from gateway.entry.jwks import KeyRing
+from gateway.entry.origin import Origins
 from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
 from registry.settings import RegistrySettings, printable
@@ -73,6 +75,27 @@ class AuthSettings(BaseSettings):
             "with *. for any labels. Empty: the same host only."
         ),
     ] = ""
+
+    @property
+    def token_rules(self) -> TokenRules:
+        """The rules for tokens."""
+        secret = self.jwt_secret
+        return TokenRules(
+            algorithms=self.algorithms,
+            secret=None if secret is None else secret.get_secret_value(),
+            audience=self.jwt_audience,
+            issuer=self.jwt_issuer,
+            max_seconds=self.jwt_max_seconds,
+        )
+
+    def key_ring(self) -> KeyRing | None:
+        """Make the ring of keys for RS256 and ES256; None where neither is accepted."""
+        return KeyRing.of(
+            self.algorithms,
+            url=self.jwks_url,
+            file=self.jwks_file,
+            refresh_seconds=self.jwks_refresh_seconds,
+        )
 
     @field_validator("jwt_algorithms")
     @classmethod

@@ -16,16 +16,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from processor import metrics
-from processor.consumer import Consumer
-from processor.dead_letters import DeadLetters
-from processor.dispatch import Dispatcher
-from processor.forward import Forwarder
-from processor.kafka import KafkaError, until_reached
-from processor.outcomes import Outcomes
-from processor.progress import Progress
+from processor.outcomes.dead_letters import DeadLetters
+from processor.outcomes.outcomes import Outcomes
+from processor.reading.consumer import Consumer
+from processor.reading.kafka import KafkaError, until_reached
+from processor.reading.progress import Progress
+from processor.sending.dispatch import Dispatcher
+from processor.sending.forward import Forwarder
+from processor.sending.whereabouts import Whereabouts
 from processor.settings import ProcessorSettings
 from processor.tasks import Tasks
-from processor.whereabouts import Whereabouts
 from registry.directory import RegistryUnavailable
 from registry.redis_store import RedisRegistry
 

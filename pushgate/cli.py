@@ -16,7 +16,7 @@ import uvloop
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from gateway.server import Gateway
-from processor.kafka import KafkaError
+from processor.reading.kafka import KafkaError
 from processor.server import Processor
 from pushgate import logs
 from pushgate.audit import Audit, AuditError, write_metrics

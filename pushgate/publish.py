@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from processor.kafka import producer
+from processor.reading.kafka import producer
 from processor.settings import KafkaSettings
 
 

@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import SERVER, Protocol, State
 from websockets.streams import StreamReader
 
-from gateway.closes import BAD_TEXT, CLOSES, PROTOCOL_ERROR, TOO_MANY_FRAMES
+from gateway.connections.closes import BAD_TEXT, CLOSES, PROTOCOL_ERROR, TOO_MANY_FRAMES
 
 #: What is parsed at once: a flood of empty frames is seen to be one before it takes long.
 _PIECE_BYTES: Final = 2_048

@@ -2,55 +2,87 @@
 
 from __future__ import annotations
 
+import asyncio
+import enum
 import re
 import secrets
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from gateway.closes import Close
-from gateway.connection import Connection, Identity, Keeper, State
-from gateway.delivery import json_form
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from gateway.connections.closes import Close
+from gateway.connections.connection import Connection, Keeper, State
+from gateway.connections.delivery import json_form
+from gateway.connections.identity import Identity
+from gateway.entry.entry import Entry
+from gateway.http.detach import Resume
+from gateway.http.head import Head
+from gateway.http.responses import CLOSE_LINE, start_head, with_body
 from gateway.wires import Wire
 
-#: What a client may send behind a parked poll before it is cut off.
+POLL_WAIT_SECONDS: Final = 25.0
+MAX_POLL_WAIT_SECONDS: Final = 60.0
+#: Bytes that a client may send behind a parked poll before it is cut off.
 _MAX_EARLY_BYTES: Final = 16_384
-Resume = Callable[[bytes], None]
-#: Stands in the buffer for what was missed: it takes a place in the count, so that a client that
-#: has been told acknowledges it like a message.
+#: Stands in a session's buffer for messages that were missed. A gap takes a place in the count of
+#: messages, so a client that has been told of the gap acknowledges it like a message.
 _GAP: Final = b""
 _COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
 
+_HEAD: Final = start_head(200, {"content-type": "application/json", "cache-control": "no-store"})
+
+
+class Poll(enum.Enum):
+    """Whether a request of a session's client is waiting."""
+
+    NONE = "no request waits; the session ends when its grace does"
+    PARKED = "a request waits for a message"
+    DUE = "a request waits and a message is there; it is answered at the end of the loop's turn"
+
 
 class ParkedPoll:
-    """A request whose answer waits for a message: the wire's holder until then."""
+    """A request whose answer waits for a message: the holder of a lent wire until then."""
 
-    __slots__ = ("_early", "_head", "_resume", "_session", "_wire")
+    __slots__ = ("_cors_lines", "_early", "_resume", "_session", "_wait_seconds", "_wire")
 
-    def __init__(self, session: PollSession, head: bytes, resume: Resume | None) -> None:
-        """`head` is the answer's head, but for its length and whether the connection persists.
-
-        `resume` takes the socket back; without it, the answer is the connection's last.
-        """
+    def __init__(self, session: PollSession, *, cors_lines: bytes, wait_seconds: float) -> None:
         self._session = session
-        self._head = head
-        self._resume = resume
+        self._cors_lines = cors_lines
+        self._wait_seconds = wait_seconds
+        self._resume: Resume | None = None
         self._wire: Wire | None = None
         self._early = b""
 
-    def attach(self, wire: Wire) -> None:
-        """Take the socket."""
+    @property
+    def most_answer_bytes(self) -> int:
+        """The length that the answer may reach: a full buffer, and the message that joins it."""
+        return self._session.most_answer_bytes
+
+    def attach(self, wire: Wire, resume: Resume | None) -> None:
+        """Take the socket and wait for a message.
+
+        `resume` gives the socket back to HTTP; without it, the answer is the connection's last.
+        """
         self._wire = wire
+        self._resume = None if self._session.moves_next() else resume
         wire.listen()
+        self._session.park(self, wait_seconds=self._wait_seconds)
+
+    def vanished(self) -> None:
+        """Take note that the client had gone before its socket could be taken."""
+        self._session.rest()
 
     def answer(self, body: bytes, *, last: bool = False) -> None:
-        """Answer, and give the socket back to HTTP with what came meanwhile; or close it."""
+        """Answer, and give the socket back to HTTP with the bytes behind the request, or close."""
         wire, self._wire = self._wire, None
         if wire is None:
             return
         resume = None if last else self._resume
-        persistence = b"connection: close\r\n" if resume is None else b""
-        length = b"content-length: %d\r\n\r\n" % len(body)
-        written = wire.write(self._head + persistence + length + body)
+        head = b"".join((_HEAD, self._cors_lines, CLOSE_LINE if resume is None else b""))
+        written = wire.write(with_body(head, body))
         if not written:
             wire.abort()
         elif resume is None:
@@ -65,7 +97,7 @@ class ParkedPoll:
             wire.abort()
 
     def overflowed(self) -> bool:
-        """Refuse to answer a client that does not read its answers: it is cut off."""
+        """Make no room: a client that does not read its earlier answers is cut off."""
         return False
 
     def received(self, data: bytes) -> None:
@@ -76,15 +108,16 @@ class ParkedPoll:
             self.abort()
 
     def lost(self) -> None:
-        """The client went away; its session waits for it."""
+        """Take note that the client went away; its session waits for the next poll."""
         self._wire = None
         self._session.unpark(self)
 
 
 class PollSession(Connection):
-    """What a long-poll client has instead of a socket: a bounded buffer, between polls too.
+    """The connection of a long-poll client: a bounded buffer that is there between polls too.
 
-    A message stays until a cursor acknowledges it; cursors are `<key>.<messages so far>`.
+    A message stays in the buffer until a cursor acknowledges it. A cursor is
+    `<key>.<count of messages so far>`: the key names the session, the count what the client has.
     """
 
     __slots__ = (
@@ -92,27 +125,29 @@ class PollSession(Connection):
         "_answered",
         "_buffer",
         "_bytes",
-        "_flushing",
+        "_moves",
         "_parked",
+        "_poll",
         "_sessions",
         "key",
-        "moves",
     )
     transport: ClassVar[str] = "poll"
     form = staticmethod(json_form)
 
-    def __init__(self, identity: Identity, sessions: PollSessions, *, gap: bool) -> None:
-        super().__init__(identity, sessions.keeper)
+    def __init__(
+        self, identity: Identity, keeper: Keeper, sessions: PollSessions, *, gap: bool
+    ) -> None:
+        super().__init__(identity, keeper)
         self.key = secrets.token_urlsafe(12)
         self.state = State.OPEN  # there is no handshake to wait for
         self._sessions = sessions
         self._buffer = [_GAP] if gap else []  # a deque takes 760 bytes, empty
         self._bytes = 0
-        self._acknowledged = 0
-        self._answered = 0
-        self._parked: ParkedPoll | None = None
-        self._flushing = False
-        self.moves = False  # the next answer is its connection's last: time for another node
+        self._acknowledged = 0  # messages that the client is known to have
+        self._answered = 0  # messages up to the end of the last answer
+        self._poll = Poll.NONE
+        self._parked: ParkedPoll | None = None  # the waiting request; None in Poll.NONE
+        self._moves = False  # the next answer is its connection's last: time for another node
 
     def write(self, data: bytes) -> bool:
         """Buffer one message; a parked poll is answered at the end of the loop's turn."""
@@ -122,27 +157,27 @@ class PollSession(Connection):
             self._bytes += len(data)
         elif self._all_answered() or self._buffer[-1] is not _GAP:
             self._buffer.append(_GAP)
-        if self._parked is not None and not self._flushing:
-            self._flushing = True
-            self._sessions.soon(self._flush)  # the rest of the batch goes with it
+        if self._poll is Poll.PARKED:
+            self._poll = Poll.DUE
+            self._sessions.soon(self._answer_due)  # the rest of the batch goes with the answer
         return fits
 
     @property
     def most_answer_bytes(self) -> int:
-        """The length that an answer may reach: all that the buffer holds, with what joins it."""
+        """The length that an answer may reach: a full buffer, and the message that joins it."""
         return 2 * self._keeper.bounds.poll_buffer_bytes
 
     def belongs_to(self, identity: Identity) -> bool:
-        """Whether a credential speaks for the user and device that opened this session."""
+        """Whether a credential is of the user and device that opened this session."""
         return (self.user, self.device) == (identity.user, identity.device)
 
     def knows(self, count: int) -> bool:
-        """Whether a cursor is one this session still can answer."""
+        """Whether a cursor's count is one that this session can still answer."""
         return count in (self._acknowledged, self._answered)
 
     def poll(self, count: int) -> bytes | None:
         """Acknowledge up to `count`; return an answer, or None where there is nothing to say."""
-        self._unpark_with(self.empty())
+        self._answer_parked(self.empty())
         if count == self._answered:
             self._acknowledge()
         elif self._answered > self._acknowledged:
@@ -150,35 +185,35 @@ class PollSession(Connection):
         return self._fresh()
 
     def empty(self) -> bytes:
-        """Return the answer of a poll that nothing came for."""
+        """Return the answer of a poll for which no message came."""
         return self._body([])
 
     def park(self, parked: ParkedPoll, *, wait_seconds: float) -> None:
-        """Let a request wait for a message."""
-        self._parked = parked
+        """NONE → PARKED: let a request wait for a message."""
+        self._poll, self._parked = Poll.PARKED, parked
         self._keeper.wake_at(self, wait_seconds)
 
     def unpark(self, parked: ParkedPoll) -> None:
-        """Take note that a parked request is gone; the session waits for the next."""
+        """PARKED, DUE → NONE: a waiting request is gone; the session waits for the next."""
         if self._parked is parked:
-            self._parked = None
+            self._poll, self._parked = Poll.NONE, None
             self.rest()
 
     def rest(self) -> None:
-        """Wait for the next poll for the grace time."""
+        """Wait for the next poll, for the grace."""
         self._keeper.wake_at(self, self._keeper.bounds.poll_grace_seconds)
 
     def wake(self) -> None:
-        """End the wait of a parked poll, or a session that nobody polls any more."""
-        if self._parked is not None:
-            self._unpark_with(self.empty())
-        else:
+        """End the wait of a parked poll, or a session whose client does not poll any more."""
+        if self._poll is Poll.NONE:
             self._end("expired")
+        else:
+            self._answer_parked(self.empty())
 
     def close(self, close: Close) -> None:
         """Answer a parked poll at once and end the session."""
         body = self._fresh() or self.empty()
-        self._unpark_with(body, last=True)
+        self._answer_parked(body, last=True)
         self._end(close.reason)
 
     def part(self, close: Close, delay_seconds: float) -> None:  # noqa: ARG002
@@ -187,29 +222,31 @@ class PollSession(Connection):
 
     def aged(self) -> None:
         """Let the next answer close its connection; the session lives on."""
-        self.moves = True
+        self._moves = True
 
-    def moved(self) -> None:
-        """Take note that an answer closes its connection."""
-        self.moves = False
-        self._keeper.age_at(self, None)
+    def moves_next(self) -> bool:
+        """Whether the answer that is being made closes its connection; the next one does not."""
+        moves, self._moves = self._moves, False
+        if moves:
+            self._keeper.age_at(self, None)
+        return moves
 
     def expired(self) -> None:
         """Answer a parked poll at once: the next one needs another token."""
-        if self._parked is not None:
-            self._unpark_with(self.empty())
+        self._answer_parked(self.empty())
 
     def _end(self, reason: str) -> None:
         self._sessions.forget(self.key)
-        self._closed(reason)
+        self._forget(reason)
 
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._parked is not None and (body := self._fresh()):
-            self._unpark_with(body)
+    def _answer_due(self) -> None:
+        if self._poll is Poll.DUE and (body := self._fresh()):
+            self._answer_parked(body)
 
-    def _unpark_with(self, body: bytes, *, last: bool = False) -> None:
+    def _answer_parked(self, body: bytes, *, last: bool = False) -> None:
+        """PARKED, DUE → NONE: answer the waiting request, if there is one."""
         parked, self._parked = self._parked, None
+        self._poll = Poll.NONE
         if parked is not None:
             parked.answer(body, last=last)
             self.rest()
@@ -224,43 +261,75 @@ class PollSession(Connection):
         self._acknowledged = self._answered
 
     def _fresh(self) -> bytes | None:
+        """Return an answer of everything in the buffer; None where it is empty."""
         if not self._buffer:
             return None
         self._answered = self._acknowledged + len(self._buffer)
         return self._outstanding()
 
     def _outstanding(self) -> bytes:
+        """Return the last answer again: everything answered and not acknowledged."""
         return self._body(self._buffer[: self._answered - self._acknowledged])
 
     def _body(self, items: list[bytes]) -> bytes:
         cursor = b"%s.%d" % (self.key.encode("ascii"), self._acknowledged + len(items))
         messages = b", ".join(item for item in items if item is not _GAP)
-        told = b', "gap": true' if _GAP in items else b""
-        return b'{"cursor": "%s", "messages": [%s]%s}' % (cursor, messages, told)
+        gap = b', "gap": true' if _GAP in items else b""
+        return b'{"cursor": "%s", "messages": [%s]%s}' % (cursor, messages, gap)
 
 
 class PollSessions:
-    """The node's long-poll sessions, by the key in their cursors."""
+    """The way in of a node's long-poll clients, and their sessions by the key in their cursors."""
 
-    def __init__(self, keeper: Keeper, *, soon: Callable[[Callable[[], None]], object]) -> None:
-        """`soon` defers a call to the end of the event loop's turn."""
-        self.keeper = keeper
-        self.soon = soon
+    def __init__(self, *, soon: Callable[[Callable[[], None]], object] | None = None) -> None:
+        """`soon` defers a call to the end of the loop's turn: call_soon of the running loop."""
+        self.soon = soon or asyncio.get_running_loop().call_soon
         self._sessions: dict[str, PollSession] = {}
 
-    def open(self, identity: Identity, *, gap: bool) -> PollSession:
+    async def connect(self, head: Head, entry: Entry) -> ASGIApp:
+        """Answer `GET /poll?cursor=C&wait=S`: at once, or park it; or refuse the request.
+
+        Raises:
+            HTTPException: the request is refused, or `wait` is no number of seconds.
+        """
+        cursor = head.query.get("cursor")
+        held = cursor is not None and self.holds(cursor)
+        admitted = await entry.admit(head, new=not held)
+        identity = admitted.identity
+        wait_seconds = _wait_seconds(head)
+        found = self.find(cursor, identity) if cursor else None
+        if found is None:
+            if held:  # another user's session, or a count that is not the session's
+                entry.refuse_for_load(admitted)
+            session, count = self.open(identity, entry.node, gap=bool(cursor)), 0
+            await entry.register(session, admitted)
+        else:
+            session, count = found
+            entry.node.renew(session, identity)
+        body = session.poll(count)
+        if body is None and wait_seconds > 0 and session.state is State.OPEN:
+            cors_lines = admitted.cors_lines
+            return entry.park(ParkedPoll(session, cors_lines=cors_lines, wait_seconds=wait_seconds))
+        if session.state is State.OPEN:
+            session.rest()
+        headers = {"cache-control": "no-store", **admitted.cors}
+        if session.moves_next():
+            headers["connection"] = "close"
+        return Response(body or session.empty(), media_type="application/json", headers=headers)
+
+    def open(self, identity: Identity, keeper: Keeper, *, gap: bool) -> PollSession:
         """Make a session; a `gap` tells the client that it may have missed messages."""
-        session = PollSession(identity, self, gap=gap)
+        session = PollSession(identity, keeper, self, gap=gap)
         self._sessions[session.key] = session
         session.rest()
         return session
 
     def holds(self, cursor: str) -> bool:
-        """Whether a cursor is of a session that is here, whoever's it is."""
+        """Whether a cursor is of a session of this node, whichever user's."""
         return cursor.rpartition(".")[0] in self._sessions
 
     def find(self, cursor: str, identity: Identity) -> tuple[PollSession, int] | None:
-        """Return the session and count that a cursor names, if it is this user's and known."""
+        """Return the session and count that a cursor names, if this user's session knows both."""
         key, _, count = cursor.rpartition(".")
         session = self._sessions.get(key)
         if session is None or not session.belongs_to(identity):
@@ -272,3 +341,16 @@ class PollSessions:
     def forget(self, key: str) -> None:
         """Drop a session that has ended."""
         self._sessions.pop(key, None)
+
+
+def _wait_seconds(head: Head) -> float:
+    text = head.query.get("wait")
+    if text is None:
+        return POLL_WAIT_SECONDS
+    try:
+        wait_seconds = float(text)
+    except ValueError as error:
+        raise HTTPException(400, f"wait is a number of seconds: {text[:20]!r}") from error
+    if not wait_seconds >= 0:  # also false for NaN
+        raise HTTPException(400, "wait is 0 or more seconds")
+    return min(wait_seconds, MAX_POLL_WAIT_SECONDS)

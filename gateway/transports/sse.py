@@ -7,14 +7,15 @@ from typing import ClassVar, Final
 
 import msgspec
 from sse_starlette.event import ServerSentEvent
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
-from gateway.closes import Close, Next
-from gateway.connection import (
-    CLOSE_GRACE_SECONDS,
-    State,
-    StreamConnection,
-)
-from gateway.delivery import Delivery, json_form
+from gateway.connections.closes import CLOSE_GRACE_SECONDS, Close, Next
+from gateway.connections.connection import State, StreamConnection
+from gateway.connections.delivery import Delivery, json_form
+from gateway.entry.entry import Entry, Overloaded, count_refusal
+from gateway.http.head import Head
+from gateway.http.responses import END_HEAD, start_head
 
 BINARY_TYPE: Final = "pushgate.binary"
 #: The client's own delay before it reconnects, drawn per client, in milliseconds.
@@ -22,19 +23,38 @@ RETRY_MS: Final = (1_000, 5_000)
 #: The same where its turn to reconnect was drawn for it already.
 _PARTING_RETRY_MS: Final = (100, 1_000)
 _COMMENT: Final = b":\n\n"
-# The stream ends with the connection: one framing fewer on each event, and a cut is a clean end.
-_HEAD: Final = (
-    b"HTTP/1.1 200 OK\r\n"
-    b"content-type: text/event-stream; charset=utf-8\r\n"
-    b"cache-control: no-store\r\n"
-    b"x-accel-buffering: no\r\n"
-    b"connection: close\r\n"
+# The stream ends with its connection: without a content-length or chunks each event is framed once
+# less, and a connection that is cut ends the stream cleanly.
+_HEAD: Final = start_head(
+    200,
+    {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-store",
+        "x-accel-buffering": "no",
+        "connection": "close",
+    },
 )
 
 
-def head(extra_headers: bytes) -> bytes:
-    """Return the response's head; the first comment makes intermediaries pass it on."""
-    return _HEAD + extra_headers + b"\r\n" + _COMMENT
+async def connect(head: Head, entry: Entry) -> ASGIApp:
+    """Answer `GET /sse`: hold the request's socket as an event stream, or refuse the request."""
+    try:
+        admitted = await entry.admit(head)
+    except Overloaded as overloaded:
+        if "text/event-stream" not in head.fields.get("accept", ""):
+            raise
+        # An EventSource that gets a 503 never reconnects; when a stream ends, it does. The metric
+        # counts the refusal that it is.
+        count_refusal(overloaded)
+        headers = {"cache-control": "no-store", "connection": "close", **entry.cors(head)}
+        return Response(retry(), media_type="text/event-stream", headers=headers)
+    connection = SseConnection(admitted.identity, entry.node)
+    return entry.hold(connection, admitted, stream_head(admitted.cors_lines))
+
+
+def stream_head(cors_lines: bytes) -> bytes:
+    """Return the response's head and a comment, at which intermediaries pass the head on."""
+    return b"".join((_HEAD, cors_lines, END_HEAD, _COMMENT))
 
 
 def event(delivery: Delivery) -> bytes:
@@ -94,11 +114,11 @@ class SseConnection(StreamConnection):
 
     def say_goodbye(self, close: Close) -> None:
         """Say why, and end the stream; the client comes back after its delay."""
-        if self._wire is not None:
+        if self.wire is not None:
             delay = RETRY_MS if close.next is Next.LATER else _PARTING_RETRY_MS
             retry_ms = random.randint(*delay)  # noqa: S311
             last = control("close", retry_ms=retry_ms, code=close.code, reason=close.reason)
-            self._wire.write(last)
-            self._wire.close()
+            self.wire.write(last)
+            self.wire.close()
             # Closing waits for the flush, for ever if the peer does not read.
             self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)

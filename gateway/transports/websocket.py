@@ -11,39 +11,52 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final, Literal
 
 import msgspec
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
-from gateway.closes import Close
-from gateway.connection import (
-    CLOSE_GRACE_SECONDS,
-    Identity,
-    Keeper,
-    State,
-    StreamConnection,
-    Unrefreshed,
-)
-from gateway.delivery import Delivery, json_form
+from gateway.connections.closes import CLOSE_GRACE_SECONDS, Close
+from gateway.connections.connection import Keeper, State, StreamConnection, Unrefreshed
+from gateway.connections.delivery import Delivery, json_form
+from gateway.connections.identity import Identity
+from gateway.entry.entry import Entry
+from gateway.errors import GatewayError
+from gateway.http.head import Head
+from gateway.http.responses import END_HEAD, field_lines, start_head
 from gateway.transports.inbound import Inbound
 
 PLAIN: Final = "pushgate.plain"
 V1: Final = "pushgate.v1"
-BEARER_PREFIX: Final = "bearer."
 
+_SWITCHING: Final = start_head(101, {"Upgrade": "websocket", "Connection": "Upgrade"})
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 _MEDIUM: Final = struct.Struct("!BBH")
 _LONG: Final = struct.Struct("!BBQ")
 _encode = msgspec.json.Encoder().encode
 
 
-class BadHandshake(Exception):
-    """Not a WebSocket opening handshake (§4.2.1); `status` is what to answer."""
+class BadHandshake(GatewayError):
+    """A request is no WebSocket opening handshake (§4.2.1); it is answered with `status`."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+
+
+async def connect(head: Head, entry: Entry) -> ASGIApp:
+    """Answer `GET /ws`: hold the request's socket as a WebSocket, or refuse the request."""
+    offered = head.subprotocols
+    admitted = await entry.admit(head, offered)
+    try:
+        answer, subprotocol = answer_handshake(head.fields, offered)
+    except BadHandshake as bad:
+        headers = {"upgrade": "websocket", "sec-websocket-version": "13", **admitted.cors}
+        raise HTTPException(bad.status, bad.detail, headers) from bad
+    connection = WebSocketConnection(admitted.identity, entry.node, subprotocol=subprotocol)
+    return entry.hold(connection, admitted, answer)
 
 
 def answer_handshake(
@@ -67,28 +80,23 @@ def answer_handshake(
     if not right_length:
         raise BadHandshake(400, "Sec-WebSocket-Key is not 16 bytes in base64")
     subprotocol = next((name for name in offered if name in (PLAIN, V1)), None)
-    lines = [
-        "HTTP/1.1 101 Switching Protocols",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Accept: {accept_key(key)}",
-    ]
+    fields = {"Sec-WebSocket-Accept": accept_key(key)}
     if subprotocol is not None:
-        lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
-    return "\r\n".join([*lines, "", ""]).encode("ascii"), subprotocol
+        fields["Sec-WebSocket-Protocol"] = subprotocol
+    return b"".join((_SWITCHING, field_lines(fields), END_HEAD)), subprotocol
 
 
 def plain_frame(delivery: Delivery) -> bytes:
     """One frame holding the payload alone."""
-    return _whole(Opcode.BINARY if delivery.text is None else Opcode.TEXT, delivery.payload)
+    return _frame(Opcode.BINARY if delivery.text is None else Opcode.TEXT, delivery.payload)
 
 
 def v1_frame(delivery: Delivery) -> bytes:
     """One text frame holding the JSON object of `pushgate.v1`."""
-    return _whole(Opcode.TEXT, delivery.encoded(json_form))
+    return _frame(Opcode.TEXT, delivery.encoded(json_form))
 
 
-def _whole(opcode: Opcode, payload: bytes) -> bytes:
+def _frame(opcode: Opcode, payload: bytes) -> bytes:
     """One message as one unmasked frame (§5.2).
 
     websockets' Frame.serialize takes 1.1 µs, a third of what sending takes beside the kernel.
@@ -111,7 +119,7 @@ class Ping(enum.Enum):
 
 def control_frame(control: str, **fields: object) -> bytes:
     """One text frame of `pushgate.v1` for the client library: `control` and no `data`."""
-    return _whole(Opcode.TEXT, _encode({"control": control, **fields}))
+    return _frame(Opcode.TEXT, _encode({"control": control, **fields}))
 
 
 class _Refresh(msgspec.Struct):
@@ -223,7 +231,7 @@ class WebSocketConnection(StreamConnection):
 
     def say_goodbye(self, close: Close) -> None:
         """Send a Close frame and give the client a moment: it should close first."""
-        if self._wire is not None:
+        if self.wire is not None:
             frame = Frame(Opcode.CLOSE, CloseFrame(close.code, close.reason).serialize())
-            self._wire.write(frame.serialize(mask=False))
+            self.wire.write(frame.serialize(mask=False))
             self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)

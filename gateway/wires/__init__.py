@@ -1,4 +1,11 @@
-"""How bytes reach a held socket. Wires know no protocol."""
+"""How bytes reach a held socket.
+
+A wire holds one socket that has left HTTP, and knows no protocol: bytes in, bytes out, and a
+bounded backlog where the peer does not read. `epoll` is the cheapest wire (Linux, plaintext),
+`transport` works everywhere, `choice` decides between them, `burst` writes a batch to many wires.
+This wing is a leaf: it imports no other part of the gateway, and connections and transports
+import it.
+"""
 
 from __future__ import annotations
 
@@ -6,53 +13,49 @@ from typing import Protocol
 
 
 class Wire(Protocol):
-    """A held socket, as whoever holds it sees it. Nothing is received before `listen`."""
+    """A held socket, as its holder sees it. Nothing is received before `listen`."""
+
+    #: A descriptor that takes the next write at once, past the wire, while the backlog is empty
+    #: and nothing closes; else -1. See burst.py.
+    direct: int
 
     def listen(self) -> None:
-        """Begin to receive; what came before waits in the kernel."""
+        """Begin to receive; earlier bytes wait in the kernel."""
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` to the kernel or the bounded buffer, in order.
+        """Hand `data` to the kernel or the bounded backlog, in order.
 
         Returns False when the socket is gone, or the holder was told of an overflow and did not
         make room.
         """
 
-    def begun(self, rest: bytes) -> None:
-        """Send the rest of a write that its holder began itself, where the wire let it."""
+    def finish(self, rest: bytes) -> None:
+        """Send the rest of a write that was begun at `direct`."""
 
     def drop_oldest(self, notice: bytes) -> int:
-        """Make room: drop the oldest writes of which nothing is out yet, and return how many.
+        """Make room: drop the oldest writes that have not begun to go out; return their number.
 
         `notice` is sent in their place.
         """
 
     def drop_all(self) -> None:
-        """Drop every write of which nothing is out yet."""
+        """Drop every write that has not begun to go out."""
 
     def close(self) -> None:
-        """Close after what was written; nothing more is received. Harmless when repeated."""
+        """Close after the backlog is sent; nothing more is received. Harmless when repeated."""
 
     def abort(self) -> None:
-        """Close at once: waiting for a stalled peer's flush may take for ever."""
+        """Close at once: to send a stalled peer its backlog may take for ever."""
 
 
-class Held(Protocol):
-    """Whoever holds a wire."""
+class Holder(Protocol):
+    """What holds a wire: a connection, or a parked poll request."""
 
     def received(self, data: bytes) -> None:
         """Take inbound bytes."""
 
     def overflowed(self) -> bool:
-        """Make room, which is True, or end it: the peer does not read, and the buffer is full."""
+        """Make room in the full backlog, which is True, or end a peer that does not read."""
 
     def lost(self) -> None:
-        """The socket is gone. Called once, also after `close` and `abort`."""
-
-
-class Streamed(Held, Protocol):
-    """Whoever holds a wire for many messages."""
-
-    #: Set by the wire: a descriptor that takes a write at once, without the wire, while nothing
-    #: waits and nothing ends; else -1.
-    direct: int
+        """Take note that the socket is gone. Called once, also after `close` and `abort`."""

@@ -1,4 +1,4 @@
-"""What waits for one socket whose peer does not read: whole writes, in order."""
+"""Writes that wait for one socket whose peer does not read: whole writes, in order."""
 
 from __future__ import annotations
 
@@ -6,66 +6,66 @@ from collections import deque
 
 
 class Backlog:
-    """Writes that the kernel did not take. Its owner keeps it bounded.
+    """Writes that the kernel did not take. The wire that owns a backlog keeps it bounded.
 
-    A write of which a part is out can't be dropped any more: the peer would see a torn message.
+    A write that has begun to go out can't be dropped any more: the peer would see a torn message.
     """
 
-    __slots__ = ("_begun", "_out", "_parts", "size")
+    __slots__ = ("_begun", "_sent_of_first", "_writes", "size")
 
     def __init__(self, data: bytes, *, begun: bool) -> None:
-        """`begun` says that `data` is the rest of a write."""
-        self._parts = deque((data,))
+        """`begun` says that `data` is the rest of a write of which a part is sent."""
+        self._writes = deque((data,))
         self._begun = begun
-        self._out = (
-            0  # so much of the first is out: it may be long, and is not copied for each step
-        )
+        # An offset, since the first write may be long, and a slice at each step would copy it.
+        self._sent_of_first = 0
         self.size = len(data)
 
     def append(self, data: bytes) -> None:
         """Let one more write wait."""
-        self._parts.append(data)
+        self._writes.append(data)
         self.size += len(data)
 
     def first(self) -> bytes | memoryview:
-        """Return what goes out next; there must be something."""
-        first = self._parts[0]
-        return memoryview(first)[self._out :] if self._out else first
+        """Return the unsent bytes of the first write; the backlog must not be empty."""
+        first = self._writes[0]
+        return memoryview(first)[self._sent_of_first :] if self._sent_of_first else first
 
     def sent(self, count: int) -> None:
-        """Take note that so much of the first is out."""
+        """Take note that `count` more bytes of the first write are sent."""
         self.size -= count
-        self._out += count
-        self._begun = self._out < len(self._parts[0])
+        self._sent_of_first += count
+        self._begun = self._sent_of_first < len(self._writes[0])
         if not self._begun:
-            self._parts.popleft()
-            self._out = 0
+            self._writes.popleft()
+            self._sent_of_first = 0
 
     def drop_oldest(self, limit: int, notice: bytes) -> int:
-        """Drop the oldest writes, but the last, until at most `limit` bytes wait; return how many.
+        """Drop the oldest writes until at most `limit` bytes wait; return how many were dropped.
 
-        `notice` stands in their place, once however often that happens.
+        The last write stays, however long. `notice` stands in place of the dropped writes, once,
+        also when writes are dropped repeatedly.
         """
-        begun = [self._parts.popleft()] if self._begun else []
-        told = bool(notice and self._parts and self._parts[0] == notice)
-        if told:
-            self._parts.popleft()
+        begun = [self._writes.popleft()] if self._begun else []
+        noticed = bool(notice and self._writes and self._writes[0] == notice)
+        if noticed:
+            self._writes.popleft()
             self.size -= len(notice)
         dropped = 0
-        while len(self._parts) > 1 and self.size + len(notice) > limit:
-            self.size -= len(self._parts.popleft())
+        while len(self._writes) > 1 and self.size + len(notice) > limit:
+            self.size -= len(self._writes.popleft())
             dropped += 1
-        if notice and (dropped or told):
+        if notice and (dropped or noticed):
             begun.append(notice)
             self.size += len(notice)
-        self._parts.extendleft(reversed(begun))
+        self._writes.extendleft(reversed(begun))
         return dropped
 
     def drop_all(self) -> None:
-        """Drop all that may be dropped."""
-        kept = [self._parts[0]] if self._begun else []
-        self._parts = deque(kept)
-        self.size = sum(map(len, kept)) - self._out
+        """Drop every write that has not begun to go out."""
+        kept = [self._writes[0]] if self._begun else []
+        self._writes = deque(kept)
+        self.size = sum(map(len, kept)) - self._sent_of_first
 
     def __bool__(self) -> bool:
-        return bool(self._parts)
+        return bool(self._writes)

@@ -1,4 +1,4 @@
-"""Which wire holds a socket: chosen by what the system and the socket allow, or by a setting."""
+"""Which wire holds a socket: chosen by what system and socket allow, or by PUSHGATE_WIRE."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import select
 from typing import Literal
 
-from gateway.wires import Held, Streamed, Wire
+from gateway.wires import Holder, Wire
 from gateway.wires.epoll import EpollSet
 from gateway.wires.transport import LentWire, TransportWire
 
@@ -19,28 +19,28 @@ class Wires:
     def __init__(
         self, choice: Choice, *, loop: asyncio.AbstractEventLoop, send_buffer_bytes: int
     ) -> None:
-        """`epoll` is Linux's; `auto` takes it where it is there."""
-        there = hasattr(select, "epoll")
-        self._epoll = EpollSet(loop) if choice != "transport" and there else None
+        """`epoll` exists on Linux; `auto` takes epoll where it exists."""
+        available = hasattr(select, "epoll")
+        self._epoll = EpollSet(loop) if choice != "transport" and available else None
         self._send_buffer_bytes = send_buffer_bytes
 
-    def hold(self, transport: asyncio.Transport, held: Streamed) -> Wire:
+    def hold(self, transport: asyncio.Transport, holder: Holder) -> Wire:
         """Take a socket that stays held until it ends."""
         limit = self._send_buffer_bytes
-        # TLS lives in the transport: without it the bytes would be ciphertext.
+        # TLS lives in the transport: outside of it the socket carries ciphertext.
         if self._epoll is not None and transport.get_extra_info("sslcontext") is None:
             try:
-                return self._epoll.take(transport, held, send_buffer_bytes=limit)
-            except OSError:  # no descriptor is left for the moment that it takes two
+                return self._epoll.take(transport, holder, send_buffer_bytes=limit)
+            except OSError:  # no descriptor is left; taking a socket needs two for a moment
                 pass
-        return TransportWire(transport, held, limit=limit)
+        return TransportWire(transport, holder, limit=limit)
 
-    def lend(self, transport: asyncio.Transport, held: Held, *, answer_bytes: int) -> Wire:
+    def lend(self, transport: asyncio.Transport, holder: Holder, *, answer_bytes: int) -> Wire:
         """Take a socket that goes back to HTTP after one answer of at most `answer_bytes`."""
         limit = self._send_buffer_bytes + answer_bytes
-        return LentWire(transport, held, limit=limit)
+        return LentWire(transport, holder, limit=limit)
 
     def close(self) -> None:
-        """Stop watching what is held."""
+        """Stop watching the held sockets."""
         if self._epoll is not None:
             self._epoll.close()

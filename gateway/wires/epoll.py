@@ -1,8 +1,8 @@
 """A wire over an epoll set of its own (Linux, plaintext): a descriptor and a slotted object.
 
-The event loop watches the set's one descriptor, so it knows nothing of the sockets in it, and an
-idle connection costs no transport, no protocol and no handle. Level-triggered: what is not read
-in one turn is reported in the next.
+The event loop watches the set's one descriptor and knows nothing of the sockets in the set, so an
+idle connection costs no transport, no protocol and no handle. Level-triggered: bytes that are not
+read in one turn of the loop are reported again in the next.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from gateway.wires import Streamed
+from gateway.wires import Holder
 from gateway.wires.backlog import Backlog
 
 log = structlog.get_logger("gateway.wires.epoll")
@@ -26,36 +26,37 @@ _WRITING: Final = select.EPOLLOUT
 
 
 class EpollSet:
-    """The sockets of one event loop that are held outside of it."""
+    """The sockets of one event loop that are held outside of the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._epoll = select.epoll()
-        self._wires: list[EpollWire | None] = []  # by descriptor: a dict would cost ten times that
+        # Indexed by descriptor: a dict would take ten times the memory.
+        self._wires: list[EpollWire | None] = []
         loop.add_reader(self._epoll.fileno(), self._turn)
 
     def close(self) -> None:
-        """Stop watching. The sockets are their holders' to close."""
+        """Stop watching. Closing the sockets is left to their holders."""
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
     def take(
-        self, transport: asyncio.Transport, held: Streamed, *, send_buffer_bytes: int
+        self, transport: asyncio.Transport, holder: Holder, *, send_buffer_bytes: int
     ) -> EpollWire:
-        """Take a transport's socket; the transport is over.
+        """Take a transport's socket out of the event loop; the transport ends.
 
         Raises:
-            OSError: no descriptor is left; the transport is as it was.
+            OSError: no descriptor is left; the transport is unchanged.
         """
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
-        transport.set_protocol(_NOBODY)
-        transport.abort()  # closes its own descriptor; the socket lives on in ours
+        transport.set_protocol(_UNHEARD)
+        transport.abort()  # closes the transport's own descriptor; the socket lives on in ours
         if descriptor >= len(self._wires):
             self._wires += [None] * (descriptor + 1 - len(self._wires))
-        return EpollWire(self, descriptor, held, send_buffer_bytes)
+        return EpollWire(self, descriptor, holder, send_buffer_bytes)
 
     def watch(self, descriptor: int, wire: EpollWire, events: int) -> None:
-        """Tell a wire of these events from now on."""
+        """Report these events to a wire from now on, and no others."""
         if self._wires[descriptor] is None:
             self._wires[descriptor] = wire
             self._epoll.register(descriptor, events)
@@ -78,7 +79,7 @@ class EpollSet:
             try:
                 wire.ready(events)
             except Exception:
-                # One connection's fault ends that connection, as with a transport, and no other.
+                # An error in one connection ends that connection alone, as with a transport.
                 log.exception("a held connection failed")
                 wire.abort()
 
@@ -86,13 +87,23 @@ class EpollSet:
 class EpollWire:
     """Holds one socket."""
 
-    __slots__ = ("_closing", "_descriptor", "_held", "_limit", "_listening", "_set", "_unsent")
+    __slots__ = (
+        "_closing",
+        "_descriptor",
+        "_holder",
+        "_limit",
+        "_listening",
+        "_set",
+        "_unsent",
+        "direct",
+    )
 
-    def __init__(self, within: EpollSet, descriptor: int, held: Streamed, limit: int) -> None:
-        """`limit` bytes at most wait for a peer that does not read."""
+    def __init__(self, within: EpollSet, descriptor: int, holder: Holder, limit: int) -> None:
+        """At most `limit` bytes wait for a peer that does not read."""
+        self.direct = -1
         self._set = within
         self._descriptor = descriptor
-        self._held = held
+        self._holder = holder
         self._limit = limit
         self._unsent: Backlog | None = None
         self._listening = False
@@ -103,15 +114,15 @@ class EpollWire:
         if self._descriptor >= 0 and not self._closing:
             self._listening = True
             self._watch()
-            self._lend()
+            self._offer_direct()
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` on in order; False when the peer is gone or too far behind."""
+        """Hand `data` to the kernel or the backlog; False when the peer is gone or too slow."""
         if self._descriptor < 0 or self._closing:
             return False
         if self._unsent is not None:
             self._unsent.append(data)
-            return self._unsent.size <= self._limit or self._held.overflowed()
+            return self._unsent.size <= self._limit or self._holder.overflowed()
         try:
             sent = os.write(self._descriptor, data)
         except BlockingIOError:
@@ -119,25 +130,25 @@ class EpollWire:
         except OSError:
             self.abort()
             return False
-        if sent < len(data):  # one write fits, however long: the limit is for what joins it
-            self._wait(Backlog(data[sent:], begun=sent > 0))
+        if sent < len(data):  # one write always fits: the limit is for the writes that join it
+            self._wait_for_room(Backlog(data[sent:], begun=sent > 0))
         return True
 
-    def begun(self, rest: bytes) -> None:
-        """Send the rest of a write that the holder began."""
-        self._wait(Backlog(rest, begun=True))
+    def finish(self, rest: bytes) -> None:
+        """Send the rest of a write that was begun at `direct`."""
+        self._wait_for_room(Backlog(rest, begun=True))
 
     def drop_oldest(self, notice: bytes) -> int:
-        """Drop the oldest writes until the rest fits."""
+        """Drop the oldest writes until the rest of the backlog fits."""
         return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)
 
     def drop_all(self) -> None:
-        """Drop what can be dropped."""
+        """Drop every write that has not begun to go out."""
         if self._unsent is not None:
             self._unsent.drop_all()
 
     def close(self) -> None:
-        """Close after what was written."""
+        """Close after the backlog is sent."""
         if self._unsent is None:
             self.abort()
         elif not self._closing:
@@ -148,13 +159,13 @@ class EpollWire:
         """Close at once."""
         if self._descriptor >= 0:
             self._set.drop(self._descriptor)
-            self._descriptor = self._held.direct = -1
+            self._descriptor = self.direct = -1
             self._unsent = None
-            # Never within the holder's own call, as with a transport.
-            self._set.loop.call_soon(self._held.lost)
+            # In a turn of its own, as with a transport: never within the holder's own call.
+            self._set.loop.call_soon(self._holder.lost)
 
     def ready(self, events: int) -> None:
-        """Do what the kernel says can be done."""
+        """Read and write as far as the kernel says that the socket is ready."""
         if events & _WRITING:
             self._flush()
         if events & ~_WRITING and self._descriptor >= 0:
@@ -170,7 +181,7 @@ class EpollWire:
         if not data:
             self.abort()  # a half-closed peer can't be pushed to for long
         elif self._listening and not self._closing:
-            self._held.received(data)
+            self._holder.received(data)
 
     def _flush(self) -> None:
         unsent = self._unsent
@@ -193,24 +204,26 @@ class EpollWire:
             self.abort()
         else:
             self._watch()
-            self._lend()
+            self._offer_direct()
 
-    def _wait(self, unsent: Backlog) -> None:
+    def _wait_for_room(self, unsent: Backlog) -> None:
         self._unsent = unsent
-        self._held.direct = -1
+        self.direct = -1
         self._watch()
 
-    def _lend(self) -> None:
+    def _offer_direct(self) -> None:
         if self._listening and self._unsent is None:
-            self._held.direct = self._descriptor
+            self.direct = self._descriptor
 
     def _watch(self) -> None:
         reading = _READING if self._listening and not self._closing else 0
         self._set.watch(self._descriptor, self, reading | (_WRITING if self._unsent else 0))
 
 
-class _Nobody(asyncio.Protocol):
+class _Unheard(asyncio.Protocol):
+    """Takes the last calls of a transport whose socket was taken out of the event loop."""
+
     __slots__ = ()
 
 
-_NOBODY: Final = _Nobody()
+_UNHEARD: Final = _Unheard()

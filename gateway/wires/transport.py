@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from gateway.wires import Held
+from gateway.wires import Holder
 from gateway.wires.backlog import Backlog
 
-#: What waits in the transport; the rest waits here, where it can be dropped.
+#: Bytes that may wait in the transport; further writes wait in the wire, where they can be dropped.
 _TRANSPORT_BYTES: Final = 16_384
 
 
 class TransportWire(asyncio.Protocol):
-    """Holds a transport that another protocol gave up (uvloop: about 1.2 KB in all)."""
+    """Holds a transport that HTTP gave up (with uvloop about 1.2 KB in all)."""
 
-    __slots__ = ("_closing", "_held", "_limit", "_paused", "_transport", "_unsent")
+    __slots__ = ("_closing", "_holder", "_limit", "_paused", "_transport", "_unsent")
 
-    def __init__(self, transport: asyncio.Transport, held: Held, *, limit: int) -> None:
-        """Take `transport` over; about `limit` bytes wait for a peer that does not read."""
+    #: The transport alone writes to its socket.
+    direct: int = -1
+
+    def __init__(self, transport: asyncio.Transport, holder: Holder, *, limit: int) -> None:
+        """Become `transport`'s protocol; about `limit` bytes wait for a peer that does not read."""
         self._transport = transport
-        self._held = held
+        self._holder = holder
         self._limit = limit
         self._unsent: Backlog | None = None
         self._paused = False
@@ -34,7 +37,7 @@ class TransportWire(asyncio.Protocol):
         self._transport.resume_reading()
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` on in order; False when the peer is gone or too far behind."""
+        """Hand `data` to the transport or the backlog; False when the peer is gone or too slow."""
         if self._closing or self._transport.is_closing():
             return False
         if not self._paused:
@@ -44,23 +47,23 @@ class TransportWire(asyncio.Protocol):
             self._unsent = Backlog(data, begun=False)
             return True
         self._unsent.append(data)
-        return self._unsent.size <= self._limit or self._held.overflowed()
+        return self._unsent.size <= self._limit or self._holder.overflowed()
 
-    def begun(self, rest: bytes) -> None:
-        """Never comes: the transport alone writes to its socket."""
+    def finish(self, rest: bytes) -> None:
+        """Refuse: `direct` is -1, so no write can have begun there."""
         raise NotImplementedError(f"{len(rest)} bytes")
 
     def drop_oldest(self, notice: bytes) -> int:
-        """Drop the oldest writes until the rest fits."""
+        """Drop the oldest writes until the rest of the backlog fits."""
         return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)
 
     def drop_all(self) -> None:
-        """Drop what the transport does not have yet."""
+        """Drop every write that the transport does not have yet."""
         if self._unsent is not None:
             self._unsent.drop_all()
 
     def close(self) -> None:
-        """Close after what was written."""
+        """Close after the backlog is sent."""
         self._closing = True
         if self._unsent is None:
             self._transport.close()
@@ -72,16 +75,16 @@ class TransportWire(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Pass inbound bytes on."""
+        """Pass inbound bytes to the holder."""
         if not self._closing:
-            self._held.received(data)
+            self._holder.received(data)
 
     def pause_writing(self) -> None:
-        """Let what comes next wait here."""
+        """Let further writes wait in the backlog."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Hand on what waits."""
+        """Hand the backlog to the transport."""
         self._paused = False
         unsent = self._unsent
         while unsent and not self._paused:
@@ -97,8 +100,8 @@ class TransportWire(asyncio.Protocol):
         """Let the transport close itself: a half-closed peer can't be pushed to for long."""
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Tell the holder once."""
-        self._held.lost()
+        """Tell the holder, once."""
+        self._holder.lost()
 
 
 class LentWire(TransportWire):
@@ -107,10 +110,10 @@ class LentWire(TransportWire):
     __slots__ = ()
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` to the transport; False when it holds too much of earlier answers."""
+        """Hand `data` to the transport; False when the transport still holds earlier answers."""
         if self._transport.is_closing():
             return False
         if self._transport.get_write_buffer_size() + len(data) > self._limit:
-            return self._held.overflowed()
+            return self._holder.overflowed()
         self._transport.write(data)
         return not self._transport.is_closing()

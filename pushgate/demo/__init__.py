@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from gateway import metrics as gateway_metrics
 from processor import metrics as processor_metrics
-from processor.kafka import KafkaError
+from processor.reading.kafka import KafkaError
 from pushgate.publish import Publisher
 from pushgate.token import mint
 from registry.directory import Registry, RegistryUnavailable

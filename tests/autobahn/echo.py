@@ -1,4 +1,4 @@
-"""A real public listener with one more route, `/echo`: a held WebSocket that says it all again."""
+"""A real public listener with one more transport, `/echo`: a WebSocket that says all again."""
 
 import asyncio
 import time
@@ -7,17 +7,16 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from pydantic import SecretStr
-from starlette.requests import Request
-from starlette.routing import Route
 from starlette.types import ASGIApp
 from websockets.frames import Frame, Opcode
 
-from gateway.app import Admitted, Hold
-from gateway.connection import Identity
+from gateway.connections.identity import Identity
+from gateway.entry.entry import Admitted, Entry
+from gateway.http.head import Head
 from gateway.server import Gateway
 from gateway.settings import GatewaySettings
 from gateway.transports.websocket import WebSocketConnection, answer_handshake
-from gateway.wires.choice import Choice, Wires
+from gateway.wires.choice import Choice
 from pushgate.embedded import LOOPBACK
 from tests.support.processes import INTERNAL_SECRET, JWT_SECRET
 
@@ -41,6 +40,14 @@ class EchoConnection(WebSocketConnection):
         self.write(frame.serialize(mask=False))
 
 
+async def connect(head: Head, entry: Entry) -> ASGIApp:
+    """Hold a WebSocket of anybody's."""
+    answer, _ = answer_handshake(head.fields, ())
+    identity = Identity("echo", None, int(time.time()) + 3_600)
+    connection = EchoConnection(identity, entry.node, subprotocol=None)
+    return entry.hold(connection, Admitted(identity, {}, LOOPBACK), answer)
+
+
 @asynccontextmanager
 async def echoing(wire: Choice, *, redis_url: str) -> AsyncIterator[str]:
     """Run a gateway, in this loop, whose limits no case reaches; give the URL of its echo."""
@@ -59,19 +66,7 @@ async def echoing(wire: Choice, *, redis_url: str) -> AsyncIterator[str]:
         kernel_buffer_bytes=0,
         drain_seconds=0,
     )
-    wires = Wires(
-        settings.wire,
-        loop=asyncio.get_running_loop(),
-        send_buffer_bytes=settings.send_buffer_bytes,
-    )
-
-    async def echo(request: Request) -> ASGIApp:
-        head, _ = answer_handshake(request.headers, ())
-        identity = Identity("echo", None, int(time.time()) + 3_600)
-        connection = EchoConnection(identity, gateway.node, subprotocol=None)
-        return Hold(connection, Admitted(identity, {}, LOOPBACK), head, gateway.node, wires)
-
-    gateway = Gateway(settings, extra_routes=[Route("/echo", echo)])
+    gateway = Gateway(settings, extra_transports={"/echo": connect})
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(gateway.run())
         await gateway.started()
@@ -79,4 +74,3 @@ async def echoing(wire: Choice, *, redis_url: str) -> AsyncIterator[str]:
             yield f"ws://{LOOPBACK}:{gateway.port}/echo"
         finally:
             gateway.stop()
-    wires.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.closes import CLOSES, Next
+from gateway.connections.closes import CLOSES, Next
 from tests.browser.chromium import Chromium, Page
 from tests.browser.pages import TRANSPORTS, messages, page_at, told, watch
 from tests.browser.scripted import Held, ScriptedGateway, scripted_gateway

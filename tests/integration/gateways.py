@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.connection import Connection
-from gateway.hub import Hub
-from gateway.registrar import Registrar
+from gateway.connections.connection import Connection
+from gateway.connections.hub import Hub
+from gateway.connections.registrar import Registrar
 from registry.directory import Lease, Node, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 from tests.unit.gateway.fakes import FakeConnection, identity

@@ -1,4 +1,4 @@
-"""docs/lifecycle.md says what gateway/connection.py does: the states, and each way between them."""
+"""docs/lifecycle.md says what connections/connection.py does: states, and the ways between them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway import connection as connection_module
-from gateway.closes import GOING_AWAY
-from gateway.connection import Connection, State, StreamConnection
+from gateway.connections import connection as connection_module
+from gateway.connections.closes import GOING_AWAY
+from gateway.connections.connection import Connection, State, StreamConnection
 from gateway.transports.longpoll import PollSession, PollSessions
 from gateway.transports.sse import SseConnection
 from gateway.transports.websocket import PLAIN, V1, WebSocketConnection
@@ -89,7 +89,7 @@ def test_what_is_documented_is_named_in_a_docstring() -> None:
 
 
 def test_a_poll_session_begins_open_and_is_never_parting() -> None:
-    session = PollSession(identity(), PollSessions(FakeKeeper(), soon=lambda _: None), gap=False)
+    session = PollSession(identity(), FakeKeeper(), PollSessions(soon=lambda _: None), gap=False)
     states = [session.state]
     session.part(GOING_AWAY, 1.0)
     assert [*states, session.state] == [State.OPEN, State.CLOSED]

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from gateway.closes import Close
-from gateway.connection import Bounds, Connection, Identity, Keeper, Unrefreshed
-from gateway.delivery import Delivery
+from gateway.connections.closes import Close
+from gateway.connections.connection import Bounds, Connection, Keeper, Unrefreshed
+from gateway.connections.delivery import Delivery
+from gateway.connections.identity import Identity
 from registry.directory import Lease, Node, RegistryUnavailable
 
 BOUNDS = Bounds(
@@ -38,7 +39,7 @@ def give(connection: Connection, delivery: Delivery) -> bool:
 
 
 class FakeKeeper:
-    """The Keeper protocol of gateway/connection.py."""
+    """The Keeper protocol of gateway/connections/connection.py."""
 
     def __init__(self, bounds: Bounds = BOUNDS) -> None:
         self.bounds = bounds
@@ -84,6 +85,8 @@ class FakeKeeper:
 class FakeWire:
     """The Wire protocol of gateway/wires: a peer that reads, until it is gone."""
 
+    direct: int = -1
+
     def __init__(self) -> None:
         self.sent = b""
         self.closed = False
@@ -107,7 +110,7 @@ class FakeWire:
         self.sent += data
         return True
 
-    def begun(self, rest: bytes) -> None:
+    def finish(self, rest: bytes) -> None:
         self.sent += rest
 
     def drop_oldest(self, notice: bytes) -> int:
@@ -157,11 +160,11 @@ class FakeConnection(Connection):
         return self.takes
 
     def close(self, close: Close) -> None:
-        self._leave(close.reason)
+        self._release(close.reason)
 
     def gone(self) -> None:
         """Let its socket end."""
-        self._closed("lost")
+        self._forget("lost")
 
     def wake(self) -> None:
         self._woken += 1

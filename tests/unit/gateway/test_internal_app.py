@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import pytest
 from starlette.types import Message, Scope
 
-from gateway.app import USERS_A_PIECE, internal_app
-from gateway.settings import GatewaySettings
+from gateway.connections.repeats import Repeats
+from gateway.internal import USERS_A_TURN, internal_app
+from gateway.push import Pusher
+from tests.unit.gateway.connections.test_node import Rig
 from tests.unit.gateway.fakes import NODE, FakeConnection, identity
-from tests.unit.gateway.test_node import Rig
 
 pytestmark = pytest.mark.anyio
 
 MANY: int = 100_000
 SECRET = "internal secret"
-SETTINGS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": SECRET}
 
 
 class Request:
     """One request of the application, and what is sent for it."""
 
     def __init__(self, rig: Rig, path: str) -> None:
-        self._app = internal_app(rig.node, GatewaySettings(**SETTINGS), drain=lambda: None)
+        pusher = Pusher(rig.node.hub, Repeats(0), epoch="e1", max_payload_bytes=1_000)
+        self._app = internal_app(
+            rig.node,
+            pusher,
+            secrets=[SECRET],
+            max_payload_bytes=1_000,
+            drain=lambda: None,
+        )
         self._path = path
         self.status = 0
         self.pieces: list[bytes] = []
@@ -108,18 +114,18 @@ async def test_no_user_is_lost_between_two_pieces(count: int) -> None:
 
 async def test_users_who_leave_before_their_turn_are_not_told() -> None:
     rig = Rig()
-    held = hold(rig, *(f"u{number}" for number in range(3 * USERS_A_PIECE)))
+    held = hold(rig, *(f"u{number}" for number in range(3 * USERS_A_TURN)))
     request = Request(rig, "/connections")
 
     def come_and_go(pieces: int) -> None:
         if pieces == 2:  # the beginning, and the first of the users
-            for connection in held[USERS_A_PIECE : 2 * USERS_A_PIECE]:
+            for connection in held[USERS_A_TURN : 2 * USERS_A_TURN]:
                 rig.hub.remove(connection)
             hold(rig, "late")
 
     request.on_piece = come_and_go
     users = msgspec.json.decode(await request.answer())["users"]
-    left = held[:USERS_A_PIECE] + held[2 * USERS_A_PIECE :]
+    left = held[:USERS_A_TURN] + held[2 * USERS_A_TURN :]
     assert users.keys() == {connection.user for connection in left}
 
 
@@ -129,6 +135,6 @@ async def test_many_users_are_told_in_small_pieces_with_turns_for_others_between
     request = Request(rig, "/connections")
     form = msgspec.json.decode(await request.answer())
     assert len(form["users"]) == MANY
-    assert max(map(len, request.pieces)) < 32 * USERS_A_PIECE
-    pieces = request.turns[1 : 1 + MANY // USERS_A_PIECE]
+    assert max(map(len, request.pieces)) < 32 * USERS_A_TURN
+    pieces = request.turns[1 : 1 + MANY // USERS_A_TURN]
     assert pieces == sorted(set(pieces)), "two pieces in one turn of the loop"

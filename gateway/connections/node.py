@@ -1,0 +1,203 @@
+"""The node: what happens to a connection between its handshake and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Final
+
+from gateway import metrics
+from gateway.connections.admission import Admission
+from gateway.connections.closes import DISCONNECTED, GOING_AWAY
+from gateway.connections.connection import Bounds, Connection, State, Unrefreshed
+from gateway.connections.drain import Drain
+from gateway.connections.hub import Hub
+from gateway.connections.identity import Identity
+from gateway.connections.registrar import Registrar
+from gateway.connections.sweep import Sweep
+from registry.directory import Node
+
+#: The 101 or 200 follows registration, or this, whichever comes first.
+REGISTRATION_SECONDS: Final = 1.0
+_opened: Final = cache(metrics.OPENED.labels)
+_connections: Final = cache(metrics.CONNECTIONS.labels)
+_closed: Final = cache(metrics.CLOSED.labels)
+#: Tells whom a token speaks for; raises Unrefreshed.
+Identify = Callable[[str], Identity]
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long connections live, in seconds; 0 for as long as they like."""
+
+    max_age: float
+    max_age_jitter: float
+    reconnect_delay: float
+
+    def draw_age(self) -> float | None:
+        """Draw one connection's maximum age; None for none."""
+        if not self.max_age:
+            return None
+        jitter = min(self.max_age_jitter, self.max_age)
+        return self.max_age - random.uniform(0.0, jitter)  # noqa: S311
+
+
+class GatewayNode:
+    """Holds connections: hub, registry and clock are told together, here alone."""
+
+    def __init__(
+        self,
+        identity: Node,
+        hub: Hub,
+        registrar: Registrar,
+        admission: Admission,
+        *,
+        bounds: Bounds,
+        lifetime: Lifetime,
+        identify: Identify,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.identity = identity
+        self.hub = hub
+        self.registrar = registrar
+        self.admission = admission
+        self.bounds = bounds
+        self.sweep = Sweep(now=clock())
+        self.drain: Drain | None = None
+        self.empty = asyncio.Event()  # nothing is held, not even to say goodbye
+        self.empty.set()
+        self._lifetime = lifetime
+        self._identify = identify
+        self._clock = clock
+        self._wall_clock = wall_clock
+
+    @property
+    def status(self) -> str:
+        """How it stands with new connections; `ready` is the one that `/readyz` answers 200 for.
+
+        Once ready, a lost registry does not change it.
+        """
+        if self.drain is not None:
+            return "draining"
+        if not self.registrar.ready.is_set():
+            return "waiting for the registry"
+        return "overloaded" if self.admission.overloaded else "ready"
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether new connections are taken, load aside: also while a drain settles."""
+        drain = self.drain
+        return self.registrar.ready.is_set() and not (drain and drain.settled(self._clock()))
+
+    def refusal(self, address: str) -> str | None:
+        """Say why a new connection from `address` is refused for load, None where it is not."""
+        return self.admission.refusal(address, self._clock())
+
+    def user_refusal(self, user: str) -> str | None:
+        """Say why another connection of `user` is refused, None where it is not."""
+        return self.admission.user_refusal(self.hub.count(user))
+
+    def hold(self, connection: Connection, *, expires_at: int, address: str) -> None:
+        """Take a connection in: from now on it gets messages. `expires_at` is Unix time."""
+        connection.address = self.admission.count_in(address)
+        self.empty.clear()
+        _opened(connection.transport).inc()
+        _connections(connection.transport).inc()
+        if self.hub.add(connection):
+            self.registrar.changed(connection.user)
+        connection.expiry_tick = self._tick_of(expires_at)
+        self.age_at(connection, None)
+
+    async def registered(self, connection: Connection) -> None:
+        """Wait until the connection's user is in the registry, a second at most."""
+        await self.registrar.written(connection.user, timeout_seconds=REGISTRATION_SECONDS)
+
+    def release(self, connection: Connection, reason: str) -> None:
+        """Take a connection out: it gets no more messages, and its entry goes with the last."""
+        if self.hub.remove(connection):
+            self.registrar.changed(connection.user)
+        _connections(connection.transport).dec()
+        _closed(connection.transport, reason).inc()
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a connection from the clock: it is closed."""
+        self.sweep.forget(connection)
+        self.admission.count_out(connection.address)
+        if not self.admission.held:
+            self.empty.set()
+
+    def wake_at(self, connection: Connection, delay_seconds: float) -> None:
+        """Call the connection's `wake` after `delay_seconds`."""
+        connection.wake_tick = Sweep.tick_at(self._clock() + delay_seconds)
+        self.sweep.place(connection)
+
+    def age_at(self, connection: Connection, delay_seconds: float | None) -> None:
+        """Call the connection's `aged` after `delay_seconds`, or at its maximum age."""
+        if delay_seconds is None:
+            delay_seconds = self._lifetime.draw_age()
+        if delay_seconds is not None:
+            connection.age_tick = Sweep.tick_at(self._clock() + delay_seconds)
+        self.sweep.place(connection)
+
+    def reconnect_delay(self) -> float:
+        """Draw how long a client that is told to reconnect waits before it does."""
+        longest = self.drain.longest_delay if self.drain else self._lifetime.reconnect_delay
+        return random.uniform(0.0, longest)  # noqa: S311
+
+    def refresh(self, connection: Connection, token: str) -> float:
+        """Let a connection live as long as `token`, which must be of its user and device."""
+        identity = self._identify(token)
+        if (identity.user, identity.device) != (connection.user, connection.device):
+            raise Unrefreshed("the token is another's")
+        self.renew(connection, identity)
+        return identity.expires_at - self._wall_clock()
+
+    def renew(self, connection: Connection, identity: Identity) -> None:
+        """Let a connection live as long as its user's newest credential."""
+        connection.warned = False
+        connection.expiry_tick = self._tick_of(identity.expires_at)
+        self.sweep.place(connection)
+
+    def dropped(self, connection: Connection, messages: int) -> None:
+        """Count messages that were dropped for a client that is too slow."""
+        metrics.DROPPED.labels(connection.transport).inc(messages)
+
+    def disconnect(self, user: str, device: str | None) -> int:
+        """End a user's connections, or those of one device; return how many."""
+        connections = [c for c in self.hub.of(user) if device is None or c.device == device]
+        for connection in connections:
+            connection.close(DISCONNECTED)
+        return len(connections)
+
+    def advance(self) -> None:
+        """Do what is due: for connections, for admission, for a drain."""
+        now = self._clock()
+        self.sweep.advance(now)
+        self.admission.advance(now)
+        if self.drain is not None:
+            self._step_drain(self.drain, now)
+
+    def begin_drain(self, drain: Drain) -> None:
+        """Begin to leave; again, with the drain hastened, to leave faster."""
+        self.drain = drain
+        self._step_drain(drain, self._clock())
+
+    def _step_drain(self, drain: Drain, now: float) -> None:
+        if drain.over(now):
+            for connection in self.hub.connections():
+                connection.close(GOING_AWAY)
+            return
+        # Those that were told because of their age are on their way as well.
+        untold = [c for c in self.hub.connections() if c.state is State.OPEN]
+        for connection in islice(untold, drain.step(now, untold=len(untold))):
+            connection.part(GOING_AWAY, self.reconnect_delay())
+
+    def _tick_of(self, expires_at: int) -> int:
+        # From here on monotonic: a jump of the wall clock ends no connection.
+        return Sweep.tick_at(self._clock() + expires_at - self._wall_clock())

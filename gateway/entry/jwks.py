@@ -1,0 +1,317 @@
+"""The public keys that tokens are verified with: a JWK Set (RFC 7517), read again and again.
+
+The gateway's only file that imports httpx. No token ever reaches this file: it is asked for an
+algorithm and a key id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+import httpx
+import jwt
+import msgspec
+import structlog
+
+from gateway.errors import GatewayError
+
+#: How long one reading may take, connecting included.
+READ_SECONDS: Final = 5.0
+MAX_SET_BYTES: Final = 1024 * 1024
+#: An issuer has a handful; thousands would hold up every connection while they are taken in.
+MAX_KEYS: Final = 100
+#: Bits of an RSA modulus: RFC 7518 §3.3 asks for 2,048; far above, one signature takes too long.
+RSA_BITS: Final = (2_048, 8_192)
+#: Tokens that name unknown keys, also made-up ones, have the set read once in this time.
+RENEW_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+#: What verifies with keys of a type, and the curve (RFC 7518 §3.1). `oct` is not here: a secret in
+#: a public document is none.
+_ALGORITHMS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256"}
+
+log = structlog.get_logger("gateway.jwks")
+_Keys = Mapping[tuple[str, str | None], jwt.PyJWK]
+
+
+class Unreadable(GatewayError):
+    """The key set can't be read now; the text says why."""
+
+
+class Source(Protocol):
+    """Where the key set is."""
+
+    async def read(self) -> bytes:
+        """Return the document, of at most `MAX_SET_BYTES`.
+
+        Raises:
+            Unreadable: it can't be had.
+        """
+
+    async def close(self) -> None:
+        """Let go of what is held. Harmless when repeated."""
+
+
+class UrlSource:
+    """A key set behind a URL."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = httpx.AsyncClient(
+            # The system's certificates, not certifi's: a private issuer's CA is installed there.
+            verify=ssl.create_default_context(),
+            timeout=READ_SECONDS,
+            # Readings are minutes apart: a connection kept for the next one would be stale.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            # What is read is never decompressed: it could grow to any size.
+            headers={"accept": "application/json", "accept-encoding": "identity"},
+            # Who may sign is the URL's word alone; no proxy and no redirect may change it.
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def read(self) -> bytes:
+        """GET it; only a whole, plain 200 counts."""
+        try:
+            async with self._client.stream("GET", self._url) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise Unreadable(f"status {response.status_code}")
+                return await _read_body(response)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            # ValueError: a name that is none (IDNA), which is found out on the way.
+            raise Unreadable(f"{type(error).__name__}: no whole answer") from error
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+
+class FileSource:
+    """A key set in a file, which may be replaced at any time."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    async def read(self) -> bytes:
+        """Read it, off the loop: it may lie on a network."""
+        try:
+            document = await asyncio.to_thread(self._start)
+        except OSError as error:
+            raise Unreadable(f"{type(error).__name__}: the file can't be read") from error
+        _check_size(document)
+        return document
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _start(self) -> bytes:
+        with self._path.open("rb") as file:
+            return file.read(MAX_SET_BYTES + 1)
+
+
+class KeyRing:
+    """The keys there are now. Made inside the running loop; `run` keeps them fresh.
+
+    A set that is read replaces all keys: what its issuer took out verifies nothing any more. While
+    it can't be read, or is no key set, the keys stay.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        refresh_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read `source` each `refresh_seconds`; `clock` is for the limit on `renew`."""
+        #: Set once there is a key.
+        self.loaded = asyncio.Event()
+        self._source = source
+        self._refresh_seconds = refresh_seconds
+        self._clock = clock
+        self._keys: _Keys = {}
+        self._reading: asyncio.Task[bool] | None = None
+        self._renewed_at = -math.inf
+        self._failing = False
+        self._skipped: list[str] = []
+        self._closed = False
+
+    @classmethod
+    def of(
+        cls,
+        algorithms: Collection[str],
+        *,
+        url: str | None,
+        file: str | None,
+        refresh_seconds: float,
+    ) -> Self | None:
+        """Return the ring of the key set behind `url` or in `file`; None where none is needed."""
+        if set(algorithms) <= {"HS256"}:
+            return None
+        if url is not None:
+            return cls(UrlSource(url), refresh_seconds=refresh_seconds)
+        if file is not None:
+            return cls(FileSource(file), refresh_seconds=refresh_seconds)
+        return None
+
+    def find(self, algorithm: str, kid: str | None) -> jwt.PyJWK | None:
+        """Return the key for `algorithm` under an id; without one, the only key there is."""
+        return self._keys.get((algorithm, kid))
+
+    async def renew(self) -> bool:
+        """Read the set because a key is missing; False where that failed or was just done.
+
+        All who ask at the same time wait for one reading, `READ_SECONDS` at most.
+        """
+        if self._reading is None:
+            now = self._clock()
+            if now - self._renewed_at < RENEW_SECONDS:
+                return False
+            self._renewed_at = now
+        return await self._read()
+
+    async def run(self) -> None:
+        """Read the set now and each `refresh_seconds`, sooner after a failure, until cancelled."""
+        failures = 0
+        while True:
+            if await self._read() and self._keys:
+                failures = 0
+                await asyncio.sleep(self._refresh_seconds)
+            else:
+                delay = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)]
+                failures += 1
+                await asyncio.sleep(min(delay, self._refresh_seconds))
+
+    async def close(self) -> None:
+        """Give up a reading that is under way, and the source. Harmless when repeated."""
+        self._closed = True
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait((self._reading,))
+        await self._source.close()
+
+    async def _read(self) -> bool:
+        """Read, or wait for the reading that is under way; it outlives those who wait for it."""
+        if self._closed:
+            return False
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_once())
+        reading = self._reading
+        await asyncio.wait((reading,))
+        return not reading.cancelled() and reading.result()
+
+    async def _read_once(self) -> bool:
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                document = await self._source.read()
+            keys, skipped = _usable(document)
+        except TimeoutError:
+            return self._failed(f"no whole answer within {READ_SECONDS:g} s")
+        except Unreadable as error:
+            return self._failed(str(error))
+        finally:
+            self._reading = None
+        self._take(keys, skipped)
+        return True
+
+    def _failed(self, error: str) -> bool:
+        if not self._failing:
+            self._failing = True
+            log.error("can't read the key set; known keys stay, trying on", error=error)
+        return False
+
+    def _take(self, keys: _Keys, skipped: list[str]) -> None:
+        if skipped != self._skipped:
+            self._skipped = skipped
+            log.warning("keys of the key set that verify no token", skipped=skipped)
+        if keys.keys() != self._keys.keys() or self._failing:
+            log.info("key set is read", keys=len(set(keys.values())))
+        self._failing = False
+        self._keys = keys
+        if keys:
+            self.loaded.set()
+
+
+class _Set(msgspec.Struct):
+    keys: list[Any]
+
+
+class _Skipped(GatewayError):
+    """A key that is not for us; the text says why."""
+
+
+async def _read_body(response: httpx.Response) -> bytes:
+    document = bytearray()
+    async for chunk in response.aiter_raw():
+        document += chunk
+        _check_size(document)
+    return bytes(document)
+
+
+def _check_size(document: bytes | bytearray) -> None:
+    if len(document) > MAX_SET_BYTES:
+        raise Unreadable(f"over {MAX_SET_BYTES} bytes")
+
+
+def _usable(document: bytes) -> tuple[_Keys, list[str]]:
+    """Return the keys for our algorithms, and for each other one why it is none."""
+    try:
+        entries = msgspec.json.decode(document, type=_Set).keys
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("that is no JWK Set") from error
+    keys: dict[tuple[str, str | None], jwt.PyJWK] = {}
+    skipped: list[str] = []
+    for number, entry in enumerate(entries[:MAX_KEYS]):
+        try:
+            key = _key(entry)
+            if (key.algorithm_name, key.key_id) in keys:
+                raise _Skipped("its id is another key's too")
+            keys[key.algorithm_name, key.key_id] = key
+        except _Skipped as reason:
+            skipped.append(f"key {number}: {reason}")
+    if len(entries) > MAX_KEYS:
+        skipped.append(f"all behind the first {MAX_KEYS}")
+    for algorithm in _ALGORITHMS.values():
+        of_algorithm = [key for (name, _), key in keys.items() if name == algorithm]
+        if len(of_algorithm) == 1:  # a token need not name a key where there is no choice
+            keys[algorithm, None] = of_algorithm[0]
+    return keys, skipped
+
+
+def _key(entry: object) -> jwt.PyJWK:
+    """Return a key that verifies; what its members say of its use counts (RFC 7517 §4)."""
+    if not isinstance(entry, dict):
+        raise _Skipped("no object")
+    kty, crv, kid = entry.get("kty"), entry.get("crv"), entry.get("kid")
+    if not (isinstance(kty, str) and isinstance(crv, str | None) and isinstance(kid, str | None)):
+        raise _Skipped("kty, crv or kid is no string")
+    algorithm = _ALGORITHMS.get((kty, crv))
+    if algorithm is None:
+        raise _Skipped("neither RSA nor EC on P-256")
+    if entry.get("alg", algorithm) != algorithm:
+        raise _Skipped(f"its alg is not {algorithm}")
+    if entry.get("use", "sig") != "sig":
+        raise _Skipped("its use is not sig")
+    operations = entry.get("key_ops", ["verify"])
+    if not isinstance(operations, list) or "verify" not in operations:
+        raise _Skipped("its key_ops have no verify")
+    if "d" in entry:
+        raise _Skipped("a private key: whoever can read the set can sign")
+    return _built(entry, algorithm)
+
+
+def _built(entry: dict[str, Any], algorithm: str) -> jwt.PyJWK:
+    try:
+        key = jwt.PyJWK(entry, algorithm)
+    except Exception as error:
+        # Whatever a library makes of odd numbers: one key must not cost the others. Its text
+        # would repeat the key.
+        raise _Skipped(type(error).__name__) from None
+    if algorithm == "RS256" and not RSA_BITS[0] <= key.key.key_size <= RSA_BITS[1]:
+        raise _Skipped(f"RSA of {key.key.key_size} bits")
+    return key

@@ -1,0 +1,107 @@
+"""A listening socket with the application behind it: bind, accept, stop."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from starlette.types import ASGIApp
+
+from gateway.http.door import Door
+from gateway.http.http import BACKLOG, HttpServer
+
+
+class Listener:
+    """A listening socket and the application behind it."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        app: ASGIApp,
+        door: Door,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._socket = listening
+        self._door = door
+        self._server = HttpServer(app, door, tls=tls)
+
+    async def serve(self) -> None:
+        """Accept until `stop`; then finish the requests under way, one second at most."""
+        await self._server.serve(sockets=[self._socket])
+
+    @property
+    def full(self) -> bool:
+        """Whether the next socket would be closed at once."""
+        return self._door.is_full(self._server.http_sockets)
+
+    def advance(self, now: float) -> None:
+        """Cut off sockets whose request head is overdue; `now` is the event loop's time."""
+        self._door.advance(now)
+        if self._door.closing:
+            self._door.close_unused(now)
+
+    def stop_keep_alive(self) -> None:
+        """Let each connection end with its next answer: a next request may go to another node."""
+        self._door.closing = True
+        self._server.close_between_requests()
+
+    def stop(self) -> None:
+        """Accept no more."""
+        self._server.should_exit = True
+
+
+def bind(
+    host: str,
+    port: int,
+    *,
+    reuse_port: bool = False,
+    kernel_buffer_bytes: int = 0,
+    unacknowledged_seconds: float = 0.0,
+) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one.
+
+    With `reuse_port`, other processes of the same user that ask for it too share the port, and the
+    kernel distributes connections among them. Accepted sockets inherit the other two options:
+    SO_SNDBUF, and TCP_USER_TIMEOUT (RFC 5482), after which a peer that acknowledges nothing, or
+    whose window stays closed, counts as gone. 0 leaves either option to the kernel.
+
+    Raises:
+        OSError: the address can't be bound; the text names the address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port
+        )
+    except OSError as error:
+        raise OSError(
+            error.errno, f"can't listen on {host} port {port}: {error.strerror}"
+        ) from error
+    if kernel_buffer_bytes:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_buffer_bytes)
+    if unacknowledged_seconds and hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = max(1, int(unacknowledged_seconds * 1_000))
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return listening
+
+
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """Return the TLS context (1.2 or later) of the public listener, from PEM files.
+
+    Raises:
+        OSError: a file can't be read or is no such file; the text names the settings.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Without a password OpenSSL would ask the terminal for the password of an encrypted key.
+        context.load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"PUSHGATE_TLS_CERT {certificate!r} with PUSHGATE_TLS_KEY {key!r}: "
+            f"{error.strerror or error}",
+        ) from error
+    return context

@@ -1,0 +1,272 @@
+"""The internal port: its secret, its routes, health, and listings. Never public.
+
+Processors push batches here; people and tools push single messages, list users, end connections,
+start a drain and read metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import metrics
+from gateway.connections.node import GatewayNode
+from gateway.http.detach import ANSWER
+from gateway.push import BadBatch, Item, Pusher
+from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
+
+#: Users that `GET /connections` lists in one turn of the event loop.
+USERS_A_TURN: Final = 1_000
+
+_OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
+_NODE_HEADER: Final = NODE_HEADER.encode("ascii")
+_EPOCH_HEADER: Final = EPOCH_HEADER.encode("ascii")
+#: The status that answers a single message's error.
+_STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloaded": 503}
+
+
+def internal_app(
+    node: GatewayNode,
+    pusher: Pusher,
+    *,
+    secrets: Sequence[str],
+    max_payload_bytes: int,
+    drain: Callable[[], None],
+) -> ASGIApp:
+    """Return the application of the internal port. Batches don't go through starlette's router."""
+    pushes = _Pushes(node, pusher, max_payload_bytes=max_payload_bytes)
+    operations = _Operations(node, drain=drain)
+    app = Starlette(
+        routes=[*pushes.routes(), *operations.routes(), *health_routes(node)],
+        exception_handlers={HTTPException: plain_text},
+    )
+    app.router.redirect_slashes = False
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["path"] == "/push" and scope["method"] == "POST":
+                await pushes.batch(scope, receive)
+            else:
+                await app(scope, receive, send)
+        except HTTPException as error:
+            await (await plain_text(Request(scope), error))(scope, receive, send)
+        except ClientDisconnect:
+            return  # the body will not be complete, and no client waits for an answer
+
+    return _RequireSecret(route, secrets=secrets, open_paths=_OPEN_PATHS)
+
+
+def health_routes(node: GatewayNode) -> list[BaseRoute]:
+    """Return `/healthz` (alive) and `/readyz` (taking connections); both are on both ports."""
+
+    async def healthz(request: Request) -> Response:  # noqa: ARG001
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:  # noqa: ARG001
+        status = node.status
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+    return [
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+    ]
+
+
+async def plain_text(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Answer a refused request with its reason, as one line of text."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+
+class _Pushes:
+    """The routes that push: batches, and single messages as `curl` and Zuul's users send them."""
+
+    def __init__(self, node: GatewayNode, pusher: Pusher, *, max_payload_bytes: int) -> None:
+        self._node = node
+        self._pusher = pusher
+        self._max_payload_bytes = max_payload_bytes
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes but `POST /push`, which is found before starlette's router."""
+        return [
+            Route("/push/{user:path}", self.single, methods=["POST"]),
+            Route("/push/{user:path}", self.is_here, methods=["GET"]),
+        ]
+
+    async def batch(self, scope: Scope, receive: Receive) -> None:
+        """`POST /push`: at most 1,000 messages and 4 MiB, a result for each.
+
+        Raises:
+            HTTPException: the batch is refused as a whole.
+        """
+        headers = dict(scope["headers"])
+        self._refuse_if_misdirected(headers)
+        media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        body = await _body(headers, receive, limit=MAX_BATCH_BYTES)
+        try:
+            answer = self._pusher.batch(media_type, body)
+        except BadBatch as bad:
+            raise HTTPException(bad.status, bad.detail) from bad
+        await scope["extensions"][ANSWER](*answer)
+
+    async def single(self, request: Request) -> Response:
+        """`POST /push/{user}`: the body is the payload; push-id, push-type, push-device apply."""
+        headers = request.headers
+        raw_headers = dict(request.scope["headers"])
+        self._refuse_if_misdirected(raw_headers)
+        user = _user_in_path(request, "/push/")
+        item = Item(
+            user,
+            await _body(raw_headers, request.receive, limit=self._max_payload_bytes),
+            None,
+            headers.get("push-id"),
+            headers.get("push-type"),
+            headers.get("push-device"),
+        )
+        (result,) = self._pusher.push([item])
+        if isinstance(result, int):
+            status, text = (200, f"delivered to {result}") if result else (404, "not on this node")
+            return PlainTextResponse(f"{text}\n", status)
+        assert isinstance(result, dict)  # noqa: S101 - one user, one result
+        error = result["error"]
+        return PlainTextResponse(f"{error}\n", _STATUS[error])
+
+    async def is_here(self, request: Request) -> Response:
+        """`GET /push/{user}`: whether the user is on this node."""
+        here = _user_in_path(request, "/push/") in self._node.hub
+        return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
+
+    def _refuse_if_misdirected(self, headers: Mapping[bytes, bytes]) -> None:
+        """Answer 421 to a batch that names another node or an earlier start of this one."""
+        ours = self._node.identity
+        for name, own in ((_NODE_HEADER, ours.name), (_EPOCH_HEADER, ours.epoch)):
+            given = headers.get(name)
+            if given is not None and given != own.encode():
+                raise HTTPException(421, f"this is node {ours.name}, epoch {ours.epoch}")
+
+
+class _Operations:
+    """The routes for operators: metrics, drain, who is connected."""
+
+    def __init__(self, node: GatewayNode, *, drain: Callable[[], None]) -> None:
+        self._node = node
+        self._drain = drain
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        return [
+            Route("/metrics", self.exposition, methods=["GET"]),
+            Route("/drain", self.start_drain, methods=["POST"]),
+            Route("/connections", self.connections, methods=["GET"]),
+            Route("/connections/{user:path}", self.disconnect, methods=["DELETE"]),
+        ]
+
+    async def exposition(self, request: Request) -> Response:  # noqa: ARG002
+        """`GET /metrics`."""
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+
+    async def start_drain(self, request: Request) -> Response:  # noqa: ARG002
+        """`POST /drain`."""
+        self._drain()
+        return PlainTextResponse("draining\n", 202)
+
+    async def connections(self, request: Request) -> Response:  # noqa: ARG002
+        """`GET /connections`: the node's users, each with a number of connections."""
+        return StreamingResponse(_listing(self._node), media_type="application/json")
+
+    async def disconnect(self, request: Request) -> Response:
+        """`DELETE /connections/{user}?device=D`."""
+        user = _user_in_path(request, "/connections/")
+        closed = self._node.disconnect(user, request.query_params.get("device"))
+        return JSONResponse({"closed": closed}, 200 if closed else 404)
+
+
+async def _listing(node: GatewayNode) -> AsyncIterator[bytes]:
+    """Write a JSON object of the node's users, each with a number of connections.
+
+    A thousand users a turn of the event loop: all at once would hold it up. Users who connect
+    meanwhile may be missing; users who disconnect before their turn are left out.
+    """
+    node_is = {"node": node.identity.name, "epoch": node.identity.epoch}
+    yield msgspec.json.encode(node_is)[:-1] + b',"users":{'
+    users, comma = node.hub.users(), b""
+    for start in range(0, len(users), USERS_A_TURN):
+        listed = users[start : start + USERS_A_TURN]
+        counts = {user: count for user in listed if (count := node.hub.count(user))}
+        if counts:
+            yield comma + msgspec.json.encode(counts)[1:-1]
+            comma = b","
+        await asyncio.sleep(0)
+    yield b"}}"
+
+
+def _user_in_path(request: Request, prefix: str) -> str:
+    """Return the user behind `prefix`, percent-decoded once, slashes too.
+
+    The decoded path would not tell an encoded slash from a plain one.
+    """
+    raw = request.scope["raw_path"][len(prefix) :]
+    try:
+        user = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, "the user in the path is not UTF-8") from error
+    if not valid_user(user):
+        raise HTTPException(400, "a user id is 1–256 bytes without control characters")
+    return user
+
+
+async def _body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes; answer 413 before a larger one is kept."""
+    too_large = HTTPException(413, f"at most {limit} bytes")
+    if int(headers.get(b"content-length", b"0")) > limit:
+        raise too_large
+    pieces: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message["body"])
+        size += len(message["body"])
+        more = message["more_body"]
+        if size > limit:
+            raise too_large
+    return b"".join(pieces)
+
+
+class _RequireSecret:
+    """Lets requests in that carry an internal secret: 401 without one, 403 with a wrong one."""
+
+    def __init__(
+        self, app: ASGIApp, *, secrets: Sequence[str], open_paths: Collection[str]
+    ) -> None:
+        """Guard every path but `open_paths`; each of `secrets` is accepted (for rotation)."""
+        self._app = app
+        self._expected = [f"Bearer {secret}".encode() for secret in secrets]
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on or refuse."""
+        given = dict(scope["headers"]).get(b"authorization")
+        if scope["path"] in self._open_paths or (given is not None and self._accepts(given)):
+            await self._app(scope, receive, send)
+            return
+        status = 401 if given is None else 403
+        headers = {"www-authenticate": "Bearer"} if given is None else None
+        await PlainTextResponse("internal secret required\n", status, headers)(scope, receive, send)
+
+    def _accepts(self, given: bytes) -> bool:
+        # Every secret is compared, also after a match: the time taken tells nothing of any of them.
+        matches = [hmac.compare_digest(given, expected) for expected in self._expected]
+        return any(matches)

@@ -1,0 +1,129 @@
+"""Where records go that break the publishing rules: kept, never fatal, never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from processor.reading.kafka import (
+    AIOKafkaProducer,
+    KafkaError,
+    MessageSizeTooLargeError,
+    Record,
+    producer,
+)
+from processor.settings import ProcessorSettings
+from registry.message import RejectedRecord
+
+#: A letter is three times this at most (key, value, headers), within a broker's default of 1 MiB.
+_MAX_CUT_BYTES: Final = 300 * 1024
+_RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
+
+log = structlog.get_logger("processor.dead_letters")
+
+DeadLetter = tuple[Record, RejectedRecord]
+
+
+class DeadLetters:
+    """Writes rejected records to the dead-letter topic."""
+
+    def __init__(self, settings: ProcessorSettings) -> None:
+        self._topic = settings.dead_letter_topic
+        self._cut_at = min(settings.max_payload_bytes, _MAX_CUT_BYTES)
+        self._producer: AIOKafkaProducer = producer(settings)
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        await self._producer.start()
+
+    async def stop(self) -> None:
+        """Flush and disconnect."""
+        await self._producer.stop()
+
+    async def keep(self, letters: Sequence[DeadLetter]) -> None:
+        """Return when Kafka has acknowledged all of them; while it does not, the batch waits."""
+        waiting = [_letter(record, rejected, self._cut_at) for record, rejected in letters]
+        for attempt in itertools.count():
+            results = await asyncio.gather(*map(self._send, waiting), return_exceptions=True)
+            waiting = _still_to_send(waiting, results)
+            if not waiting:
+                return
+            if attempt == 0:
+                errors = {str(result) for result in results if isinstance(result, KafkaError)}
+                log.error("can't keep rejected records", topic=self._topic, errors=sorted(errors))
+            await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+
+    async def _send(self, letter: _Letter) -> None:
+        await self._producer.send_and_wait(
+            self._topic, letter.value, key=letter.key, headers=letter.headers
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+    def bare(self) -> _Letter:
+        """Return what is left for a topic that takes little: the coordinates."""
+        ours = [(name, data) for name, data in self.headers if name in _COORDINATES]
+        return _Letter(None, b"", ours)
+
+
+_COORDINATES: Final = frozenset(
+    {"pushgate-topic", "pushgate-partition", "pushgate-offset", "pushgate-reason"}
+)
+
+
+def _letter(record: Record, rejected: RejectedRecord, cut_at: int) -> _Letter:
+    ours = {
+        "pushgate-topic": record.topic,
+        "pushgate-partition": str(record.partition),
+        "pushgate-offset": str(record.offset),
+        "pushgate-reason": rejected.reason,
+        "pushgate-detail": rejected.detail,
+    }
+    value = record.value
+    if value is None and record.key is None:
+        # A record of neither is none to Kafka's clients.
+        ours["pushgate-value"], value = "null", b""
+    if value is not None and len(value) > cut_at:
+        ours["pushgate-cut-from"], value = str(len(value)), value[:cut_at]
+    key = None if record.key is None else record.key[:cut_at]
+    marks = [(name, text.encode()) for name, text in ours.items()]
+    return _Letter(key, value, [*_headers(record, cut_at), *marks])
+
+
+def _headers(record: Record, limit: int) -> list[tuple[str, bytes]]:
+    """Keep the record's headers as long as they fit: they may be what was too large."""
+    kept, size = [], 0
+    for name, data in record.headers:
+        size += len(name) + len(data or b"")
+        if size <= limit:
+            kept.append((name, data))
+    return kept
+
+
+def _still_to_send(
+    letters: Sequence[_Letter], results: Sequence[BaseException | None]
+) -> list[_Letter]:
+    """Return the letters that Kafka did not take: those too large for it without their content."""
+    left = []
+    for letter, result in zip(letters, results, strict=True):
+        if isinstance(result, MessageSizeTooLargeError):
+            left.append(letter.bare())
+        elif isinstance(result, KafkaError):
+            left.append(letter)
+        elif result is not None:
+            raise result
+    return left

@@ -1,0 +1,123 @@
+"""User → connections: who is here, and who took a message."""
+
+from functools import partial
+
+import pytest
+
+from gateway.connections.delivery import Delivery
+from gateway.connections.hub import Hub, Refusal
+from tests.unit.gateway.fakes import FakeConnection, identity, message
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub()
+
+
+def held(hub: Hub, user: str = "alice", device: str | None = None) -> FakeConnection:
+    connection = FakeConnection(identity(user, device))
+    hub.add(connection)
+    return connection
+
+
+def taken(hub: Hub, sent: Delivery, user: str, device: str | None = None) -> int | Refusal:
+    (result,) = hub.deliver([(sent, user, device)])
+    return result
+
+
+def test_the_first_connection_of_a_user_is_told_from_others(hub: Hub) -> None:
+    assert hub.add(FakeConnection())
+    assert not hub.add(FakeConnection())
+    assert hub.add(FakeConnection(identity("bob")))
+
+
+def test_the_last_connection_of_a_user_is_told_from_others(hub: Hub) -> None:
+    first, second = held(hub), held(hub)
+    assert not hub.remove(first)
+    assert "alice" in hub
+    assert hub.remove(second)
+    assert "alice" not in hub
+
+
+def test_it_counts_connections_and_lists_users(hub: Hub) -> None:
+    assert (len(hub), hub.users()) == (0, [])
+    connections = [held(hub), held(hub), held(hub, "bob")]
+    assert len(hub) == 3
+    assert hub.users() == ["alice", "bob"]
+    assert list(hub.connections()) == connections
+    assert [hub.count(user) for user in ("alice", "bob", "carol")] == [2, 1, 0]
+    assert hub.of("alice") == tuple(connections[:2])
+    assert hub.of("carol") == ()
+
+
+def test_a_message_reaches_every_connection_of_its_user_and_no_other(hub: Hub) -> None:
+    first, second, other = held(hub), held(hub, device="phone"), held(hub, "bob")
+    assert taken(hub, message("one"), "alice") == 2
+    assert (first.got, second.got, other.got) == ([b"one"], [b"one"], [])
+
+
+def test_a_user_who_is_not_here_gets_zero(hub: Hub) -> None:
+    held(hub)
+    assert taken(hub, message(), "bob") == 0
+    assert taken(hub, message(), "bob", "phone") == 0
+    assert taken(hub, message(), "ALICE") == 0
+
+
+def test_a_message_for_one_device_reaches_all_of_its_connections_and_no_other(hub: Hub) -> None:
+    phones = [held(hub, device="phone"), held(hub, device="phone")]
+    others = [held(hub, device="tablet"), held(hub, device=None)]
+    assert taken(hub, message(), "alice", "phone") == 2
+    assert all(phone.got for phone in phones)
+    assert not any(other.got for other in others)
+
+
+def test_a_device_that_is_not_here_is_no_absent_user(hub: Hub) -> None:
+    held(hub, device="tablet")
+    assert taken(hub, message(), "alice", "phone") is Refusal.NO_DEVICE
+
+
+def test_who_can_not_take_a_message_does_not_count(hub: Hub) -> None:
+    slow = held(hub)
+    slow.takes = False
+    assert taken(hub, message(), "alice") is Refusal.OVERLOADED
+    held(hub)
+    assert taken(hub, message(), "alice") == 1
+
+
+def test_a_batch_has_a_result_for_each_message_in_its_order(hub: Hub) -> None:
+    phone, tablet = held(hub, device="phone"), held(hub, device="tablet")
+    slow = held(hub, "carol")
+    slow.takes = False
+    one, two = message("one"), message("two")
+    assert hub.deliver(
+        [
+            (one, "alice", None),
+            (one, "bob", None),
+            (two, "alice", "phone"),
+            (two, "alice", "watch"),
+            (one, "carol", None),
+        ]
+    ) == [2, 0, 1, Refusal.NO_DEVICE, Refusal.OVERLOADED]
+    assert (phone.got, tablet.got) == ([b"one", b"two"], [b"one"])
+
+
+def test_a_connection_that_is_found_to_be_gone_is_no_longer_here(hub: Hub) -> None:
+    gone = held(hub)
+    gone.takes, gone.on_deliver = False, partial(hub.remove, gone)
+    assert taken(hub, message(), "alice") == 0
+
+
+def test_connections_that_leave_while_they_are_delivered_to_disturb_nobody(hub: Hub) -> None:
+    connections = [held(hub) for _ in range(3)]
+    for connection in connections:
+        connection.on_deliver = partial(hub.remove, connection)
+    assert taken(hub, message(), "alice") == 3
+    assert "alice" not in hub
+
+
+def test_connections_may_leave_while_all_are_gone_through(hub: Hub) -> None:
+    for number in range(10):
+        held(hub, f"u{number % 3}")
+    for connection in hub.connections():
+        hub.remove(connection)
+    assert len(hub) == 0

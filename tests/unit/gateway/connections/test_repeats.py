@@ -1,0 +1,180 @@
+"""Messages that come again: what counts as a repeat, what it is answered, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.connections.delivery import Delivery
+from gateway.connections.hub import Addressed, Refusal
+from gateway.connections.repeats import Repeats, Taken
+
+#: A message of these tests: user, id (None: it came without) and device.
+Message = tuple[str, str | None, str | None]
+
+
+class Node:
+    """A node whose users take messages, or do not, as a test says; it notes what it was given."""
+
+    def __init__(self, window: int = 100) -> None:
+        self.repeats = Repeats(window)
+        self.results: dict[str, int | Refusal] = {}  # by user; 1 where nothing is said
+        self.delivered: list[tuple[str, str]] = []
+
+    def push(self, *messages: Message) -> Taken:
+        batch: list[Addressed] = [
+            (Delivery(b"x", message_id=message_id or "ours"), user, device)
+            for user, message_id, device in messages
+        ]
+        names = {
+            position: (user, message_id, device)
+            for position, (user, message_id, device) in enumerate(messages)
+            if message_id is not None
+        }
+        return self.repeats.deliver(batch, names, self._deliver)
+
+    def push_ids(self, user: str, *ids: str) -> Taken:
+        return self.push(*((user, message_id, None) for message_id in ids))
+
+    def taken(self) -> list[tuple[str, str]]:
+        """Give what was delivered since the last call."""
+        delivered, self.delivered = self.delivered, []
+        return delivered
+
+    def _deliver(self, batch: Sequence[Addressed]) -> Taken:
+        self.delivered += [(user, delivery.id) for delivery, user, _ in batch]
+        return [self.results.get(user, 1) for _, user, _ in batch]
+
+
+def test_a_message_that_comes_again_is_answered_with_the_first_result_and_not_sent() -> None:
+    node = Node()
+    node.results = {"alice": 3}
+    assert node.push_ids("alice", "1") == [3]
+    assert node.taken() == [("alice", "1")]
+    node.results = {"alice": 1}  # two of three connections have gone since, or all three
+    assert node.push_ids("alice", "1") == [3]
+    node.results = {"alice": 0}
+    assert node.push_ids("alice", "1") == [3]
+    assert node.taken() == []
+
+
+def test_what_was_not_delivered_is_tried_afresh() -> None:
+    for refused in (0, Refusal.NO_DEVICE, Refusal.OVERLOADED):
+        node = Node()
+        node.results = {"alice": refused}
+        assert node.push_ids("alice", "1") == [refused]
+        node.results = {}
+        assert node.push_ids("alice", "1") == [1]
+        assert node.taken() == [("alice", "1")] * 2
+
+
+def test_user_id_and_device_are_what_makes_a_message() -> None:
+    node = Node()
+    messages: list[Message] = [
+        ("alice", "1", None),
+        ("alice", "2", None),
+        ("bob", "1", None),
+        ("1", "alice", None),
+        ("alice", "1", "phone"),
+        ("alice", "1", "desk"),
+        ("alice1", "", None),
+    ]
+    for message in messages:
+        node.push(message)
+    assert len(node.taken()) == len(messages)
+    assert node.push(*messages) == [1] * len(messages)
+    assert node.taken() == []
+
+
+def test_without_an_id_nothing_is_a_repeat() -> None:
+    node = Node()
+    for _ in range(2):
+        assert node.push(("alice", None, None), ("alice", None, None)) == [1, 1]
+    assert len(node.taken()) == 4
+
+
+def test_new_messages_of_a_batch_go_out_in_order_between_its_repeats() -> None:
+    node = Node()
+    node.results = {"bob": 2, "carol": 0}
+    assert node.push_ids("bob", "1", "2") == [2, 2]
+    node.taken()
+    batch: list[Message] = [
+        ("alice", "1", None),
+        ("bob", "1", None),
+        ("alice", None, None),
+        ("carol", "1", None),
+        ("bob", "2", None),
+        ("bob", "3", None),
+    ]
+    assert node.push(*batch) == [1, 2, 1, 0, 2, 2]
+    expected = [("alice", "1"), ("alice", "ours"), ("carol", "1"), ("bob", "3")]
+    assert node.taken() == expected
+
+
+def test_a_repeat_within_its_batch_comes_to_what_the_first_does() -> None:
+    node = Node()
+    node.results = {"bob": 2, "carol": 0, "dave": Refusal.OVERLOADED}
+    batch: list[Message] = [
+        ("bob", "1", None),
+        ("carol", "1", None),
+        ("bob", "1", None),
+        ("dave", "1", None),
+        ("alice", "1", None),
+        ("dave", "1", None),
+        ("carol", "1", None),
+        ("bob", "1", None),
+    ]
+    overloaded = Refusal.OVERLOADED
+    assert node.push(*batch) == [2, 0, 2, overloaded, 1, overloaded, 0, 2]
+    assert node.taken() == [("bob", "1"), ("carol", "1"), ("dave", "1"), ("alice", "1")]
+    node.results = {}
+    assert node.push(*batch) == [2, 1, 2, 1, 1, 1, 1, 2]
+    assert node.taken() == [("carol", "1"), ("dave", "1")]
+
+
+def test_the_window_is_known_whole_and_at_most_twice_as_much() -> None:
+    for batch_size in (1, 3, 7, 10, 25, 40):
+        node = Node(window=10)
+        ids = [str(number) for number in range(1_000)]
+        for start in range(0, len(ids), batch_size):
+            node.push_ids("alice", *ids[start : start + batch_size])
+        node.taken()
+        known = []
+        for message_id in reversed(ids):
+            node.push_ids("alice", message_id)
+            if node.taken():
+                break
+            known.append(message_id)
+        assert 10 <= len(known) <= 20, batch_size
+
+
+def test_no_batch_makes_it_remember_more_than_twice_the_window() -> None:
+    node = Node(window=10)
+    node.push_ids("alice", *map(str, range(1_000)))
+    node.taken()
+    node.push_ids("alice", *map(str, range(980)))
+    assert len(node.taken()) == 980
+
+
+def test_a_repeat_is_known_for_another_window() -> None:
+    node = Node(window=10)
+    node.push_ids("alice", "kept")
+    for number in range(100):
+        node.push_ids("alice", str(number))
+        node.push_ids("alice", "kept")
+    assert node.taken().count(("alice", "kept")) == 1
+
+
+def test_a_window_of_none_delivers_all() -> None:
+    node = Node(window=0)
+    for _ in range(2):
+        assert node.push_ids("alice", "1", "1") == [1, 1]
+    assert len(node.taken()) == 4
+
+
+def test_a_batch_of_repeats_alone_delivers_nothing() -> None:
+    node = Node()
+    ids = [str(number) for number in range(50)]
+    assert node.push_ids("alice", *ids) == [1] * 50
+    node.taken()
+    assert node.push_ids("alice", *reversed(ids)) == [1] * 50
+    assert node.taken() == []

@@ -1,0 +1,239 @@
+"""What a WebSocket client sends, put together: messages, fragments, and what ends it."""
+
+import struct
+
+import pytest
+
+from gateway.transports.inbound import Inbound
+from tests.unit.gateway.transports.test_websocket import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    client_frame,
+    close_frame,
+    server_frames,
+)
+
+MAX_BYTES = 10_000
+MAX_FRAMES = 100
+MIXED = "aé€😀z"
+
+
+def made() -> Inbound:
+    return Inbound(max_bytes=MAX_BYTES)
+
+
+def taken(inbound: Inbound, *parts: bytes, max_frames: int = MAX_FRAMES) -> list[str | bytes]:
+    return [whole for part in parts for whole in inbound.messages(part, max_frames=max_frames)]
+
+
+def ended_with(inbound: Inbound) -> tuple[int, str | None]:
+    """Return the code that is sent, and why it has ended."""
+    assert not inbound.open
+    opcode, payload = server_frames(inbound.answer())[-1]
+    assert opcode == CLOSE
+    code: int = struct.unpack("!H", payload[:2])[0]
+    return code, inbound.end
+
+
+def fragments(data: bytes, *sizes: int, opcode: int = TEXT) -> list[bytes]:
+    frames = []
+    for size in sizes:
+        frames.append(client_frame(opcode, data[:size], fin=False))
+        data, opcode = data[size:], CONTINUATION
+    return [*frames, client_frame(opcode, data)]
+
+
+@pytest.mark.parametrize("text", ["", "hello", MIXED, "\x00", "\ufeffbom", "x" * MAX_BYTES])
+def test_a_text_message_is_text(text: str) -> None:
+    assert taken(made(), client_frame(TEXT, text.encode())) == [text]
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\x00", b"hello"])
+def test_a_binary_message_is_bytes_whatever_is_in_it(data: bytes) -> None:
+    assert taken(made(), client_frame(BINARY, data)) == [data]
+
+
+def test_messages_in_a_row_are_each_whole() -> None:
+    frames = client_frame(TEXT, b"one") + client_frame(BINARY, b"two") + client_frame(TEXT, b"3")
+    assert taken(made(), frames) == ["one", b"two", "3"]
+
+
+@pytest.mark.parametrize("cut", range(len(MIXED.encode()) + 1))
+def test_a_character_may_be_cut_by_a_fragments_end(cut: int) -> None:
+    inbound = made()
+    assert taken(inbound, *fragments(MIXED.encode(), cut)) == [MIXED]
+    assert inbound.open
+
+
+def test_fragments_of_a_byte_each_are_one_message() -> None:
+    data = MIXED.encode()
+    inbound = made()
+    *first, last = fragments(data, *[1] * (len(data) - 1))
+    assert taken(inbound, *first) == []
+    assert taken(inbound, last) == [MIXED]
+
+
+def test_empty_fragments_add_nothing() -> None:
+    assert taken(made(), *fragments(b"\xc3\xa9", 0, 1, 0, 1, 0)) == ["é"]
+
+
+def test_binary_fragments_are_not_read_as_text() -> None:
+    assert taken(made(), *fragments(b"\xff\xc3x", 1, 1, opcode=BINARY)) == [b"\xff\xc3x"]
+
+
+def test_a_ping_between_fragments_is_answered_and_no_part_of_the_message() -> None:
+    inbound = made()
+    first, last = fragments(b"hello", 2)
+    assert taken(inbound, first + client_frame(PING, b"?") + last) == ["hello"]
+    assert server_frames(inbound.answer()) == [(PONG, b"?")]
+    assert inbound.answer() == b""
+
+
+BAD_TEXTS = [
+    [b"\xff"],
+    [b"good, then \xff"],
+    [b"\xc3"],  # cut short at the message's end
+    [b"\xc3", b"x"],
+    [b"\xe2\x82", b"", b"x"],
+    [b"\xed\xa0\x80"],  # a surrogate
+    [b"\xf4\x90\x80\x80"],  # beyond U+10FFFF
+    [b"\xc0\x80"],  # longer than need be
+    [b"fine", b"fine", b"\x80"],
+]
+
+
+@pytest.mark.parametrize("parts", BAD_TEXTS, ids=repr)
+def test_text_that_is_not_utf_8_is_1007_and_no_message(parts: list[bytes]) -> None:
+    inbound = made()
+    data = b"".join(parts)
+    sizes = [len(part) for part in parts[:-1]]
+    assert taken(inbound, b"".join(fragments(data, *sizes))) == []
+    assert ended_with(inbound) == (1007, "text is not UTF-8")
+
+
+def test_bad_text_is_found_before_the_message_is_whole() -> None:
+    inbound = made()
+    taken(inbound, client_frame(TEXT, b"\xff", fin=False))
+    assert ended_with(inbound) == (1007, "text is not UTF-8")
+
+
+def test_what_follows_bad_text_is_no_message() -> None:
+    inbound = made()
+    bad = client_frame(TEXT, b"\xff")
+    assert taken(inbound, bad + client_frame(TEXT, b"late") + client_frame(BINARY, b"late")) == []
+    assert ended_with(inbound)[0] == 1007
+
+
+def test_a_close_reason_that_is_not_utf_8_is_1007() -> None:
+    inbound = made()
+    taken(inbound, client_frame(CLOSE, b"\x03\xe8\xff"))
+    assert ended_with(inbound) == (1007, "text is not UTF-8")
+
+
+@pytest.mark.parametrize("frame", [client_frame(PONG), client_frame(TEXT), client_frame(PING)])
+def test_more_frames_than_allowed_are_1008(frame: bytes) -> None:
+    inbound = made()
+    taken(inbound, frame * MAX_FRAMES)
+    assert inbound.open
+    assert inbound.frames == MAX_FRAMES
+    taken(inbound, frame)
+    assert ended_with(inbound) == (1008, "too many frames")
+
+
+def test_fragments_count_as_frames() -> None:
+    inbound = made()
+    empty = client_frame(CONTINUATION, fin=False)
+    taken(inbound, client_frame(TEXT, fin=False) + empty * (MAX_FRAMES - 1))
+    assert inbound.open
+    taken(inbound, empty)
+    assert ended_with(inbound) == (1008, "too many frames")
+
+
+def test_a_flood_in_one_piece_is_not_parsed_to_its_end() -> None:
+    inbound = made()
+    flood = client_frame(TEXT, b"x") * 9_000
+    messages = taken(inbound, flood, max_frames=MAX_FRAMES)
+    assert inbound.frames == len(messages)
+    assert MAX_FRAMES < inbound.frames < 10 * MAX_FRAMES
+    assert ended_with(inbound)[0] == 1008
+
+
+def test_a_message_may_be_as_large_as_the_bound_and_no_larger() -> None:
+    inbound = made()
+    assert taken(inbound, client_frame(BINARY, b"x" * MAX_BYTES)) == [b"x" * MAX_BYTES]
+    assert taken(inbound, client_frame(BINARY, b"x" * (MAX_BYTES + 1))) == []
+    assert ended_with(inbound) == (1009, "message too big")
+
+
+def test_the_size_of_fragments_counts_together() -> None:
+    inbound = made()
+    frames = fragments(b"x" * (MAX_BYTES + 1), MAX_BYTES // 2, MAX_BYTES // 2)
+    taken(inbound, *frames[:-1])
+    assert inbound.open
+    taken(inbound, frames[-1])
+    assert ended_with(inbound) == (1009, "message too big")
+
+
+def test_a_message_that_is_announced_too_large_ends_it_before_it_comes() -> None:
+    inbound = made()
+    taken(inbound, client_frame(BINARY, b"x" * 70_000)[:14])
+    assert ended_with(inbound)[0] == 1009
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        client_frame(TEXT, mask=False),
+        client_frame(CONTINUATION),
+        client_frame(0x3),
+        client_frame(PING, fin=False),
+        client_frame(TEXT, b"a", fin=False) + client_frame(TEXT),
+        bytes([0xC1]) + client_frame(TEXT, b"deflated")[1:],
+    ],
+)
+def test_what_breaks_the_protocol_is_1002(bad: bytes) -> None:
+    inbound = made()
+    assert taken(inbound, bad) == []
+    assert ended_with(inbound) == (1002, "protocol error")
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 4999])
+def test_a_close_is_echoed_and_is_the_clients_leave(code: int) -> None:
+    inbound = made()
+    taken(inbound, close_frame(code, "bye"))
+    assert ended_with(inbound) == (code, "client left")
+
+
+def test_nothing_is_taken_behind_a_close() -> None:
+    inbound = made()
+    assert taken(inbound, close_frame(1000) + client_frame(TEXT, b"late")) == []
+    assert taken(inbound, client_frame(TEXT, b"later")) == []
+    assert server_frames(inbound.answer()) == [(CLOSE, struct.pack("!H", 1000))]
+
+
+def test_while_it_is_open_there_is_no_end() -> None:
+    assert made().end is None
+
+
+@pytest.mark.parametrize("text", [b"", b"a", b"hello" * 100])
+def test_it_can_be_let_go_of_between_messages_and_at_no_other_time(text: bytes) -> None:
+    inbound = made()
+    assert inbound.between_messages
+    frame = client_frame(TEXT, text)
+    for number, byte in enumerate(frame, 1):
+        taken(inbound, bytes([byte]))
+        assert inbound.between_messages is (number == len(frame))
+
+
+def test_it_is_needed_until_the_last_fragment() -> None:
+    inbound = made()
+    first, second, last = fragments(b"abc", 1, 1)
+    for part, between in ((first, False), (client_frame(PING), False), (second, False)):
+        taken(inbound, part)
+        assert inbound.between_messages is between
+    taken(inbound, last)
+    assert inbound.between_messages

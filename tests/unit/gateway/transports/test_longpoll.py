@@ -1,0 +1,518 @@
+"""The long-poll session: what a cursor acknowledges, what it repeats, and how a session ends."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gateway.connections.closes import GOING_AWAY
+from gateway.connections.connection import State
+from gateway.connections.identity import Identity
+from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
+from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
+
+
+class Poll:
+    """A poll of one client: answered at once, or parked on a socket of its own."""
+
+    def __init__(self, node: "Node", cursor: str | None, wait: float, *, persists: bool) -> None:
+        self.wire = FakeWire()
+        self.resumed_with: bytes | None = None
+        self.parked: ParkedPoll | None = None
+        found = node.sessions.find(cursor, node.who) if cursor else None
+        self.session, count = found or (node.open(gap=bool(cursor)), 0)
+        body = self.session.poll(count)
+        if body is not None or not wait:
+            self.session.rest()
+            self._body: bytes | None = body or self.session.empty()
+            return
+        self._body = None
+        resume = self._resume if persists else None
+        self.parked = ParkedPoll(self.session, cors_lines=b"vary: origin\r\n", wait_seconds=wait)
+        self.parked.attach(self.wire, resume)
+
+    def _resume(self, early: bytes) -> None:
+        assert self.resumed_with is None, "the socket was given back twice"
+        self.resumed_with = early
+
+    @property
+    def waits(self) -> bool:
+        return self._body is None and not self.wire.sent
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """What the client got, once."""
+        if self._body is not None:
+            return json.loads(self._body)  # type: ignore[no-any-return]
+        head, _, body = self.wire.sent.partition(b"\r\n\r\n")
+        status, *fields = head.split(b"\r\n")
+        assert status == b"HTTP/1.1 200 OK"
+        assert fields[-1] == b"content-length: %d" % len(body)
+        assert fields[:3] == [
+            b"content-type: application/json",
+            b"cache-control: no-store",
+            b"vary: origin",
+        ]
+        assert fields[3:-1] == ([b"connection: close"] if self.last else [])
+        assert self.wire.closed is self.last
+        return json.loads(body)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> bool:
+        """Whether the answer was its connection's last, and said so."""
+        assert (self.resumed_with is None) is self.wire.closed
+        return self.wire.closed
+
+    @property
+    def cursor(self) -> str:
+        cursor: str = self.answer["cursor"]
+        return cursor
+
+    @property
+    def data(self) -> list[str]:
+        return [form["data"] for form in self.answer["messages"]]
+
+    @property
+    def gap(self) -> bool:
+        return bool(self.answer.get("gap", False))
+
+
+class Node:
+    """A node's sessions, of which one user polls."""
+
+    def __init__(self) -> None:
+        self.who = identity()
+        self.keeper = FakeKeeper()
+        self._soon: list[Callable[[], None]] = []
+        self.sessions = PollSessions(soon=self._soon.append)
+
+    def open(self, *, gap: bool) -> PollSession:
+        return self.sessions.open(self.who, self.keeper, gap=gap)
+
+    def poll(self, cursor: str | None = None, *, wait: float = 25.0, persists: bool = True) -> Poll:
+        return Poll(self, cursor, wait, persists=persists)
+
+    def push(self, session: PollSession, *payloads: str) -> list[bool]:
+        """Deliver within one turn of the event loop."""
+        taken = [give(session, message(text, f"id-{text[:9]}")) for text in payloads]
+        self.end_turn()
+        return taken
+
+    def end_turn(self) -> None:
+        due = self._soon.copy()
+        self._soon.clear()
+        for call in due:
+            call()
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node()
+
+
+def test_the_first_poll_opens_a_session_and_waits(node: Node) -> None:
+    poll = node.poll(wait=12.0)
+    assert poll.waits
+    assert node.keeper.wake_in == 12.0
+    assert poll.session.state is State.OPEN
+
+
+def test_a_poll_that_does_not_wait_is_answered_at_once(node: Node) -> None:
+    poll = node.poll(wait=0)
+    assert poll.answer == {"cursor": poll.cursor, "messages": []}
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+
+
+def test_a_message_ends_the_wait(node: Node) -> None:
+    poll = node.poll()
+    node.push(poll.session, "one")
+    assert poll.answer["messages"] == [{"id": "id-one", "type": None, "data": "one"}]
+    assert not poll.gap
+    assert poll.resumed_with == b""
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+
+
+def test_all_that_comes_in_one_turn_goes_in_one_answer(node: Node) -> None:
+    poll = node.poll()
+    node.push(poll.session, "one", "two", "three")
+    assert poll.data == ["one", "two", "three"]
+
+
+def test_what_comes_between_polls_waits_for_the_next(node: Node) -> None:
+    first = node.poll(wait=0)
+    node.push(first.session, "one", "two")
+    assert node.poll(first.cursor).data == ["one", "two"]
+
+
+def test_the_end_of_the_wait_is_an_empty_list(node: Node) -> None:
+    poll = node.poll()
+    node.keeper.wake(poll.session)
+    assert poll.answer == {"cursor": poll.cursor, "messages": []}
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+
+
+def test_a_cursor_acknowledges_all_before_it(node: Node) -> None:
+    first = node.poll()
+    node.push(first.session, "one", "two")
+    second = node.poll(first.cursor)
+    assert second.waits
+    node.push(first.session, "three")
+    assert second.data == ["three"]
+    assert second.cursor != first.cursor
+
+
+def test_the_same_cursor_again_gives_the_same_answer_again(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, "one", "two")
+    answers = [node.poll(start.cursor).answer for _ in range(3)]
+    assert answers == [answers[0]] * 3
+    assert len(answers[0]["messages"]) == 2
+
+
+def test_the_same_answer_again_has_none_of_what_came_since(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, "one")
+    answer = node.poll(start.cursor).answer
+    node.push(start.session, "two")
+    again = node.poll(start.cursor)
+    assert again.answer == answer
+    assert node.poll(again.cursor).data == ["two"]
+
+
+def test_nothing_is_lost_or_repeated_over_many_polls(node: Node) -> None:
+    poll = node.poll()
+    session, got = poll.session, []
+    for number in range(50):
+        node.push(session, *(f"{number}-{part}" for part in range(number % 4 + 1)))
+        got += poll.data
+        poll = node.poll(poll.cursor)
+    assert got == [f"{number}-{part}" for number in range(50) for part in range(number % 4 + 1)]
+    assert poll.session is session
+
+
+def test_a_second_poll_ends_the_first_with_an_empty_list(node: Node) -> None:
+    start = node.poll(wait=0)
+    first = node.poll(start.cursor)
+    second = node.poll(start.cursor)
+    assert first.answer == {"cursor": start.cursor, "messages": []}
+    assert first.resumed_with == b""
+    assert second.waits
+    node.push(start.session, "one")
+    assert second.data == ["one"]
+
+
+def test_a_second_poll_in_the_turn_of_a_message_gets_the_message(node: Node) -> None:
+    start = node.poll(wait=0)
+    first = node.poll(start.cursor)
+    give(start.session, message("one"))
+    second = node.poll(start.cursor)
+    node.end_turn()
+    assert (first.data, second.data) == ([], ["one"])
+
+
+def test_a_client_that_goes_away_while_it_waits_loses_nothing(node: Node) -> None:
+    start = node.poll(wait=0)
+    poll = node.poll(start.cursor)
+    assert poll.parked is not None
+    poll.parked.lost()
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+    node.push(start.session, "one")
+    assert poll.wire.sent == b""
+    assert node.poll(start.cursor).data == ["one"]
+
+
+def test_an_answer_that_the_wire_refused_is_given_again(node: Node) -> None:
+    start = node.poll(wait=0)
+    poll = node.poll(start.cursor)
+    poll.wire.gone = True
+    node.push(start.session, "one")
+    assert poll.resumed_with is None
+    assert poll.wire.aborted
+    assert node.poll(start.cursor).data == ["one"]
+
+
+def test_the_late_end_of_a_socket_does_not_disturb_the_next_poll(node: Node) -> None:
+    start = node.poll(wait=0)
+    first = node.poll(start.cursor)
+    second = node.poll(start.cursor)
+    assert first.parked is not None
+    first.parked.lost()
+    node.push(start.session, "one")
+    assert second.data == ["one"]
+
+
+def test_what_does_not_fit_the_buffer_is_refused_and_the_gap_is_told(node: Node) -> None:
+    start = node.poll(wait=0)
+    assert node.push(start.session, *"a" * 200).count(False) > 0
+    answer = node.poll(start.cursor)
+    assert answer.gap
+    assert len(answer.wire.sent) <= BOUNDS.poll_buffer_bytes
+    again = node.poll(start.cursor)
+    assert again.answer == answer.answer
+
+
+def test_a_gap_is_told_once_it_was_acknowledged_no_more(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, *"a" * 200)
+    told = node.poll(start.cursor)
+    assert told.gap
+    node_after = node.poll(told.cursor, wait=0)
+    assert node_after.answer == {"cursor": told.cursor, "messages": []}
+
+
+def test_an_acknowledged_message_makes_room(node: Node) -> None:
+    start = node.poll(wait=0)
+    room = node.push(start.session, *"a" * 200).count(True)
+    told = node.poll(start.cursor)
+    node.poll(told.cursor, wait=0)
+    assert node.push(start.session, *"a" * 200).count(True) == room
+
+
+def test_a_message_that_never_fits_is_a_gap_that_ends_no_session(node: Node) -> None:
+    start = node.poll(wait=0)
+    assert node.push(start.session, "x" * 10_000) == [False]
+    told = node.poll(start.cursor, wait=0)
+    assert (told.gap, told.data) == (True, [])
+    assert told.session is start.session
+
+
+def test_a_gap_alone_is_told_again_to_the_same_cursor(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, "x" * 10_000)
+    answer = node.poll(start.cursor, wait=0).answer
+    assert answer["gap"]
+    assert node.poll(start.cursor, wait=0).answer == answer
+
+
+def test_a_second_loss_is_told_too(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, "x" * 10_000)
+    told = node.poll(start.cursor, wait=0)
+    node.push(start.session, "y" * 10_000)
+    assert node.poll(told.cursor, wait=0).gap
+
+
+def test_a_token_of_another_device_does_not_speak_for_a_session(node: Node) -> None:
+    start = node.poll(wait=0)
+    other = Identity(node.who.user, "another device", node.who.expires_at)
+    assert start.session.belongs_to(node.who)
+    assert not start.session.belongs_to(other)
+    assert node.sessions.find(start.cursor, other) is None
+
+
+def test_a_later_token_of_the_same_user_and_device_speaks_for_a_session(node: Node) -> None:
+    start = node.poll(wait=0)
+    later = Identity(node.who.user, node.who.device, node.who.expires_at + 600)
+    assert node.sessions.find(start.cursor, later) == (start.session, 0)
+
+
+def test_a_gap_while_a_poll_waits_is_told_with_the_next_answer_at_the_latest(node: Node) -> None:
+    poll = node.poll()
+    node.push(poll.session, "x" * 10_000)
+    if poll.waits:
+        node.keeper.wake(poll.session)
+    assert poll.gap or node.poll(poll.cursor, wait=0).gap
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["", ".", "x", "x.0", "..", ".0", "{key}", "{key}.", "{key}.x", "{key}.-1", "{key}.9",
+     "{key}. 0", "{key}.0 ", "{key}.1e0", "{key}.٠", "{key}." + "9" * 5_000, "\x00", "{key}.0.0"],
+)  # fmt: skip
+def test_an_unknown_cursor_gives_a_new_session_and_a_gap(node: Node, cursor: str) -> None:
+    known = node.poll(wait=0)
+    given = cursor.replace("{key}", known.session.key)
+    assert node.sessions.find(given, node.who) is None
+    if given:
+        poll = node.poll(given)
+        assert poll.session is not known.session
+        assert (poll.gap, poll.data) == (True, [])
+        assert node.poll(poll.cursor).waits
+
+
+def test_an_acknowledged_cursor_is_unknown(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, "one")
+    first = node.poll(start.cursor)
+    node.push(start.session, "two")
+    node.poll(first.cursor)
+    assert node.sessions.find(start.cursor, node.who) is None
+
+
+def test_the_cursor_of_another_user_opens_nothing_of_theirs(node: Node) -> None:
+    theirs = node.poll(wait=0)
+    assert node.sessions.find(theirs.cursor, identity("mallory")) is None
+    assert node.sessions.find(theirs.cursor, node.who) == (theirs.session, 0)
+
+
+def test_cursors_can_not_be_guessed(node: Node) -> None:
+    keys = {node.poll(wait=0).session.key for _ in range(100)}
+    assert len(keys) == 100
+    assert min(map(len, keys)) >= 16
+
+
+def test_a_session_that_nobody_polls_ends_after_its_grace(node: Node) -> None:
+    poll = node.poll(wait=0)
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+    node.keeper.wake(poll.session)
+    assert poll.session.state is State.CLOSED
+    assert node.keeper.released == ["expired"]
+    assert node.keeper.forgotten == 1
+    assert node.poll(poll.cursor).gap
+
+
+def test_a_close_answers_the_parked_poll_and_ends_the_session(node: Node) -> None:
+    poll = node.poll()
+    poll.session.close(GOING_AWAY)
+    poll.session.close(GOING_AWAY)
+    assert poll.answer == {"cursor": poll.cursor, "messages": []}
+    assert poll.session.state is State.CLOSED
+    assert node.keeper.released == ["node is leaving"]
+    assert node.keeper.forgotten == 1
+    assert node.keeper.wake_in is None
+    assert node.sessions.find(poll.cursor, node.who) is None
+
+
+def test_a_close_is_the_last_answer_of_its_connection(node: Node) -> None:
+    poll = node.poll()
+    poll.session.close(GOING_AWAY)
+    assert poll.last
+    assert not poll.answer["messages"]
+
+
+def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> None:
+    poll = node.poll()
+    give(poll.session, message("one"))
+    poll.session.part(GOING_AWAY, 5.0)
+    assert (poll.data, poll.last) == (["one"], True)
+    assert node.keeper.released == ["node is leaving"]
+    assert node.sessions.find(poll.cursor, node.who) is None
+
+
+def test_without_keep_alive_an_answer_is_the_last_and_the_session_lives_on(node: Node) -> None:
+    poll = node.poll(persists=False)
+    node.push(poll.session, "one")
+    assert (poll.data, poll.last) == (["one"], True)
+    again = node.poll(poll.cursor)
+    assert again.waits
+    node.push(again.session, "two")
+    assert (again.data, again.last) == (["two"], False)
+    assert node.keeper.released == []
+
+
+def test_what_came_behind_a_last_poll_is_nobodys(node: Node) -> None:
+    poll = node.poll(persists=False)
+    assert poll.parked is not None
+    poll.parked.received(b"GET /poll HTTP/1.1\r\n")
+    node.push(poll.session, "one")
+    assert poll.last
+    assert poll.resumed_with is None
+
+
+def test_an_age_ends_no_session_and_disturbs_no_poll_that_waits(node: Node) -> None:
+    poll = node.poll()
+    poll.session.aged()
+    assert poll.waits
+    assert poll.session.state is State.OPEN
+    node.push(poll.session, "one")
+    assert poll.data == ["one"]
+    assert not poll.last
+    assert poll.session.moves_next()
+
+
+def test_a_session_that_moved_has_its_age_drawn_again(node: Node) -> None:
+    session = node.poll(wait=0).session
+    session.aged()
+    assert session.moves_next()
+    assert not session.moves_next()
+    assert node.keeper.ages == [None]
+
+
+def test_a_token_that_runs_out_answers_the_parked_poll_and_keeps_the_session(node: Node) -> None:
+    poll = node.poll()
+    poll.session.expired()
+    assert poll.answer == {"cursor": poll.cursor, "messages": []}
+    assert not poll.last
+    assert node.keeper.released == []
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+    node.push(poll.session, "meanwhile")
+    assert node.poll(poll.cursor).data == ["meanwhile"]
+
+
+def test_a_token_that_runs_out_between_polls_changes_nothing(node: Node) -> None:
+    start = node.poll(wait=0)
+    start.session.expired()
+    assert start.session.state is State.OPEN
+    assert node.poll(start.cursor).waits
+
+
+def test_a_cursor_of_a_session_that_is_here_is_known_whoever_asks(node: Node) -> None:
+    start = node.poll(wait=0)
+    assert node.sessions.holds(start.cursor)
+    assert not node.sessions.holds("another.0")
+    node.keeper.wake(start.session)
+    assert not node.sessions.holds(start.cursor)
+
+
+def test_a_client_that_does_not_read_its_answers_is_cut_off_and_may_come_again(node: Node) -> None:
+    start = node.poll(wait=0)
+    poll = node.poll(start.cursor)
+    assert poll.parked is not None
+    poll.wire.on_full = poll.parked.overflowed
+    node.push(start.session, "one")
+    assert poll.wire.aborted
+    assert (poll.wire.sent, poll.resumed_with) == (b"", None)
+    assert node.poll(start.cursor).data == ["one"]
+
+
+def test_no_answer_is_longer_than_is_said(node: Node) -> None:
+    start = node.poll(wait=0)
+    node.push(start.session, *(str(number) for number in range(300)))
+    poll = node.poll(start.cursor)
+    assert len(json.dumps(poll.answer)) <= start.session.most_answer_bytes
+
+
+def test_a_close_takes_along_what_came_in_the_same_turn(node: Node) -> None:
+    poll = node.poll()
+    give(poll.session, message("one"))
+    poll.session.close(GOING_AWAY)
+    node.end_turn()
+    assert poll.data == ["one"]
+
+
+def test_what_is_sent_behind_a_parked_poll_is_given_back_with_the_socket(node: Node) -> None:
+    poll = node.poll()
+    assert poll.parked is not None
+    poll.parked.received(b"GET /poll ")
+    poll.parked.received(b"HTTP/1.1\r\n")
+    node.push(poll.session, "one")
+    assert poll.resumed_with == b"GET /poll HTTP/1.1\r\n"
+
+
+def test_a_flood_behind_a_parked_poll_is_cut_off(node: Node) -> None:
+    poll = node.poll()
+    assert poll.parked is not None
+    for _ in range(20):
+        poll.parked.received(b"x" * 1_024)
+    assert poll.wire.aborted
+    node.push(poll.session, "one")
+    assert poll.wire.sent == b""
+    assert poll.session.state is State.OPEN
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+
+
+def test_hostile_payloads_come_back_whole(node: Node) -> None:
+    payloads = ["\r\n\r\n", "\x00", "\u2028\u2029", "\ufeffbom", '"]}', "😀", "\\u0000", ""]
+    poll = node.poll()
+    node.push(poll.session, *payloads)
+    assert poll.data == payloads
+
+
+def test_a_payload_that_is_no_text_is_base64(node: Node) -> None:
+    poll = node.poll()
+    give(poll.session, message(b"\xff\x00"))
+    node.end_turn()
+    assert poll.answer["messages"] == [
+        {"id": "m-1", "type": None, "data": "/wA=", "encoding": "base64"}
+    ]

@@ -1,0 +1,107 @@
+"""Commits behind the batches: what fails is kept, what is not ours is not committed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from processor.reading.commits import Commits
+from processor.reading.kafka import AIOKafkaConsumer, KafkaError, TopicPartition
+
+pytestmark = pytest.mark.anyio
+
+A, B = TopicPartition("push", 0), TopicPartition("push", 1)
+
+
+class FlakyConsumer:
+    """The two calls that commits make of a consumer, with faults where a test wants them."""
+
+    def __init__(self) -> None:
+        self.assigned = {A, B}
+        self.committed: dict[TopicPartition, int] = {}
+        self.commits = 0
+        self.failures = 0
+        self.failed = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def assignment(self) -> set[TopicPartition]:
+        return self.assigned
+
+    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+        assert offsets, "aiokafka raises ValueError for no offsets"
+        self.commits += 1
+        await self.gate.wait()
+        if self.failures:
+            self.failures -= 1
+            self.failed.set()
+            raise KafkaError("injected")
+        self.committed |= offsets
+
+
+def commits_of(consumer: FlakyConsumer) -> Commits:
+    return Commits(cast("AIOKafkaConsumer", consumer))
+
+
+async def test_what_is_finished_is_committed() -> None:
+    consumer = FlakyConsumer()
+    commits = commits_of(consumer)
+    commits.finished({A: 5, B: 7})
+    await commits.flush()
+    assert consumer.committed == {A: 5, B: 7}
+
+
+async def test_what_finishes_behind_a_slow_commit_goes_with_the_next_one() -> None:
+    consumer = FlakyConsumer()
+    consumer.gate.clear()
+    commits = commits_of(consumer)
+    for offset in range(1, 101):
+        commits.finished({A: offset})
+        await asyncio.sleep(0)
+    consumer.gate.set()
+    await commits.flush()
+    assert consumer.committed == {A: 100}
+    assert consumer.commits == 2
+
+
+async def test_a_partition_that_was_taken_away_is_not_committed() -> None:
+    consumer = FlakyConsumer()
+    consumer.assigned = {B}
+    commits = commits_of(consumer)
+    commits.finished({A: 5})
+    await commits.flush()
+    commits.finished({A: 6, B: 7})
+    await commits.flush()
+    assert consumer.committed == {B: 7}
+
+
+async def test_a_commit_that_fails_goes_with_the_next() -> None:
+    consumer = FlakyConsumer()
+    consumer.failures = 1
+    commits = commits_of(consumer)
+    commits.finished({A: 5})
+    await consumer.failed.wait()
+    commits.finished({B: 1})
+    await commits.flush()
+    assert consumer.committed == {A: 5, B: 1}
+
+
+async def test_a_flush_tries_a_failed_commit_once_more() -> None:
+    consumer = FlakyConsumer()
+    consumer.failures = 1
+    commits = commits_of(consumer)
+    commits.finished({A: 5})
+    await commits.flush()
+    assert consumer.committed == {A: 5}
+
+
+async def test_a_flush_ends_though_kafka_never_takes_it() -> None:
+    consumer = FlakyConsumer()
+    consumer.failures = 100
+    commits = commits_of(consumer)
+    commits.finished({A: 5})
+    await commits.flush()
+    assert consumer.committed == {}
+    assert consumer.commits == 2

@@ -1,0 +1,185 @@
+"""Finding the place again after what getmany() raised, while Kafka fails at the edge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from processor.reading import consumer as module
+from processor.reading.commits import Commits
+from processor.reading.consumer import Consumer
+from processor.reading.kafka import KafkaError, Record, TopicPartition
+from processor.reading.message import Message
+
+pytestmark = pytest.mark.anyio
+
+A, B = TopicPartition("push", 0), TopicPartition("push", 1)
+
+
+def record(partition: TopicPartition, offset: int) -> Record:
+    return Record(
+        topic=partition.topic,
+        partition=partition.partition,
+        offset=offset,
+        timestamp=0,
+        timestamp_type=0,
+        key=b"u",
+        value=b"x",
+        checksum=None,
+        serialized_key_size=1,
+        serialized_value_size=1,
+        headers=(),
+    )
+
+
+class Broken:
+    """A consumer whose getmany() loses what it had in hand, and whose broker then fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.logs = {A: 3, B: 3}
+        self.places = {A: 0, B: 0}
+        self.committed_at: dict[TopicPartition, int] = {}
+        self.failures = 2
+        self.raised = False
+
+    def assignment(self) -> set[TopicPartition]:
+        return {A, B}
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        if self.failures:
+            self.failures -= 1
+            raise KafkaError("injected")
+        return self.committed_at.get(partition)
+
+    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+        self.committed_at |= offsets
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.places[partition] = offset
+
+    async def seek_to_beginning(self, partition: TopicPartition) -> None:
+        self.places[partition] = 0
+
+    async def position(self, partition: TopicPartition) -> int:
+        return self.places[partition]
+
+    async def stop(self) -> None:
+        return None
+
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[Record]]:
+        await asyncio.sleep(0)
+        if not self.raised:
+            self.raised = True
+            self.places[A] = self.logs[A]  # A was drained, then B raised: A's records are gone
+            raise self.error
+        got = {}
+        for partition in partitions or (A, B):
+            place, end = self.places[partition], self.logs[partition]
+            if place < end:
+                got[partition] = [record(partition, offset) for offset in range(place, end)]
+                self.places[partition] = end
+        return got
+
+
+class Offline:
+    """A dispatcher for whom everybody is offline."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.all_seen = asyncio.Event()
+        self.consumer: Consumer | None = None
+
+    async def room(self) -> None:
+        return None
+
+    def take(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self.seen.append(message.push.id)
+            message.progress.settle(message.offset, size=len(message.push.data))
+        assert self.consumer is not None
+        self.consumer.advanced({message.progress for message in messages})
+        if len(self.seen) >= 6:
+            self.all_seen.set()
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "injected"), KafkaError("injected")]
+)
+async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_its_place(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    broken, dispatcher = Broken(error), Offline()
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
+    settings = SimpleNamespace(
+        kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
+        weights=[1], batch_messages=100, max_payload_bytes=100,
+    )  # fmt: skip
+    consumer = Consumer(
+        cast("Any", settings),
+        cast("Any", dispatcher),
+        *cast("Any", (None, None)),
+        spawn=asyncio.create_task,
+    )
+    dispatcher.consumer = consumer
+
+    async def join() -> Broken:
+        consumer._commits = Commits(cast("Any", broken))
+        consumer._assign([A, B])
+        return broken
+
+    monkeypatch.setattr(consumer, "_join", join)
+    running = asyncio.create_task(consumer.run())
+    async with asyncio.timeout(5):
+        seen = asyncio.create_task(dispatcher.all_seen.wait())
+        await asyncio.wait((running, seen), return_when=asyncio.FIRST_COMPLETED)
+        seen.cancel()
+    consumer.stop()
+    await running
+    assert sorted(dispatcher.seen) == [f"push-{p}-{n}" for p in (0, 1) for n in range(3)]
+    assert broken.committed_at == {A: 3, B: 3}
+    assert broken.failures == 0
+
+
+async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dispatcher = Offline()
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(module, "_MOST_ERRORS", 3)
+    settings = SimpleNamespace(
+        kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
+        weights=[1], batch_messages=100, max_payload_bytes=100,
+    )  # fmt: skip
+    consumer = Consumer(*cast("Any", (settings, dispatcher, None, None)), spawn=asyncio.create_task)
+    dispatcher.consumer = consumer
+    joined: list[Broken] = []
+
+    class Dead(Broken):
+        async def getmany(
+            self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int
+        ) -> dict[TopicPartition, list[Record]]:
+            raise KafkaError("a task of the client is dead")
+
+    async def join() -> Broken:
+        broken = Dead(KafkaError()) if not joined else Broken(KafkaError("once"))
+        broken.failures = 0
+        joined.append(broken)
+        consumer._commits = Commits(cast("Any", broken))
+        consumer._assign([A, B])
+        return broken
+
+    monkeypatch.setattr(consumer, "_join", join)
+    running = asyncio.create_task(consumer.run())
+    async with asyncio.timeout(5):
+        await dispatcher.all_seen.wait()
+    consumer.stop()
+    await running
+    assert len(joined) == 2
+    assert joined[1].committed_at == {A: 3, B: 3}
