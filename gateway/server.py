@@ -36,6 +36,7 @@ from gateway.internal import internal_app
 from gateway.push import Pusher
 from gateway.settings import GatewaySettings
 from gateway.wires.choice import Wires
+from registry.directory import TIMINGS
 from registry.redis_store import RedisRegistry
 
 #: How long a node that has drained waits for the last farewells, and then for the registry.
@@ -74,7 +75,7 @@ class Gateway:
         self.internal_port: int = internal_socket.getsockname()[1]
         self.port: int = public_socket.getsockname()[1]
         self._registry = RedisRegistry(
-            settings.redis_url, timeout_seconds=settings.redis_timeout_seconds
+            settings.redis_url, timeout_seconds=settings.redis_timeout_seconds, timings=TIMINGS
         )
         self._keys = settings.key_ring()
         self._auth = Authenticator(settings.token_rules, self._keys)
@@ -156,7 +157,7 @@ class Gateway:
         return GatewayNode(
             identity,
             hub,
-            Registrar(self._registry, identity, hub),
+            Registrar(self._registry, identity, hub, timings=TIMINGS),
             Admission(_limits(settings), memory=resident_bytes),
             bounds=_bounds(settings),
             lifetime=Lifetime(

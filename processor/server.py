@@ -26,7 +26,7 @@ from processor.sending.forward import Forwarder
 from processor.sending.whereabouts import Whereabouts
 from processor.settings import ProcessorSettings
 from processor.tasks import Tasks
-from registry.directory import RegistryUnavailable
+from registry.directory import TIMINGS, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
 _REFRESH_SECONDS: Final = 1.0
@@ -42,7 +42,7 @@ class Processor:
     def __init__(self, settings: ProcessorSettings) -> None:
         self._settings = settings
         self._registry = RedisRegistry(
-            settings.redis_url, timeout_seconds=settings.redis_timeout_seconds
+            settings.redis_url, timeout_seconds=settings.redis_timeout_seconds, timings=TIMINGS
         )
         self._forwarder = Forwarder(
             secret=settings.internal_secret.get_secret_value(),

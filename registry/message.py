@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from registry.errors import RegistryError
+
 MAX_USER_BYTES: Final = 256
 MAX_NAME_BYTES: Final = 128
 #: A default id is `topic-partition-offset`; Kafka's topic names reach 249 bytes by themselves.
@@ -63,7 +65,7 @@ class Envelope(msgspec.Struct, gc=False):
         return now_ms > self.published_ms + self.ttl_seconds * 1000
 
 
-class RejectedRecord(Exception):
+class RejectedRecord(RegistryError):
     """A record that breaks the publishing rules. `reason` is a short name fit for a label."""
 
     def __init__(self, reason: str, detail: str) -> None:

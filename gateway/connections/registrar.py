@@ -16,7 +16,7 @@ import structlog
 
 from gateway import metrics
 from gateway.connections.hub import Hub
-from registry.directory import Lease, Node, Registry, RegistryUnavailable
+from registry.directory import Lease, Node, Registry, RegistryUnavailable, Timings
 
 _BATCH: Final = 1_000
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
@@ -33,16 +33,13 @@ class Registrar:
         node: Node,
         hub: Hub,
         *,
-        heartbeat_seconds: float = 2.0,
-        reassert_seconds: float = 600.0,
+        timings: Timings,
     ) -> None:
-        """Renew the lease each `heartbeat_seconds`; go through all users in `reassert_seconds`."""
         self.ready = asyncio.Event()
         self._registry = registry
         self._node = node
         self._hub = hub
-        self._heartbeat_seconds = heartbeat_seconds
-        self._reassert_seconds = reassert_seconds
+        self._timings = timings
         self._changed: dict[str, None] = {}  # as ordered sets: first come, first written
         self._writing: dict[str, None] = {}
         self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
@@ -106,7 +103,9 @@ class Registrar:
 
     async def _keep_lease(self) -> None:
         while True:
-            await asyncio.sleep(_RETRY_SECONDS[-1] if self._failing else self._heartbeat_seconds)
+            await asyncio.sleep(
+                _RETRY_SECONDS[-1] if self._failing else self._timings.heartbeat_seconds
+            )
             try:
                 lease = await self._registry.heartbeat(self._node)
             except RegistryUnavailable as error:
@@ -156,8 +155,8 @@ class Registrar:
     async def _reassert_paced(self) -> None:
         while True:
             users = self._hub.users()
-            share = math.ceil(len(users) / self._reassert_seconds)
-            for _ in range(math.ceil(self._reassert_seconds)):
+            share = math.ceil(len(users) / self._timings.reassertion_seconds)
+            for _ in range(math.ceil(self._timings.reassertion_seconds)):
                 await asyncio.sleep(1.0)
                 for user in users[-share:] if share else ():
                     if user in self._hub:

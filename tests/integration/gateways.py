@@ -12,6 +12,7 @@ from gateway.connections.hub import Hub
 from gateway.connections.registrar import Registrar
 from registry.directory import Lease, Node, RegistryUnavailable
 from registry.redis_store import RedisRegistry
+from tests.support.timings import AnyTimings
 from tests.unit.gateway.fakes import FakeConnection, identity
 
 HEARTBEAT_SECONDS = 0.2
@@ -43,15 +44,12 @@ class Gateway:
 
     def __init__(self, url: str, *, name: str = "gw-a", lease_seconds: float = 12.0) -> None:
         self.node = Node(name, f"{time.monotonic_ns():x}", "127.0.0.1:8081")
-        self._registry = HoldableRegistry(
-            url, timeout_seconds=TIMEOUT_SECONDS, lease_seconds=lease_seconds
-        )
+        timings = AnyTimings(heartbeat_seconds=HEARTBEAT_SECONDS, lease_seconds=lease_seconds)
+        self._registry = HoldableRegistry(url, timeout_seconds=TIMEOUT_SECONDS, timings=timings)
         self._view = RedisRegistry(url, timeout_seconds=TIMEOUT_SECONDS)
         self._connections: dict[str, Connection] = {}
         self.hub = Hub()
-        self.registrar = Registrar(
-            self._registry, self.node, self.hub, heartbeat_seconds=HEARTBEAT_SECONDS
-        )
+        self.registrar = Registrar(self._registry, self.node, self.hub, timings=timings)
         self._task: asyncio.Task[None] | None = None
 
     def connect(self, *users: str) -> None:

@@ -15,6 +15,7 @@ from pushgate.embedded import LOOPBACK, choose_port
 from registry.directory import Lease, Node, RegistryUnavailable
 from registry.redis_store import BUCKETS, RedisRegistry
 from tests.support.processes import wait_until
+from tests.support.timings import AnyTimings
 from tests.support.valkey import Kind, RedisServer, redis_is_installed
 from tests.support.valkey_groups import RedisCluster, Sentinel
 
@@ -114,9 +115,12 @@ def store(running_store: Store) -> Store:
 
 
 @asynccontextmanager
-async def open_registry(url: str, **bounds: Any) -> AsyncIterator[RedisRegistry]:
+async def open_registry(
+    url: str, *, timeout_seconds: float = 1.0, **timings: Any
+) -> AsyncIterator[RedisRegistry]:
     # Whatever is about doubt asks for a time to doubt.
-    registry = RedisRegistry(url, **{"registration_seconds": 0.0} | bounds)
+    given = AnyTimings(**{"registration_seconds": 0.0} | timings)
+    registry = RedisRegistry(url, timeout_seconds=timeout_seconds, timings=given)
     try:
         yield registry
     finally:
@@ -777,7 +781,7 @@ async def test_closed_in_an_outage_of_a_cluster_it_leaves_no_connection() -> Non
             servers.masters[leases].kill()
             # What redis-py does when a command of one key fails: it wants to find the masters anew.
             with contextlib.suppress(redis.RedisError):
-                await registry._redis.execute_command("GET", "{pg-nodes}names")
+                await registry._link.command("GET", "{pg-nodes}names")
         await asyncio.to_thread(
             wait_until,
             lambda: all(len(other.client_list()) == 1 for other in others),

@@ -24,6 +24,7 @@ from tests.integration.gateways import (
     USERS,
     Gateway,
 )
+from tests.support.timings import AnyTimings
 from tests.support.valkey import RedisServer
 from tests.support.valkey_groups import RedisCluster, ReplicatedRedis, await_promotion, part
 
@@ -56,7 +57,9 @@ class Processor:
 
     def _open(self) -> RedisRegistry:
         return RedisRegistry(
-            self._url, timeout_seconds=TIMEOUT_SECONDS, registration_seconds=REGISTRATION_SECONDS
+            self._url,
+            timeout_seconds=TIMEOUT_SECONDS,
+            timings=AnyTimings(registration_seconds=REGISTRATION_SECONDS),
         )
 
     @asynccontextmanager

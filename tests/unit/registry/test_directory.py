@@ -1,8 +1,10 @@
 """A node is a name, an epoch and host:port, and nothing that a registry could be poisoned with."""
 
+from typing import Any
+
 import pytest
 
-from registry.directory import Node
+from registry.directory import TIMINGS, Node, Timings
 
 
 @pytest.mark.parametrize(
@@ -90,3 +92,38 @@ def test_a_refusal_does_not_repeat_a_megabyte() -> None:
 def test_a_node_of_another_epoch_is_another_node() -> None:
     assert Node("gw-a", "e1", "host:80") != Node("gw-a", "e2", "host:80")
     assert Node("gw-a", "e1", "host:80").tag == b"gw-a:e1"
+
+
+def test_the_timings_of_a_cluster_agree_with_each_other() -> None:
+    assert Timings() == TIMINGS
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"lease_seconds": 9.9}, "a lease of 9.9 s is shorter than 5 heartbeats of 2 s"),
+        ({"heartbeat_seconds": 3.1}, "a lease of 15 s is shorter than 5 heartbeats of 3.1 s"),
+        ({"entry_seconds": 1_200}, "an entry of 1200 s does not outlive two re-assertions of 600"),
+        ({"reassertion_seconds": 900.0}, "an entry of 1800 s does not outlive two re-assertions"),
+        ({"registration_seconds": 6.9}, "a registration of 6.9 s is shorter than a heartbeat of 2"),
+        ({"heartbeat_seconds": 2.5}, "a registration of 7 s is shorter than a heartbeat of 2.5 s"),
+    ],
+)
+def test_timings_that_contradict_each_other_stop_the_start(
+    given: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        Timings(**given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lease_seconds": 10.0},
+        {"heartbeat_seconds": 3.0, "registration_seconds": 8.0},
+        {"entry_seconds": 1_201},
+        {"reassertion_seconds": 899.9},
+    ],
+)
+def test_timings_may_be_as_short_as_their_inequalities_say(given: dict[str, Any]) -> None:
+    Timings(**given)

@@ -19,6 +19,7 @@ from gateway.connections.registrar import Registrar
 from gateway.transports.longpoll import PollSessions
 from gateway.transports.sse import SseConnection
 from gateway.transports.websocket import V1, WebSocketConnection
+from registry.directory import TIMINGS
 from tests.unit.gateway.fakes import BOUNDS, NODE, FakeRegistry, FakeWire, give, identity, message
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +61,7 @@ class Rig:
         self.node = GatewayNode(
             NODE,
             self.hub,
-            Registrar(FakeRegistry(), NODE, self.hub),
+            Registrar(FakeRegistry(), NODE, self.hub, timings=TIMINGS),
             Admission(limits, memory=lambda: 0),
             bounds=QUIET,
             lifetime=Lifetime(max_age, jitter, delay),

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway import metrics
 from gateway.connections.hub import Hub
 from gateway.connections.registrar import Registrar
-from registry.directory import Node, Registry
+from registry.directory import Node, Registry, Timings
 from tests.unit.gateway.fakes import NODE, FakeConnection, FakeRegistry, identity
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +21,7 @@ HEARTBEAT_SECONDS = 0.02
 
 
 class Rig:
-    def __init__(self, *, reassert_seconds: float = 600.0) -> None:
+    def __init__(self, *, reassertion_seconds: float = 600.0) -> None:
         self.registry = FakeRegistry()
         protocol: Registry = self.registry
         self.hub = Hub()
@@ -29,8 +29,9 @@ class Rig:
             protocol,
             NODE,
             self.hub,
-            heartbeat_seconds=HEARTBEAT_SECONDS,
-            reassert_seconds=reassert_seconds,
+            timings=Timings(
+                heartbeat_seconds=HEARTBEAT_SECONDS, reassertion_seconds=reassertion_seconds
+            ),
         )
 
     def connect(self, *users: str) -> list[FakeConnection]:
@@ -292,7 +293,7 @@ def name_is_taken() -> bool:
 
 
 async def test_every_user_is_asserted_again_as_time_passes() -> None:
-    rig = Rig(reassert_seconds=1.0)
+    rig = Rig(reassertion_seconds=1.0)
     async with rig.running():
         rig.connect(*(f"u{number}" for number in range(10)))
         await rig.written("u9")

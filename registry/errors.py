@@ -1,0 +1,5 @@
+"""The base of every error that this package raises."""
+
+
+class RegistryError(Exception):
+    """A message breaks a rule, or the registry can't be used; subclasses say which and why."""

@@ -1,0 +1,226 @@
+"""A link to Redis: URL, time-outs, masters, scripts, pipelines. Alone in importing redis.
+
+Knows no key: redis_store.py has the keys and their meaning. Used privates of redis-py: a Cluster's
+`nodes_manager` (to send a command to the master of a slot without hashing every key of it, and to
+find masters anew after a time-out of ours cut redis-py's own attempt short).
+tests/unit/test_privates.py fails when they change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+
+from registry.directory import RegistryUnavailable
+
+_T = TypeVar("_T")
+#: A command and its arguments, behind a key that says which master of a Cluster the command is for.
+Command = tuple[bytes, tuple[Any, ...]]
+
+_REDIS_PORT: Final = 6379
+_SENTINEL_PORT: Final = 26379
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script. A server that has run a script knows it by its SHA-1."""
+
+    source: str
+    sha: str
+
+    @classmethod
+    def named(cls, name: str) -> Script:
+        """Read `lua/<name>.lua`."""
+        source = files("registry").joinpath(f"lua/{name}.lua").read_text("utf-8")
+        return cls(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+    def call(self, keys: Sequence[bytes], *args: bytes | str | int) -> ScriptCall:
+        """Return a call of the script; on a Cluster all of `keys` are in one slot."""
+        return ScriptCall(self, keys, args)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """A call of a script, to be sent by the script's SHA-1 or with its source."""
+
+    script: Script
+    keys: Sequence[bytes]
+    args: Sequence[bytes | str | int]
+
+    def by_sha(self) -> Command:
+        """Return the command for a server that knows the script."""
+        return self.keys[0], ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
+
+    def with_source(self) -> Command:
+        """Return the command for a server that does not know the script."""
+        return self.keys[0], ("EVAL", self.script.source, len(self.keys), *self.keys, *self.args)
+
+
+class RedisLink:
+    """Clients of one Redis, of a Sentinel's master, or of a Cluster."""
+
+    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        """Connect lazily to `url`; one `ask` takes at most `timeout_seconds` in all."""
+        self.client, self._sentinels = _client(url, timeout_seconds)
+        self._cluster = self.client if isinstance(self.client, RedisCluster) else None
+        self._where = _without_credentials(url)
+        self._timeout_seconds = timeout_seconds
+        self._masters_known = True
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether keys are spread over masters by their slots."""
+        return self._cluster is not None
+
+    async def ask(self, commands: Callable[[], Awaitable[_T]]) -> _T:
+        """Return what `commands` returns, in bounded time.
+
+        Raises:
+            RegistryUnavailable: a command failed, or there was no answer in time.
+        """
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task is not None else 0
+        try:
+            # redis-py's own time-outs bound each step of a command, not the command.
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._find_masters()
+                answer = await commands()
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            # In Python 3.11 asyncio.wait_for(), which redis-py uses, may raise the error of the
+            # awaited command in place of a cancellation.
+            if task is not None and task.cancelling() > cancellations:
+                raise asyncio.CancelledError from error
+            self._masters_known = False
+            reason = str(error) or f"no answer in {self._timeout_seconds} s"
+            raise self._unavailable(reason) from error
+        # The same wait_for() can swallow a cancellation. One that had come before this call is the
+        # caller's business: a task that cleans up after its cancellation may still ask.
+        if task is not None and task.cancelling() > cancellations:
+            raise asyncio.CancelledError
+        return answer
+
+    async def command(self, *command: Any) -> Any:
+        """Run one command, for use within `ask`; on a Cluster all of its keys are in one slot."""
+        return await self.client.execute_command(*command)
+
+    async def each(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands, for use within `ask`; commands for one server go in one write.
+
+        Returns the replies in order; raises the first error among them.
+        """
+        return _raise_first_error(await self._replies(commands))
+
+    async def evaluate(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Run scripts, for use within `ask`; return their results, or raise the first error."""
+        replies = await self._replies([call.by_sha() for call in calls])
+        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = await self._replies([calls[n].with_source() for n in unknown])
+            for n, reply in zip(unknown, again, strict=True):
+                replies[n] = reply
+        return _raise_first_error(replies)
+
+    async def scan(self, pattern: bytes, *, count: int) -> AsyncIterator[bytes]:
+        """Iterate over the keys that match `pattern`, on every master; SCAN's guarantees apply.
+
+        Raises:
+            RegistryUnavailable: a command failed.
+        """
+        try:
+            async for key in self.client.scan_iter(match=pattern, count=count):
+                yield key
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise self._unavailable(str(error)) from error
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.client.aclose()
+        if self._cluster is not None:
+            # After a failure redis-py wants to find the masters anew, and keeps both sets open.
+            await self._cluster.nodes_manager.aclose()
+            await self._cluster.nodes_manager.aclose("startup_nodes")
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+
+    async def _replies(self, commands: Sequence[Command]) -> list[Any]:
+        """Return a reply, or an error in its place, for each command."""
+        pipeline = self.client.pipeline(transaction=False)
+        for key, command in commands:
+            if self._cluster is None:
+                pipeline.execute_command(*command)
+            else:
+                # Without a target redis-py would hash every key of a command to find its master.
+                slot = self._cluster.keyslot(key)
+                node = self._cluster.nodes_manager.get_node_from_slot(slot)
+                pipeline.execute_command(*command, target_nodes=node)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+    async def _find_masters(self) -> None:
+        if self._cluster is None:
+            return
+        await self._cluster.initialize()
+        if not self._masters_known:
+            # redis-py finds them anew by itself only where no time-out of ours cut it short.
+            await self._cluster.nodes_manager.initialize()
+            self._masters_known = True
+
+    def _unavailable(self, reason: str) -> RegistryUnavailable:
+        return RegistryUnavailable(f"Redis at {self._where}: {reason}")
+
+
+def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, Sequence[Redis]]:
+    # No retries here: only the callers know what a late answer is worth.
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis+cluster", "redis+sentinel"):
+        return Redis.from_url(url, **options), ()
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = map(unquote, credentials.partition(":"))
+    login: dict[str, Any] = {"username": username or None, "password": password or None}
+    if parts.scheme == "redis+cluster":
+        nodes = [ClusterNode(*_host_port(host, _REDIS_PORT)) for host in hosts.split(",")]
+        return RedisCluster(startup_nodes=nodes, **login, **options), ()
+    name, _, database = parts.path.strip("/").partition("/")
+    addresses = [_host_port(host, _SENTINEL_PORT) for host in hosts.split(",")]
+    # Sentinels are asked in turn: a frozen one must leave time for the next, and for the master.
+    share = timeout_seconds / 2 / len(addresses)
+    bounds = {"socket_timeout": share, "socket_connect_timeout": share}
+    sentinel = Sentinel(addresses, sentinel_kwargs=options | bounds)
+    master: Redis = sentinel.master_for(
+        name or "mymaster", db=int(database or 0), **login, **options
+    )
+    # The master's client does not close those of the Sentinels.
+    return master, sentinel.sentinels
+
+
+def _host_port(text: str, default: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    return parts.hostname or "localhost", parts.port or default
+
+
+def _without_credentials(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def _raise_first_error(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
