@@ -172,7 +172,7 @@ class Gateway:
         try:
             return self._auth.identify(token)
         except Unauthenticated as error:
-            raise Unrefreshed(str(error)) from None
+            raise Unrefreshed(str(error)) from error
 
     async def _keep_keys(self) -> None:
         if self._keys is not None:

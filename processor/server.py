@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
@@ -18,9 +18,9 @@ from starlette.routing import Route
 from processor import metrics
 from processor.outcomes.dead_letters import DeadLetters
 from processor.outcomes.outcomes import Outcomes
+from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
 from processor.reading.kafka import KafkaError, until_reached
-from processor.reading.progress import Progress
 from processor.sending.dispatch import Dispatcher
 from processor.sending.forward import Forwarder
 from processor.sending.whereabouts import Whereabouts
@@ -48,10 +48,11 @@ class Processor:
             secret=settings.internal_secret.get_secret_value(),
             timeout_seconds=settings.forward_timeout_seconds,
         )
-        self._dead_letters = DeadLetters(settings)
         self._whereabouts = Whereabouts(self._registry, cache_seconds=settings.lookup_cache_seconds)
         self._tasks = Tasks()
-        self._outcomes = Outcomes(settings, self._advanced, spawn=self._tasks.spawn)
+        commits = Commits()
+        self._outcomes = Outcomes(settings, commits.advanced, spawn=self._tasks.spawn)
+        self._dead_letters = DeadLetters(settings, self._outcomes.rejected, spawn=self._tasks.spawn)
         self._dispatcher = Dispatcher(
             self._whereabouts,
             self._forwarder,
@@ -60,13 +61,7 @@ class Processor:
             weights=settings.weights,
             batch_messages=settings.batch_messages,
         )
-        self._consumer = Consumer(
-            settings,
-            self._dispatcher,
-            self._dead_letters,
-            self._outcomes.rejected,
-            spawn=self._tasks.spawn,
-        )
+        self._consumer = Consumer(settings, commits, self._dispatcher, self._dead_letters)
         self._registry_seen = asyncio.Event()
         self._stopping = asyncio.Event()
         self._operators = _Server(
@@ -131,9 +126,6 @@ class Processor:
             for stop in (self._outcomes.stop, self._dead_letters.stop):
                 with contextlib.suppress(KafkaError, TimeoutError):
                     await asyncio.wait_for(stop(), timeout=2.0)
-
-    def _advanced(self, progresses: Iterable[Progress]) -> None:
-        self._consumer.advanced(progresses)
 
     async def _refresh(self) -> None:
         failing = False

@@ -9,6 +9,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from processor.errors import ProcessorError
+
+
+class NotRunning(ProcessorError):
+    """A task was to start outside of the group's life."""
+
+
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
@@ -21,5 +28,5 @@ class Tasks:
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task of the group."""
         if self.group is None:
-            raise RuntimeError("not running")
+            raise NotRunning("no task can start before the processor runs")
         return self.group.create_task(work)

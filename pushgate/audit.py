@@ -13,6 +13,7 @@ import httpx
 import msgspec
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
+from pushgate.errors import PushgateError
 from registry.directory import Node
 
 #: A user of a node.
@@ -20,7 +21,7 @@ Place = tuple[str, Node]
 _TIMEOUT_SECONDS: Final = 30.0
 
 
-class AuditError(Exception):
+class AuditError(PushgateError):
     """The comparison could not be made; says why."""
 
 

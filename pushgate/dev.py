@@ -19,6 +19,7 @@ from processor.server import Processor
 from pushgate.demo import demo_routes
 from pushgate.embedded.kafka import FETCH_WAIT_MS, EmbeddedKafka
 from pushgate.embedded.valkey import EmbeddedValkey
+from pushgate.errors import PushgateError
 from pushgate.publish import publisher as publishing
 from pushgate.settings import DEV_FILE, DevSettings
 from registry.redis_store import RedisRegistry
@@ -27,7 +28,7 @@ _KAFKA_PORT: Final = 9092
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-class DiedError(Exception):
+class DiedError(PushgateError):
     """An embedded server ended by itself."""
 
 

@@ -119,7 +119,15 @@ class Lease(enum.Enum):
 
 
 class RegistryUnavailable(RegistryError):
-    """The registry did not answer. No user may be called offline on the strength of this."""
+    """The registry did not answer. No user may be called offline on the strength of this.
+
+    `where` is the registry's address, without credentials.
+    """
+
+    def __init__(self, reason: str, *, where: str = "") -> None:
+        super().__init__(f"Redis at {where}: {reason}" if where else reason)
+        self.reason = reason
+        self.where = where
 
 
 class Registry(Protocol):

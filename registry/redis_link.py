@@ -178,7 +178,7 @@ class RedisLink:
             self._masters_known = True
 
     def _unavailable(self, reason: str) -> RegistryUnavailable:
-        return RegistryUnavailable(f"Redis at {self._where}: {reason}")
+        return RegistryUnavailable(reason, where=self._where)
 
 
 def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, Sequence[Redis]]:

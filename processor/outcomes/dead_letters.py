@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,9 @@ from processor.reading.kafka import (
     Record,
     producer,
 )
+from processor.reading.message import Rejection
 from processor.settings import ProcessorSettings
+from processor.tasks import Spawn
 from registry.message import RejectedRecord
 
 #: A letter is three times this at most (key, value, headers), within a broker's default of 1 MiB.
@@ -26,13 +28,17 @@ _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 
 log = structlog.get_logger("processor.dead_letters")
 
-DeadLetter = tuple[Record, RejectedRecord]
+Kept = Callable[[Sequence[Rejection]], None]
 
 
 class DeadLetters:
     """Writes rejected records to the dead-letter topic."""
 
-    def __init__(self, settings: ProcessorSettings) -> None:
+    def __init__(self, settings: ProcessorSettings, kept: Kept, *, spawn: Spawn) -> None:
+        """`kept` gets rejections that are in the topic."""
+        self._kept = kept
+        self._spawn = spawn
+        self._keeping: set[asyncio.Task[None]] = set()
         self._topic = settings.dead_letter_topic
         self._cut_at = min(settings.max_payload_bytes, _MAX_CUT_BYTES)
         self._producer: AIOKafkaProducer = producer(settings)
@@ -49,9 +55,24 @@ class DeadLetters:
         """Flush and disconnect."""
         await self._producer.stop()
 
-    async def keep(self, letters: Sequence[DeadLetter]) -> None:
-        """Return when Kafka has acknowledged all of them; while it does not, the batch waits."""
-        waiting = [_letter(record, rejected, self._cut_at) for record, rejected in letters]
+    def take(self, rejections: Sequence[Rejection]) -> None:
+        """Keep rejected records, and report them as kept once Kafka has acknowledged them."""
+        keeping = self._spawn(self._keep(rejections))
+        self._keeping.add(keeping)
+        keeping.add_done_callback(self._keeping.discard)
+
+    def abandon(self) -> None:
+        """Stop keeping: the records' partitions are gone, and Kafka may not answer for long."""
+        for keeping in self._keeping:
+            keeping.cancel()
+
+    async def _keep(self, rejections: Sequence[Rejection]) -> None:
+        await self._write([_letter(each.record, each.error, self._cut_at) for each in rejections])
+        self._kept(rejections)
+
+    async def _write(self, letters: list[_Letter]) -> None:
+        """Return when Kafka has acknowledged every letter; until then their partitions wait."""
+        waiting = letters
         for attempt in itertools.count():
             results = await asyncio.gather(*map(self._send, waiting), return_exceptions=True)
             waiting = _still_to_send(waiting, results)

@@ -15,8 +15,7 @@ import msgspec
 import structlog
 
 from processor import metrics
-from processor.outcomes.dead_letters import DeadLetter
-from processor.outcomes.outcome import Kind, Outcome, outcome
+from processor.outcomes.outcome import Kind, Outcome, outcome, outcome_of
 from processor.reading.kafka import (
     AIOKafkaProducer,
     BatchBuilder,
@@ -27,7 +26,7 @@ from processor.reading.kafka import (
     producer,
     size_of,
 )
-from processor.reading.message import Message
+from processor.reading.message import Message, Rejection
 from processor.reading.progress import Progress
 from processor.settings import ProcessorSettings
 from processor.tasks import Spawn
@@ -125,7 +124,7 @@ class Outcomes:
     def settled(self, messages: Sequence[Message]) -> None:
         """Take messages that have their outcome."""
         ours = [message for message in messages if not message.progress.lost]
-        found = [message.outcome for message in ours]
+        found = [outcome_of(message) for message in ours]
         _count(found)
         if self._producer is None:
             self._done(ours)
@@ -134,18 +133,16 @@ class Outcomes:
             pairs = zip(ours, found, strict=True)
             self._tell_soon(ours, [_report(message, each, now_ms) for message, each in pairs])
 
-    def rejected(self, letters: Sequence[tuple[Progress, DeadLetter]]) -> None:
+    def rejected(self, rejections: Sequence[Rejection]) -> None:
         """Take records that are kept in the dead-letter topic."""
-        ours = [(progress, letter) for progress, letter in letters if not progress.lost]
-        _count(outcome(Kind.REJECTED, why.reason) for _, (_, why) in ours)
-        places = [
-            _Place(progress, record.offset, size_of(record)) for progress, (record, _) in ours
-        ]
+        ours = [rejection for rejection in rejections if not rejection.progress.lost]
+        _count(outcome(Kind.REJECTED, error.reason) for _, _, error in ours)
+        places = [_Place(progress, record.offset, size_of(record)) for progress, record, _ in ours]
         if self._producer is None:
             self._done(places)
         elif places:
             now_ms = self._now_ms()
-            told = [(_key(record), _rejection(record, why, now_ms)) for _, (record, why) in ours]
+            told = [(_key(record), _rejection(record, why, now_ms)) for _, record, why in ours]
             self._tell_soon(places, told)
 
     def _tell_soon(self, places: Sequence[_Placed], told: Sequence[_Told]) -> None:

@@ -1,20 +1,20 @@
-"""A message in hand: where it comes from, where it was tried, what came of it."""
+"""A record in hand: a message on its way to an outcome, or a rejection."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import msgspec
 
-from processor.outcomes.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome, outcome
+from processor.reading.kafka import Record
 from processor.reading.progress import Progress
-from processor.sending.forward import NO_DEVICE, Failure, Result
 from registry.directory import Node
-from registry.message import Envelope
+from registry.message import Envelope, RejectedRecord
 
 
 class Message:
-    """A message from its intake to its outcome."""
+    """A message from its intake to its outcome: its place in Kafka, and how far sending is."""
 
     __slots__ = (
         "envelope",
@@ -38,7 +38,7 @@ class Message:
     def __init__(
         self, envelope: Envelope, progress: Progress, offset: int, *, size: int = 0
     ) -> None:
-        """`size` is what `progress` counts it as."""
+        """`size` is the number of bytes that `progress` counts for this message."""
         self.envelope = envelope
         self.size = size
         self.push = envelope.push
@@ -48,42 +48,23 @@ class Message:
         #: Messages of one key keep their order.
         self.key: Hashable = (self.lane, self.push.user) if self.lane else self.push.user
         self.pending = 0  # nodes that have not answered yet
-        self.tried: tuple[Node, ...] = ()
-        self.took = 0
-        self.node: Node | None = None  # the first that took it
+        self.tried: tuple[Node, ...] = ()  # nodes that have answered, or failed to
+        self.took = 0  # connections that took the message
+        self.node: Node | None = None  # the first node that took the message
         self.stale = False  # a node that was tried does not have the user (any more)
-        self.looked_again = False
+        self.looked_again = False  # the user was looked up afresh after a stale answer
         self.expired = False
-        self.replaced = False
-        self.failure: Failure | None = None
-
-    @property
-    def outcome(self) -> Outcome:
-        """What came of it, once it is settled."""
-        if self.took:
-            return DELIVERED
-        if self.replaced:
-            return REPLACED
-        if self.failure is not None:
-            return outcome(Kind.FAILED, self.failure.reason)
-        return EXPIRED if self.expired else OFFLINE
+        self.replaced = False  # by a newer message of the same collapse key
+        self.failure: str | None = None  # the reason of the last failure to deliver
 
     def drop_payload(self) -> None:
-        """Keep what is said of it and not what it says: it will not be sent."""
+        """Forget the payload of a message that will not be sent; its outcome is yet to be told."""
         self.push = self.envelope.push = msgspec.structs.replace(self.push, data=b"")
 
-    def note(self, node: Node, result: Result | None) -> None:
-        """Take note of a node's answer; None where the message was not sent to it."""
-        self.pending -= 1
-        if result is None:
-            return
-        self.tried = (*self.tried, node)
-        if isinstance(result, Failure):
-            self.stale = True
-            if result != NO_DEVICE:
-                self.failure = result
-        elif result:
-            self.took += result
-            self.node = self.node or node
-        else:
-            self.stale = True
+
+class Rejection(NamedTuple):
+    """A record that breaks the publishing rules, with the partition that it is counted in."""
+
+    progress: Progress
+    record: Record
+    error: RejectedRecord

@@ -14,7 +14,7 @@ from typing import Final
 
 from processor.reading.lanes import Lanes
 from processor.reading.message import Message
-from processor.sending.forward import Result
+from processor.sending.forward import NO_DEVICE, Failure, Result
 from processor.sending.gateways import Forward, Gateways
 from processor.sending.whereabouts import Whereabouts
 from processor.tasks import Spawn
@@ -201,7 +201,7 @@ class Dispatcher:
     ) -> None:
         done: list[Message] = []
         for message, result in zip(batch, results, strict=True):
-            message.note(node, result)
+            _note(message, node, result)
             flight = self._flights[message.key]
             flight.pending -= 1
             if not message.pending:
@@ -244,6 +244,23 @@ class Dispatcher:
         self._again += self._unknown
         self._unknown = []
         self._wake.set()
+
+
+def _note(message: Message, node: Node, result: Result | None) -> None:
+    """Take note of a node's answer; None where the message was not sent to the node."""
+    message.pending -= 1
+    if result is None:
+        return
+    message.tried = (*message.tried, node)
+    if isinstance(result, Failure):
+        message.stale = True
+        if result != NO_DEVICE:
+            message.failure = result.reason
+    elif result:
+        message.took += result
+        message.node = message.node or node
+    else:
+        message.stale = True
 
 
 _by_offset: Final = attrgetter("offset")

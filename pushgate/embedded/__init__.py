@@ -10,10 +10,12 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
+from pushgate.errors import PushgateError
+
 LOOPBACK: Final = "127.0.0.1"
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(PushgateError):
     """An embedded server could not be started; the message says why, and what to do."""
 
 

@@ -13,7 +13,7 @@ from processor.reading import consumer as module
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
 from processor.reading.kafka import KafkaError, Record, TopicPartition
-from processor.reading.message import Message
+from processor.reading.message import Message, Rejection
 
 pytestmark = pytest.mark.anyio
 
@@ -94,7 +94,7 @@ class Offline:
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.all_seen = asyncio.Event()
-        self.consumer: Consumer | None = None
+        self.commits = Commits()
 
     async def room(self) -> None:
         return None
@@ -103,10 +103,22 @@ class Offline:
         for message in messages:
             self.seen.append(message.push.id)
             message.progress.settle(message.offset, size=len(message.push.data))
-        assert self.consumer is not None
-        self.consumer.advanced({message.progress for message in messages})
+        self.commits.advanced({message.progress for message in messages})
         if len(self.seen) >= 6:
             self.all_seen.set()
+
+
+class NothingRejected:
+    """Rejects of a topic without any."""
+
+    def take(self, rejections: Sequence[Rejection]) -> None:
+        raise AssertionError(rejections)
+
+    def abandon(self) -> None: ...
+
+
+def consumer_of(settings: SimpleNamespace, dispatcher: Offline) -> Consumer:
+    return Consumer(cast("Any", settings), dispatcher.commits, dispatcher, NothingRejected())
 
 
 @pytest.mark.parametrize(
@@ -121,16 +133,10 @@ async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_
         kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
         weights=[1], batch_messages=100, max_payload_bytes=100,
     )  # fmt: skip
-    consumer = Consumer(
-        cast("Any", settings),
-        cast("Any", dispatcher),
-        *cast("Any", (None, None)),
-        spawn=asyncio.create_task,
-    )
-    dispatcher.consumer = consumer
+    consumer = consumer_of(settings, dispatcher)
 
     async def join() -> Broken:
-        consumer._commits = Commits(cast("Any", broken))
+        dispatcher.commits.use(cast("Any", broken))
         consumer._assign([A, B])
         return broken
 
@@ -157,8 +163,7 @@ async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
         kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
         weights=[1], batch_messages=100, max_payload_bytes=100,
     )  # fmt: skip
-    consumer = Consumer(*cast("Any", (settings, dispatcher, None, None)), spawn=asyncio.create_task)
-    dispatcher.consumer = consumer
+    consumer = consumer_of(settings, dispatcher)
     joined: list[Broken] = []
 
     class Dead(Broken):
@@ -171,7 +176,7 @@ async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
         broken = Dead(KafkaError()) if not joined else Broken(KafkaError("once"))
         broken.failures = 0
         joined.append(broken)
-        consumer._commits = Commits(cast("Any", broken))
+        dispatcher.commits.use(cast("Any", broken))
         consumer._assign([A, B])
         return broken
 

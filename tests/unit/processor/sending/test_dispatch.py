@@ -8,7 +8,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from processor.outcomes.outcome import DELIVERED, EXPIRED, OFFLINE, REPLACED, Kind, Outcome, outcome
+from processor.outcomes.outcome import (
+    DELIVERED,
+    EXPIRED,
+    OFFLINE,
+    REPLACED,
+    Kind,
+    Outcome,
+    outcome,
+    outcome_of,
+)
 from processor.reading.kafka import TopicPartition
 from processor.reading.message import Message
 from processor.reading.progress import Progress
@@ -145,7 +154,7 @@ class Rig:
                 await self._news.wait()
 
     def outcomes(self) -> dict[str, Outcome]:
-        return {message.push.id: message.outcome for message in self.settled}
+        return {message.push.id: outcome_of(message) for message in self.settled}
 
     def _settled(self, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -175,7 +184,7 @@ async def dispatch(
     async with running(Rig(registry, forward, now_ms=now_ms)) as rig:
         messages = rig.take(*envelopes)
         await rig.all_settled()
-    return [message.outcome for message in messages]
+    return [outcome_of(message) for message in messages]
 
 
 async def turns(count: int = 50) -> None:

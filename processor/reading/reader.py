@@ -1,0 +1,173 @@
+"""Polling Kafka: each topic's share of a batch, and the place to go on from after an error."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from processor.reading.kafka import (
+    AIOKafkaConsumer,
+    KafkaError,
+    Record,
+    TopicPartition,
+    unreadable,
+)
+from processor.reading.lanes import shares
+from processor.reading.progress import Progress
+
+#: How long getmany() may wait for the first record: so often the consumer sees whether to stop.
+_WAIT_MS: Final = 500
+#: The same while some partitions are full: so often it sees whether they still are.
+_WAIT_FOR_ROOM_MS: Final = 20
+#: Polled when every partition is full: aiokafka takes a consumer that does not poll for stuck, and
+#: a getmany() of no partitions would read them all. tests/unit/test_privates.py holds both.
+_NO_PARTITION: Final = TopicPartition("", 0)
+
+log = structlog.get_logger("processor.consumer")
+
+Batch = Mapping[TopicPartition, Sequence[Record]]
+
+
+class Place(enum.Enum):
+    """What is known of the offsets to read next."""
+
+    KNOWN = "each partition is read on from where its last batch ended"
+    LOST = "an error: each partition's offset is to be set again before anything is read"
+    UNREADABLE = "as LOST, and some partition has a record that aiokafka can't decode"
+
+
+class Reader:
+    """Reads the partitions of one Kafka client."""
+
+    def __init__(
+        self,
+        client: AIOKafkaConsumer,
+        partitions: Mapping[TopicPartition, Progress],
+        *,
+        lanes: Mapping[str, int],
+        weights: Sequence[int],
+        batch_messages: int,
+        stopping: Callable[[], bool],
+    ) -> None:
+        """`partitions` are those assigned now, kept up to date by the consumer.
+
+        `lanes` are the topics' numbers, `weights` the lanes'. A batch has at most `batch_messages`
+        records. `stopping` ends a search for an unreadable record early.
+        """
+        self._client = client
+        self._partitions = partitions
+        self._lanes = lanes
+        self._weights = weights
+        self._batch_messages = batch_messages
+        self._stopping = stopping
+        self._place = Place.KNOWN
+
+    async def read(self) -> AsyncIterator[Batch]:
+        """Yield the next batch; after an unreadable record, the batches before and behind it.
+
+        Raises:
+            KafkaError: nothing could be read; the next call sets every offset again.
+        """
+        try:
+            place = self._place
+            if place is not Place.KNOWN:
+                await self._find_places()
+                self._place = Place.KNOWN
+            if place is Place.UNREADABLE:
+                for partition in list(self._partitions):
+                    async for batch in self._read_alone(partition):
+                        yield batch
+            else:
+                yield await self._fetch()
+        except KafkaError:
+            if self._place is Place.KNOWN:
+                self._place = Place.LOST
+            raise
+        except UnicodeDecodeError:
+            self._place = Place.UNREADABLE
+
+    async def _fetch(self) -> Batch:
+        """Read the partitions that are not full, each topic's share of a batch."""
+        ready = [partition for partition, progress in self._partitions.items() if not progress.full]
+        if len(self._lanes) > 1 and (batch := await self._fetch_shares(ready)):
+            return batch
+        wait_ms = _WAIT_MS if len(ready) == len(self._partitions) else _WAIT_FOR_ROOM_MS
+        if not ready and self._partitions:
+            ready = [_NO_PARTITION]
+        found: Batch = await self._client.getmany(
+            *ready, timeout_ms=wait_ms, max_records=self._batch_messages
+        )
+        return found
+
+    async def _fetch_shares(self, ready: Sequence[TopicPartition]) -> Batch:
+        """Read what each topic has at once, by weight; a topic with little leaves its share."""
+        batch: dict[TopicPartition, Sequence[Record]] = {}
+        most = self._batch_messages
+        share_of = shares(most, [most] * len(self._weights), self._weights)
+        for lane, share in enumerate(share_of):
+            partitions = [p for p in ready if self._lanes[p.topic] == lane]
+            try:
+                if partitions:
+                    batch |= await self._client.getmany(*partitions, max_records=share)
+            except KafkaError:
+                if not batch:
+                    raise
+                break  # the records read so far are taken in first; the error comes again
+        return batch
+
+    async def _find_places(self) -> None:
+        """Go on behind the last record that was taken in, or from the committed offset.
+
+        When getmany() raises, the records it had taken of other partitions are lost to it.
+        """
+        for partition, progress in list(self._partitions.items()):
+            offset = progress.next
+            if offset is None:
+                offset = await self._client.committed(partition)
+            if offset is None:
+                await self._client.seek_to_beginning(partition)
+            else:
+                self._client.seek(partition, offset)
+
+    async def _read_alone(self, partition: TopicPartition) -> AsyncIterator[Batch]:
+        """Yield what one partition has, past a record that aiokafka can't decode.
+
+        aiokafka raises for a header whose name is not UTF-8, and can't decode the records behind
+        the bad one in its producer batch either.
+        """
+        offset = await self._client.position(partition)
+        try:
+            batch: Batch = await self._client.getmany(
+                partition, timeout_ms=_WAIT_MS, max_records=self._batch_messages
+            )
+        except UnicodeDecodeError:
+            self._client.seek(partition, offset)
+        else:
+            yield batch
+            return
+        async for single in self._read_singly(partition, offset):
+            yield single
+
+    async def _read_singly(self, partition: TopicPartition, offset: int) -> AsyncIterator[Batch]:
+        """Yield record by record up to the unreadable ones, stand-ins for them, and the next."""
+        found = False
+        progress = self._partitions.get(partition)
+        while not self._stopping() and self._partitions.get(partition) is progress:
+            try:
+                batch: Batch = await self._client.getmany(
+                    partition, timeout_ms=_WAIT_MS, max_records=1
+                )
+            except UnicodeDecodeError as error:
+                found = True
+                log.error("unreadable record", at=f"{partition}-{offset}", error=str(error))
+                yield {partition: [unreadable(partition, offset)]}
+                offset += 1
+                self._client.seek(partition, offset)
+                continue
+            yield batch
+            if found or not batch:
+                return
+            offset = batch[partition][-1].offset + 1

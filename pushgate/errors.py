@@ -1,0 +1,5 @@
+"""The base of every error that this package raises."""
+
+
+class PushgateError(Exception):
+    """A command can't do what it was asked for; the text says why, and what to do."""
