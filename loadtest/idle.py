@@ -1,25 +1,27 @@
-"""What an idle connection costs a server process, beside what stock servers take for the same.
+"""Memory of an idle connection in a server process, beside the memory in stock servers.
 
 Measured: the growth of the process's anonymous memory and PSS (/proc/PID/smaps_rollup) from no
-connection to N, divided by N. Each connection has got one message of 200 bytes and, but for
-long-polls, one heartbeat (a WebSocket has answered it): buffers and parsers that only traffic makes
-are there to be counted. Long-polls are parked again after their message. The gateway on each wire
-and the stock server take turns, round by round, with the same crowd of raw clients; figures are
-medians of rounds. Long-polls get their message fifty at a time, as others would: where all are
-answered at once, all come back at once, and what so many HTTP requests under way take then stays
-with the process. That is shown as a second figure, measured in the same process right after the
-first. The gateway has everything switched on: limits, maximum age, heartbeats.
+connection to N, divided by N. Every connection has received one message of 200 bytes and, but for
+long-polls, one heartbeat (a WebSocket client has answered the Ping): so buffers and parsers that
+exist only after traffic are counted. Long-polls are parked again after their message. The gateway
+on each wire and the stock server take turns, round by round, with the same crowd of raw clients;
+the figures are medians of rounds. Fifty long-polls at a time get their message, as in service.
+Where all long-polls are answered at once, all clients poll again at once, and the memory of so many
+concurrent HTTP requests then stays with the process. This peak is shown as a second figure,
+measured in the same process right after the first figure. The gateway runs with all limits, maximum
+age and heartbeats switched on.
 
-The wires: `epoll` and `transport` in plaintext, `tls` the transport wire under TLS, with fewer
-connections: its figure is shown, and has no bound.
+The wires: `epoll` and `transport` in plaintext; `tls` is the transport wire under TLS, with fewer
+connections. The figure of `tls` is shown and has no bound.
 
-What could fool it: the kernel's share (some 4.5 KB of slab a socket) is in no figure. PSS divides
-the pages of libraries among the processes that map them, so it moves by megabytes when another
-Python starts or ends on the machine. Anonymous memory is nobody else's, and connections are made of
-nothing else: the bounds are held against it, and on a quiet machine both are the same. A hundred
-connections come and go before the first reading, so that imports and pools are not taken for
-connections; what they leave free is then used first, which hides one connection in a hundred. The
-stock servers have no authentication, registry, limits or metrics.
+What could fool the benchmark: the kernel's share (some 4.5 KB of slab a socket) is in no figure.
+PSS divides the pages of libraries among the processes that map them, so PSS moves by megabytes when
+another Python starts or ends on the machine. Anonymous memory is not shared with any process, and
+connections consist of anonymous memory alone: so the bounds apply to anonymous memory, and on a
+quiet machine both figures are the same. A hundred connections come and go before the first reading,
+so that imports and pools are not taken for connections. Memory that these hundred leave free is
+used first, which hides one connection in a hundred. The stock servers have no authentication,
+registry, limits or metrics.
 
     python -m loadtest.idle [--kinds ws,sse,poll] [--wires epoll,transport,tls] [--save]
 """
@@ -48,7 +50,7 @@ from loadtest.targets import (
 )
 from tests.support.valkey import RedisServer
 
-#: Bytes a connection, by kind and wire: what is promised.
+#: The promised bytes a connection, by kind and wire.
 BOUNDS: Final = {
     ("ws", "epoll"): 1_024,
     ("sse", "epoll"): 1_024,
@@ -62,20 +64,20 @@ _HEARTBEAT_TIMEOUT_SECONDS: Final = 8.0
 _POLL_GRACE_SECONDS: Final = 4.0
 _WARM_UP: Final = 100
 _QUIET_SECONDS: Final = 2.0
-#: After this nothing is left of those who came and went, long-poll sessions neither.
+#: Time after which closed connections have left nothing behind, no long-poll session either.
 _GONE_SECONDS: Final = _POLL_GRACE_SECONDS + 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Bytes a connection: at rest, and after everyone had a message at once."""
+    """Bytes a connection: at rest, and after all connections got a message at once."""
 
     idle: Memory
     after_burst: Memory
 
 
 def measure(target: Target, kind: str, connections: int) -> Growth:
-    """Return the growth for each of so many connections."""
+    """Return the growth of the target's memory with `connections` of a kind, in bytes for each."""
     with target.server as server:
         with visit(target, kind, _WARM_UP):
             pass
@@ -98,24 +100,28 @@ def _growth(before: Memory, after: Memory, connections: int) -> Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured."""
+    """What all comparisons share: registry, certificate, number of rounds."""
 
     redis_url: str
     certificate: Certificate
     rounds: int
+    checkout: Path | None = None  # another one, whose gateway is measured
 
     def targets(self, kind: str, wires: Sequence[str]) -> dict[str, Callable[[], Target]]:
-        """Return what makes each server of one comparison: its wires, and the stock server's."""
-        made: dict[str, Callable[[], Target]] = {
+        """Return factories of the servers to compare: a gateway a wire, and the stock server.
+
+        There is no stock server for long-polls.
+        """
+        factories: dict[str, Callable[[], Target]] = {
             wire: lambda wire=wire: self._gateway(wire)  # type: ignore[misc]
             for wire in wires
         }
         if kind != "poll":
             certificate = self.certificate if "tls" in wires else None
-            made["stock"] = lambda: StockTarget(
+            factories["stock"] = lambda: StockTarget(
                 kind, heartbeat_seconds=HEARTBEAT_SECONDS, certificate=certificate
             )
-        return made
+        return factories
 
     def _gateway(self, wire: str) -> Target:
         encrypted = wire == "tls"
@@ -124,6 +130,7 @@ class Plan:
             settings |= {"tls_cert": self.certificate.cert, "tls_key": self.certificate.key}
         gateway = Gateway(
             self.redis_url,
+            checkout=self.checkout,
             wire="transport" if encrypted else wire,
             heartbeat_seconds=HEARTBEAT_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
@@ -134,16 +141,17 @@ class Plan:
 
 
 def _compare(plan: Plan, kind: str, wires: Sequence[str], connections: int, report: Report) -> None:
-    found: dict[str, list[Growth]] = {}
+    rounds: dict[str, list[Growth]] = {}  # by target
     for _ in range(plan.rounds):
         for name, make in plan.targets(kind, wires).items():
-            found.setdefault(name, []).append(measure(make(), kind, connections))
-            print(f"  {kind}, {name}: {found[name][-1].idle.anonymous:,} B", flush=True)
-    medians = {name: _medians(growths) for name, growths in found.items()}
+            growth = measure(make(), kind, connections)
+            rounds.setdefault(name, []).append(growth)
+            print(f"  {kind}, {name}: {growth.idle.anonymous:,} B", flush=True)
+    medians = {name: _medians(growths) for name, growths in rounds.items()}
     for wire in wires:
-        _report(kind, wire, medians, found, report)
+        _report(kind, wire, medians, rounds, report)
     subject = f"{kind} over TLS" if "tls" in wires else kind
-    ratios = {f"ratio_{wire}": _ratio(found, wire) for wire in wires if "stock" in found}
+    ratios = {f"ratio_{wire}": _ratio(rounds, wire) for wire in wires if "stock" in rounds}
     report.figures[subject] = {
         "connections": connections, "rounds": plan.rounds, **medians, **ratios
     }  # fmt: skip
@@ -153,31 +161,31 @@ def _report(
     kind: str,
     wire: str,
     medians: Mapping[str, Mapping[str, float]],
-    found: Mapping[str, Sequence[Growth]],
+    rounds: Mapping[str, Sequence[Growth]],
     report: Report,
 ) -> None:
-    text = f"{kind}, {wire}: {_told(medians[wire])}"
-    if "stock" in found:
-        text += f"; stock {_told(medians['stock'])}; ratio {_ratio(found, wire):.1f}"
+    text = f"{kind}, {wire}: {_text(medians[wire])}"
+    if "stock" in rounds:
+        text += f"; stock {_text(medians['stock'])}; ratio {_ratio(rounds, wire):.1f}"
     report.line(text)
     if (bound := BOUNDS.get((kind, wire))) is not None:
         report.bound(f"{kind}, {wire} ≤ {bound:,} B", holds=medians[wire]["anonymous"] <= bound)
 
 
-def _ratio(found: Mapping[str, Sequence[Growth]], wire: str) -> float:
-    pairs = zip(found["stock"], found[wire], strict=True)
-    return median(stock.idle.anonymous / ours.idle.anonymous for stock, ours in pairs)
+def _ratio(rounds: Mapping[str, Sequence[Growth]], wire: str) -> float:
+    pairs = zip(rounds["stock"], rounds[wire], strict=True)
+    return median(stock.idle.anonymous / gateway.idle.anonymous for stock, gateway in pairs)
 
 
 def _medians(growths: Sequence[Growth]) -> dict[str, float]:
     return {
-        "anonymous": median(each.idle.anonymous for each in growths),
-        "pss": median(each.idle.pss for each in growths),
-        "anonymous_after_burst": median(each.after_burst.anonymous for each in growths),
+        "anonymous": median(growth.idle.anonymous for growth in growths),
+        "pss": median(growth.idle.pss for growth in growths),
+        "anonymous_after_burst": median(growth.after_burst.anonymous for growth in growths),
     }
 
 
-def _told(medians: Mapping[str, float]) -> str:
+def _text(medians: Mapping[str, float]) -> str:
     return (
         f"{medians['anonymous']:,.0f} B a connection (PSS {medians['pss']:,.0f}; "
         f"after a message to all at once {medians['anonymous_after_burst']:,.0f})"

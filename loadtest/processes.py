@@ -1,4 +1,4 @@
-"""The processes under load, and what /proc says of them."""
+"""The processes under load; their memory and CPU time, read from /proc."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ SECRET: Final = "loadtest-secret-of-at-least-32-bytes"
 BEARER: Final = {"authorization": f"Bearer {SECRET}"}
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 20.0
-#: What the whole system shares, clients and servers of Redis and Kafka too.
+#: The two cores that the whole system shares, including clients, Redis and Kafka.
 CORES: Final = frozenset(sorted(os.sched_getaffinity(0))[:2])
-#: Where the server has a core for itself: its core, and everybody else's.
+#: For benchmarks in which the server has a core alone: the server's core, and the core of all
+#: other processes.
 SERVER_CORE: Final = frozenset((min(CORES),))
 OTHER_CORE: Final = frozenset((max(CORES),))
-#: Every limit that is off by default, on; generous, so that it costs its work and refuses nobody.
+#: Settings that switch on every limit that is off by default. The limits are so generous that
+#: their checks cost CPU time and no client is refused.
 EVERYTHING_ON: Final[dict[str, Any]] = {
     "max_connections_per_address": 20_000,
     "max_connections_per_user": 100,
@@ -41,15 +43,15 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class LoadtestError(Exception):
-    """The benchmark could not be carried out; says why."""
+    """The benchmark could not be carried out; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A process's memory in bytes.
+    """Memory of one or more processes, in bytes.
 
-    `pss` counts pages that n processes share as 1/n each, so it moves when another process with
-    the same libraries starts or ends; `anonymous` is the part that nobody shares.
+    `pss` counts a page that n processes share as 1/n of a page, so PSS moves when another process
+    with the same libraries starts or ends. `anonymous` is memory that is not shared.
     """
 
     pss: int
@@ -57,7 +59,7 @@ class Memory:
 
 
 class Server:
-    """A child process that listens; a context manager that starts and ends it."""
+    """A child process that listens; a context manager that starts and ends the process."""
 
     def __init__(
         self,
@@ -66,9 +68,17 @@ class Server:
         *ready: str,
         cores: frozenset[int] = CORES,
         tls: ssl.SSLContext | None = None,
+        checkout: Path | None = None,
     ) -> None:
-        """`ready` are the URLs that answer 200 once it is; `tls` trusts its certificate."""
-        self._command = tied_to_parent([sys.executable, *command])
+        """`command` are the arguments of Python, `environment` variables beside this process's.
+
+        The server is ready once all URLs in `ready` answer 200. `tls` trusts the server's
+        certificate. PUSHGATE_… variables of this process are not passed on. `checkout` is another
+        checkout of pushgate, whose `.venv` and files the process uses.
+        """
+        python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
+        self._command = tied_to_parent([python, *command])
+        self._checkout = checkout
         self._environment = {
             **{name: value for name, value in os.environ.items() if "PUSHGATE_" not in name},
             **environment,
@@ -80,13 +90,18 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it is ready."""
+        """Start the process and wait until the server is ready.
+
+        Raises:
+            LoadtestError: the process ended, or was not ready within 30 s.
+        """
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
+            cwd=self._checkout,
         )
         os.sched_setaffinity(self._process.pid, self._cores)
         deadline = time.monotonic() + START_SECONDS
@@ -97,30 +112,32 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Return its process id."""
+        """Return the process id."""
         assert self._process is not None, "not started"
         return self._process.pid
 
     def log(self) -> str:
-        """Return the end of what it printed."""
+        """Return the end of the process's output, 3,000 characters at most."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")[-3_000:]
 
     def memory(self) -> Memory:
-        """Read its memory, with that of the processes it has started."""
-        read = [_memory(pid) for pid in self._family()]
-        return Memory(sum(each.pss for each in read), sum(each.anonymous for each in read))
+        """Read the memory of the process and of its descendants."""
+        memories = [_memory(pid) for pid in self._family()]
+        return Memory(
+            sum(memory.pss for memory in memories), sum(memory.anonymous for memory in memories)
+        )
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time used in user and kernel mode, with that of what it has started."""
+        """Return the CPU time of the process and its descendants in user and kernel mode."""
         return sum(_cpu_seconds(pid) for pid in self._family())
 
     def descriptors(self) -> int:
-        """Return how many descriptors it has open."""
+        """Return how many descriptors the process has open."""
         return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
 
     def stop(self) -> None:
-        """End it, gently first. Harmless when repeated."""
+        """End the process: SIGTERM, and SIGKILL after 20 s. Harmless when repeated."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -132,7 +149,7 @@ class Server:
             process.wait()
 
     def kill(self) -> None:
-        """End it with no goodbye (SIGKILL)."""
+        """End the process at once (SIGKILL), so that no clean-up runs."""
         process, self._process = self._process, None
         assert process is not None, "not started"
         process.kill()
@@ -167,7 +184,7 @@ class Server:
 
     def _family(self) -> list[int]:
         family = [self.pid]
-        for pid in family:  # which grows meanwhile
+        for pid in family:  # the loop appends children, and goes on to their children
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
                 family += map(int, children.read_text().split())
         return family
@@ -183,9 +200,13 @@ class Gateway(Server):
         workers: int = 1,
         cores: frozenset[int] = CORES,
         runner: Sequence[str] = ("-m", "pushgate"),
+        checkout: Path | None = None,
         **settings: object,
     ) -> None:
-        """`settings` are named as in gateway/settings.py; `runner` runs pushgate's command line."""
+        """`settings` are named as in gateway/settings.py; `runner` runs pushgate's command line.
+
+        `runner` are the arguments of Python that stand before the command `gateway`.
+        """
         self.port = free_port()
         self.internal_ports = free_ports(workers)
         environment = _environment(
@@ -199,14 +220,21 @@ class Gateway(Server):
             **{"drain_seconds": 0, **settings},
         )
         ready = [f"http://127.0.0.1:{port}/readyz" for port in self.internal_ports]
-        super().__init__([*runner, "gateway"], environment, *ready, cores=cores)
+        super().__init__([*runner, "gateway"], environment, *ready, cores=cores, checkout=checkout)
 
 
 class Processor(Server):
-    """`pushgate processor`; may be started again after `stop`."""
+    """`pushgate processor`, which may be started again after `stop` or `kill`."""
 
     def __init__(
-        self, redis_url: str, kafka: str, *, topic: str, group: str, **settings: object
+        self,
+        redis_url: str,
+        kafka: str,
+        *,
+        topic: str,
+        group: str,
+        checkout: Path | None = None,
+        **settings: object,
     ) -> None:
         """`settings` are named as in processor/settings.py."""
         port = free_port()
@@ -221,24 +249,31 @@ class Processor(Server):
             processor_port=port,
             **settings,
         )
-        super().__init__(["-m", "pushgate", "processor"], environment, f"{self.operators}/readyz")
+        super().__init__(
+            ["-m", "pushgate", "processor"],
+            environment,
+            f"{self.operators}/readyz",
+            checkout=checkout,
+        )
 
     def outcomes(self) -> dict[str, int]:
-        """Return the outcomes it has counted since it started."""
+        """Return the number of messages by outcome since the processor's start."""
         text = httpx.get(f"{self.operators}/metrics", trust_env=False).text
-        counted: dict[str, int] = {}
+        outcomes: dict[str, int] = {}
         for line in text.splitlines():
             if line.startswith("pushgate_processor_outcomes_total{"):
                 labels, value = line.rsplit(" ", 1)
                 outcome = labels.partition('outcome="')[2].partition('"')[0]
-                counted[outcome] = counted.get(outcome, 0) + int(float(value))
-        return counted
+                outcomes[outcome] = outcomes.get(outcome, 0) + int(float(value))
+        return outcomes
 
 
 def tokens(users: Sequence[str]) -> list[str]:
-    """Mint a token for each user, good for an hour."""
-    expires = int(time.time()) + 3_600
-    return [jwt.encode({"sub": user, "exp": expires}, SECRET, algorithm="HS256") for user in users]
+    """Mint an HS256 token for each user, valid for an hour."""
+    expires_at = int(time.time()) + 3_600
+    return [
+        jwt.encode({"sub": user, "exp": expires_at}, SECRET, algorithm="HS256") for user in users
+    ]
 
 
 def free_port() -> int:
@@ -250,7 +285,11 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> range:
-    """Return ports in a row that are free now, outside of those that the kernel hands out."""
+    """Return consecutive ports that are free now, outside of the kernel's ephemeral range.
+
+    Raises:
+        LoadtestError: no free range was found in 100 attempts.
+    """
     for _ in range(100):
         ports = range(start := random.randrange(20_000, 30_000), start + count)
         if all(map(_is_free, ports)):
@@ -259,7 +298,7 @@ def free_ports(count: int) -> range:
 
 
 def leave_the_server_alone() -> None:
-    """Move this process, and what it starts from now on, off the server's core."""
+    """Move this process, and processes started from now on, to the other core."""
     os.sched_setaffinity(0, OTHER_CORE)
 
 

@@ -1,14 +1,14 @@
 """One processor alone: Kafka → look-up → forward, to gateways that only count.
 
 Messages of 200 bytes for 10,000 users on three nodes lie in a topic of twelve partitions when the
-processor starts; timed from the first to the last that a gateway counts. No look-up is cached.
-Rounds with and without an outcomes topic take turns, and so does a plain aiokafka consumer of the
-same topic, that does nothing with what it gets. Figures are medians; the ratio is that of the
-pairs.
+processor starts. Timed: from the first to the last message that a gateway counts. No look-up is
+cached. Rounds with and without an outcomes topic take turns, and so does a plain aiokafka consumer
+of the same topic, which discards all records. Figures are medians; the ratio is the median of the
+pairs' ratios.
 
-What could fool it: Kafka, Valkey and the gateways that count share the other core, and the outcomes
-topic's writes are Kafka's work as well; compare the CPU per message too. At the end of each round a
-last half-full batch is waited for.
+What could fool the benchmark: Kafka, Valkey and the counting gateways share the other core, and
+writes to the outcomes topic are work for Kafka as well; so compare the CPU time per message too. At
+the end of every round the clock runs on for a last batch, which is half full.
 
     python -m loadtest.processor [--messages 400000] [--rounds 3] [--save]
 """
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from aiokafka import AIOKafkaConsumer
@@ -37,7 +37,7 @@ from loadtest.report import Report
 from tests.support.kafka import start_kafka
 from tests.support.valkey import RedisServer
 
-#: Messages per second, and the share of it that must be left with an outcomes topic.
+#: Messages per second, and the share of this rate that must remain with an outcomes topic.
 BOUND: Final = 50_000
 WITH_OUTCOMES: Final = 0.75
 _PARTITIONS: Final = 12
@@ -48,7 +48,7 @@ _PATIENCE_SECONDS: Final = 240.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a round moves."""
+    """The messages of one round, and where Kafka and Redis are."""
 
     kafka: str
     redis_url: str
@@ -59,15 +59,19 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round found."""
+    """The figures of one round; `cpu_us` is the processor's CPU time a message."""
 
     messages_per_second: float
     cpu_us: float
 
 
 def move(plan: Plan, count_url: str, *, outcomes: bool) -> Round:
-    """Let a processor of a new group move all messages."""
-    settings = {"outcomes_topic": f"{plan.topic}.outcomes"} if outcomes else {}
+    """Start a processor of a new group, and time how long all messages take.
+
+    Raises:
+        LoadtestError: not all messages reached the counting gateways within four minutes.
+    """
+    settings: dict[str, Any] = {"outcomes_topic": f"{plan.topic}.outcomes"} if outcomes else {}
     group = f"g-{uuid.uuid4().hex[:8]}"
     processor = Processor(
         plan.redis_url,
@@ -92,20 +96,20 @@ def move(plan: Plan, count_url: str, *, outcomes: bool) -> Round:
 
 
 async def consume(plan: Plan) -> float:
-    """Return how many messages a second a plain consumer gets."""
+    """Return the messages a second that a plain consumer reads."""
     consumer = AIOKafkaConsumer(
         plan.topic, bootstrap_servers=plan.kafka, auto_offset_reset="earliest"
     )
     await consumer.start()
-    got, began = 0, time.monotonic()
+    records, began = 0, time.monotonic()
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            while got < plan.messages:
+            while records < plan.messages:
                 batch = await consumer.getmany(timeout_ms=1_000, max_records=2_000)
-                got += sum(map(len, batch.values()))
+                records += sum(map(len, batch.values()))
     finally:
         await consumer.stop()
-    return got / (time.monotonic() - began)
+    return records / (time.monotonic() - began)
 
 
 def _count(url: str) -> int:
@@ -145,33 +149,39 @@ async def _create(plan: Plan) -> None:
 
 
 def _compare(plan: Plan, rounds: int, report: Report) -> None:
-    plain: list[float] = []
-    found: dict[bool, list[Round]] = {False: [], True: []}
+    plain_rates: list[float] = []
+    results: dict[bool, list[Round]] = {False: [], True: []}  # by whether there was a topic
     with _counting(plan) as url:
-        move(plan, url, outcomes=False)  # warms Kafka up
+        move(plan, url, outcomes=False)  # a warm-up for Kafka, which is not counted
         for number in range(rounds):
-            plain.append(asyncio.run(consume(plan)))
+            plain_rates.append(asyncio.run(consume(plan)))
             for outcomes in (False, True) if number % 2 else (True, False):
-                each = move(plan, url, outcomes=outcomes)
-                found[outcomes].append(each)
-                told = "with outcomes topic" if outcomes else "without"
-                print(f"  {told}: {each.messages_per_second:,.0f}/s, {each.cpu_us:.1f} µs of CPU")
-    rate = median(each.messages_per_second for each in found[False])
-    cpu = [median(each.cpu_us for each in found[outcomes]) for outcomes in (False, True)]
-    pairs = zip(found[True], found[False], strict=True)
-    ratio = median(a.messages_per_second / b.messages_per_second for a, b in pairs)
+                result = move(plan, url, outcomes=outcomes)
+                results[outcomes].append(result)
+                name = "with outcomes topic" if outcomes else "without"
+                rate, cpu_us = result.messages_per_second, result.cpu_us
+                print(f"  {name}: {rate:,.0f}/s, {cpu_us:.1f} µs of CPU")
+    rate = median(result.messages_per_second for result in results[False])
+    cpu = [median(result.cpu_us for result in results[outcomes]) for outcomes in (False, True)]
+    pairs = zip(results[True], results[False], strict=True)
+    ratio = median(
+        topic.messages_per_second / no_topic.messages_per_second for topic, no_topic in pairs
+    )
     report.figures = {
         "messages": plan.messages,
         "users": plan.users,
         "nodes": _NODES,
         "messages_per_second": rate,
-        "plain_consumer_per_second": median(plain),
+        "plain_consumer_per_second": median(plain_rates),
         "with_outcomes_topic": ratio,
-        "rounds": {str(key): [asdict(each) for each in rounds] for key, rounds in found.items()},
+        "rounds": {
+            str(outcomes): [asdict(result) for result in of_kind]
+            for outcomes, of_kind in results.items()
+        },
     }
     report.line(
         f"{rate:,.0f} messages/s with {cpu[0]:.1f} µs of CPU each; a plain aiokafka consumer gets "
-        f"{median(plain):,.0f}/s; with an outcomes topic {ratio:.2f} × ({cpu[1]:.1f} µs)"
+        f"{median(plain_rates):,.0f}/s; with an outcomes topic {ratio:.2f} × ({cpu[1]:.1f} µs)"
     )
     report.bound(f"≥ {BOUND:,} messages/s", holds=rate >= BOUND)
     report.bound(f"with outcomes ≥ {WITH_OUTCOMES:g} ×", holds=ratio >= WITH_OUTCOMES)
@@ -188,8 +198,8 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("processor")
     with ExitStack() as stack:
-        given = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
-        kafka = start_kafka({**os.environ, **given})
+        override = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
+        kafka = start_kafka({**os.environ, **override})
         stack.callback(kafka.stop)
         if kafka.kind == "embedded":
             raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")

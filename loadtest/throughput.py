@@ -1,22 +1,24 @@
 """Kafka to 5,000 WebSocket clients through one processor and one gateway, on two cores.
 
-Timed: from the first to the last message at the clients. The gateway and its clients are there
-first, the group is seeded, and all messages lie in a topic of four partitions when the processor
-starts. Every message is accounted for: of each user all, in order, once; anything else is an error.
-CPU is what /proc/PID/stat says between those two moments. The figure is the median of rounds.
+Timed: from the first to the last message at the clients. The gateway runs and its clients are
+connected, the consumer group has its starting offsets, and all messages lie in a topic of four
+partitions when the processor starts. Every message is accounted for: every user must get all
+messages, in order, once; any difference is an error. CPU time is the difference of /proc/PID/stat
+between the first and the last message. The figure is the median of rounds.
 
-With `--latency`: messages are published at a pace while everything runs, and timed from the
-acknowledgement, as the publisher's process saw it, to the client's read: by one clock.
+With `--latency` messages are published at a fixed rate while all processes run. Timed: from Kafka's
+acknowledgement, as seen in the publisher's process, to the client's read, by one clock.
 
-What could fool it: Kafka, Valkey and the clients share the two cores, so this is what a machine
-does and not what two processes could do; compare the CPU per message. The clients sleep a little
-between reads, so that they take many frames at once: that costs them less than it would a real
-crowd. The rate over the whole includes waits at the start, where batches are small. A latency below
-zero is no fault: the message may overtake its own acknowledgement.
+What could fool the benchmark: Kafka, Valkey and the clients share the two cores, so the rate is
+the rate of a whole machine, and a gateway and a processor on two cores alone would do more; compare
+the CPU time per message. The clients sleep a little between reads, so that one read takes many
+frames: a real crowd of clients would pay more for its reads. The rate includes waits at the start,
+while batches are small. A latency below zero is no fault: a message may overtake its own
+acknowledgement.
 
-Kafka is the one at PUSHGATE_TEST_KAFKA or `--kafka`, or an Apache Kafka that tests/support/kafka.py
-starts; that one runs with a JVM set for a quick start. A topic and a group are made for each round;
-the topic is removed, the group's offsets lapse by themselves.
+Kafka is the broker at PUSHGATE_TEST_KAFKA or `--kafka`, or an Apache Kafka that
+tests/support/kafka.py starts, with a JVM set for a quick start. Every round makes a topic and a
+consumer group; the topic is removed at the end, the group's offsets lapse by themselves.
 
     python -m loadtest.throughput [--messages 300000] [--latency --rate 2000] [--save]
 """
@@ -48,20 +50,20 @@ from loadtest.report import Report
 from tests.support.kafka import start_kafka
 from tests.support.valkey import RedisServer
 
-#: Messages per second that must be moved.
+#: The required messages per second.
 BOUND: Final = 25_000
 #: Milliseconds from acknowledgement to client, at 2,000 messages/s.
 P50_MS: Final = 10.0
 P99_MS: Final = 50.0
 _PARTITIONS: Final = 4
-#: What the clients sleep between reads where latency is not the question.
+#: The clients' sleep between reads when throughput is measured.
 _PAUSE_SECONDS: Final = 0.02
 _PATIENCE_SECONDS: Final = 240.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """CPU seconds used so far."""
+    """CPU time of both processes, in seconds."""
 
     processor: float
     gateway: float
@@ -69,7 +71,7 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round of throughput found."""
+    """The figures of one round of throughput; `…_us` is CPU time a message in microseconds."""
 
     messages_per_second: float
     processor_us: float
@@ -80,40 +82,53 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a round moves."""
+    """The messages of one round, and where Kafka and Redis are.
+
+    `rate` is in messages a second, and counts only for latency.
+    """
 
     kafka: str
     redis_url: str
     users: int
     per_user: int
     rate: float
+    checkout: Path | None = None  # another one, whose gateway and processor are measured
 
     @property
     def messages(self) -> int:
-        """Return how many messages that are."""
+        """Return the number of messages to all users together."""
         return self.users * self.per_user
 
 
 class Stage:
-    """A gateway, its clients, a topic and a processor that is not running yet."""
+    """A gateway, its clients, a topic, and a processor that is not started yet."""
 
     def __init__(self, plan: Plan, gateway: Gateway, topic: str, *, timed: bool) -> None:
         self._plan = plan
         self.topic = topic
         self.gateway = gateway
-        self.processor = Processor(plan.redis_url, plan.kafka, topic=topic, group=topic)
+        self.processor = Processor(
+            plan.redis_url, plan.kafka, topic=topic, group=topic, checkout=plan.checkout
+        )
         self.ledger = Ledger(plan.users, per_user=plan.per_user, timed=timed)
         self.crowd = Crowd(gateway.port, "ws")
 
     def connect(self) -> None:
         """Connect the clients."""
         users = range(self._plan.users)
-        takers = [self.ledger.taker(user) for user in users]
-        self.crowd.connect(tokens([f"user-{user}" for user in users]), on_message=takers)
+        callbacks = [self.ledger.taker(user) for user in users]
+        self.crowd.connect(tokens([f"user-{user}" for user in users]), on_message=callbacks)
 
     @contextmanager
     def publishing(self, *, rate: float = 0.0, times: Path | None = None) -> Iterator[None]:
-        """Start to publish every message; at the end, wait until Kafka has acknowledged all."""
+        """Start to publish all messages; on exit, wait until Kafka has acknowledged all of them.
+
+        `rate` is in messages a second, 0 for as fast as possible. The times of acknowledgements go
+        to the file `times`.
+
+        Raises:
+            LoadtestError: the publisher failed.
+        """
         plan = self._plan
         arguments = {
             "kafka": plan.kafka,
@@ -139,7 +154,11 @@ class Stage:
         return Cpu(self.processor.cpu_seconds(), self.gateway.cpu_seconds())
 
     def check(self) -> None:
-        """Look whether all came, in order and once, and whether the processor counted the same."""
+        """Check that all messages arrived in order and once, and that the processor agrees.
+
+        Raises:
+            LoadtestError: messages are missing, repeated or out of order, or counted differently.
+        """
         ledger = self.ledger
         if ledger.missing or ledger.repeated or ledger.out_of_order:
             raise LoadtestError(
@@ -147,9 +166,9 @@ class Stage:
                 f"{ledger.repeated} repeated, {ledger.out_of_order} out of order"
             )
         deadline = time.monotonic() + 5.0
-        while (counted := self.processor.outcomes()) != {"delivered": ledger.expected}:
+        while (outcomes := self.processor.outcomes()) != {"delivered": ledger.expected}:
             if time.monotonic() > deadline:
-                raise LoadtestError(f"the processor counted {counted}")
+                raise LoadtestError(f"the processor counted {outcomes}")
             time.sleep(0.1)
 
 
@@ -159,7 +178,7 @@ def _stage(plan: Plan, *, timed: bool = False) -> Iterator[Stage]:
     with ExitStack() as stack:
         asyncio.run(_administer(plan.kafka, lambda admin: _create(admin, topic)))
         stack.callback(lambda: asyncio.run(_administer(plan.kafka, lambda a: _delete(a, topic))))
-        gateway = stack.enter_context(Gateway(plan.redis_url))
+        gateway = stack.enter_context(Gateway(plan.redis_url, checkout=plan.checkout))
         stage = Stage(plan, gateway, topic, timed=timed)
         stack.callback(stage.processor.stop)
         stack.callback(stage.crowd.close)
@@ -170,21 +189,27 @@ def _stage(plan: Plan, *, timed: bool = False) -> Iterator[Stage]:
 def move(plan: Plan) -> Round:
     """Run one round of throughput."""
     with _stage(plan) as stage:
-        stage.processor.start()  # the group is seeded at the end of nothing
+        # A new group starts at the end of its topic: a first start, while the topic is empty,
+        # commits the offsets from which the second start reads.
+        stage.processor.start()
         stage.processor.stop()
         with stage.publishing():
             pass
         stage.processor.start()
         took, cpu = _time(stage)
         stage.check()
-    each = 1e6 / plan.messages
+    us_a_message = 1e6 / plan.messages
     return Round(
-        plan.messages / took, cpu.processor * each, cpu.gateway * each, cpu.processor, cpu.gateway
+        plan.messages / took,
+        cpu.processor * us_a_message,
+        cpu.gateway * us_a_message,
+        cpu.processor,
+        cpu.gateway,
     )
 
 
 def _time(stage: Stage) -> tuple[float, Cpu]:
-    """Return what passed, and was used, from the first to the last message."""
+    """Return the seconds, and the CPU time used, from the first to the last message."""
     ledger, crowd = stage.ledger, stage.crowd
     crowd.until(lambda: ledger.count > 0, seconds=_PATIENCE_SECONDS)
     began, before = time.monotonic(), stage.cpu()
@@ -197,7 +222,10 @@ def _time(stage: Stage) -> tuple[float, Cpu]:
 
 
 def delay(plan: Plan) -> list[float]:
-    """Return the seconds from acknowledgement to client, sorted, of messages at a pace."""
+    """Publish at the plan's rate; return the sorted seconds from acknowledgement to client.
+
+    The first second is left out.
+    """
     with _stage(plan, timed=True) as stage, tempfile.TemporaryDirectory() as directory:
         stage.processor.start()
         times = Path(directory, "acknowledged")
@@ -207,7 +235,7 @@ def delay(plan: Plan) -> list[float]:
         stage.check()
         acknowledged = array("d", times.read_bytes())
         pairs = zip(acknowledged, stage.ledger.arrived, strict=True)
-        # The first second warms connections and caches up.
+        # Connections and caches warm up in the first second.
         return sorted(arrived - sent for sent, arrived in list(pairs)[int(plan.rate) :])
 
 
@@ -229,22 +257,23 @@ async def _delete(admin: Any, topic: str) -> None:
 
 
 def _report_throughput(plan: Plan, rounds: int, report: Report) -> None:
-    found = [move(plan) for _ in range(rounds)]
-    for each in found:
+    results = [move(plan) for _ in range(rounds)]
+    for result in results:
         print(
-            f"  {each.messages_per_second:,.0f} messages/s; processor {each.processor_us:.1f} µs, "
-            f"gateway {each.gateway_us:.1f} µs of CPU a message"
+            f"  {result.messages_per_second:,.0f} messages/s; "
+            f"processor {result.processor_us:.1f} µs, "
+            f"gateway {result.gateway_us:.1f} µs of CPU a message"
         )
-    rate = median(each.messages_per_second for each in found)
-    processor = median(each.processor_us for each in found)
-    gateway = median(each.gateway_us for each in found)
+    rate = median(result.messages_per_second for result in results)
+    processor = median(result.processor_us for result in results)
+    gateway = median(result.gateway_us for result in results)
     report.figures["throughput"] = {
         "messages": plan.messages,
         "users": plan.users,
         "messages_per_second": rate,
         "processor_us": processor,
         "gateway_us": gateway,
-        "rounds": [asdict(each) for each in found],
+        "rounds": [asdict(result) for result in results],
     }
     report.line(
         f"{rate:,.0f} messages/s; CPU a message: processor {processor:.1f} µs, "
@@ -255,8 +284,8 @@ def _report_throughput(plan: Plan, rounds: int, report: Report) -> None:
 
 def _report_latency(plan: Plan, report: Report) -> None:
     delays = delay(plan)
-    cuts = quantiles(delays, n=100, method="inclusive")
-    p50, p99 = cuts[49] * 1e3, cuts[98] * 1e3
+    percentiles = quantiles(delays, n=100, method="inclusive")
+    p50, p99 = percentiles[49] * 1e3, percentiles[98] * 1e3
     report.figures["latency"] = {
         "messages": plan.messages,
         "rate": plan.rate,
@@ -286,8 +315,8 @@ def main() -> None:
     messages = arguments.messages or (15 * arguments.rate if arguments.latency else 300_000)
     report = Report("latency" if arguments.latency else "throughput")
     with ExitStack() as stack:
-        given = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
-        kafka = start_kafka({**os.environ, **given})
+        override = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
+        kafka = start_kafka({**os.environ, **override})
         stack.callback(kafka.stop)
         if kafka.kind == "embedded":
             raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")

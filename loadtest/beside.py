@@ -1,0 +1,156 @@
+"""This checkout beside another one, in pairs: idle memory, handshakes, push and throughput.
+
+Measured: the figures of `idle`, `handshakes`, `push` and `throughput`, by the same clients, of
+gateways and processors that are started from this checkout and from the other checkout. The two
+checkouts take turns, and the order changes from pair to pair. A figure is the ratio of a pair, this
+checkout to the other, and the median of all pairs is held against the bound. Bytes and microseconds
+are better when smaller, rates when larger.
+
+What could fool this benchmark: a machine whose speed drifts within a pair. All pairs are shown, so
+a wide spread is seen. CPU time is counted in ticks of 10 ms: with the default sizes a round uses
+more than a second.
+
+    python -m loadtest.beside OTHER_CHECKOUT [--only handshakes,push] [--save]
+
+The other checkout needs its own `.venv` (`make dev` makes one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import redis
+
+from loadtest import handshakes, idle, push, throughput
+from loadtest.certificate import Certificate
+from loadtest.processes import (
+    CORES,
+    EVERYTHING_ON,
+    SERVER_CORE,
+    Gateway,
+    LoadtestError,
+    leave_the_server_alone,
+)
+from loadtest.report import Report
+from loadtest.targets import GatewayTarget, names
+from tests.support.kafka import start_kafka
+from tests.support.valkey import RedisServer
+
+#: How far the median ratio of a change that is to cost nothing may be from 1.
+MARGIN: Final = 0.03
+_IDLE_CONNECTIONS: Final = 4_000
+_HANDSHAKES: Final = 8_000
+_PUSHED: Final = 200_000
+_MOVED: Final = 300_000
+_USERS: Final = 5_000
+
+#: One round of a benchmark: a checkout → its figures by name.
+Round = Callable[[Path], Mapping[str, float]]
+
+
+def _idle(kind: str, redis_url: str, certificate: Certificate, checkout: Path) -> dict[str, float]:
+    plan = idle.Plan(redis_url, certificate, rounds=1, checkout=checkout)
+    target = plan.targets(kind, ["epoll"])["epoll"]()
+    growth = idle.measure(target, kind, _IDLE_CONNECTIONS)
+    return {"bytes": growth.idle.anonymous, "bytes after a burst": growth.after_burst.anonymous}
+
+
+def _handshakes(
+    kind: str, redis_url: str, registry: redis.Redis, checkout: Path
+) -> dict[str, float]:
+    gateway = Gateway(redis_url, cores=SERVER_CORE, checkout=checkout, **EVERYTHING_ON)
+    plan = handshakes.Plan(kind, _HANDSHAKES, 100, registry)
+    target = GatewayTarget(gateway)
+    with gateway:
+        handshakes.shake(target, plan, names(0, 300))
+        return {"µs": handshakes.shake(target, plan, names(300, 300 + _HANDSHAKES))}
+
+
+def _push(redis_url: str, checkout: Path) -> dict[str, float]:
+    gateway = Gateway(
+        redis_url, cores=SERVER_CORE, heartbeat_seconds=60.0, checkout=checkout, **EVERYTHING_ON
+    )
+    return push.move(GatewayTarget(gateway), push.Plan(_USERS, 100, _PUSHED))
+
+
+def _throughput(redis_url: str, kafka: str, checkout: Path) -> dict[str, float]:
+    plan = throughput.Plan(kafka, redis_url, _USERS, _MOVED // _USERS, rate=0.0, checkout=checkout)
+    moved = throughput.move(plan)
+    return {
+        "messages/s": moved.messages_per_second,
+        "processor µs": moved.processor_us,
+        "gateway µs": moved.gateway_us,
+    }
+
+
+def compare(name: str, run: Round, other: Path, pairs: int, report: Report) -> None:
+    """Run pairs of one benchmark, show them, and judge the median ratio of each figure."""
+    here = Path(__file__).parents[1]
+    ratios: dict[str, list[float]] = {}
+    rounds: list[dict[str, Mapping[str, float]]] = []
+    for number in range(pairs):
+        order = (here, other) if number % 2 else (other, here)
+        figures = {checkout: run(checkout) for checkout in order}
+        rounds.append({"this": figures[here], "other": figures[other]})
+        for figure, value in figures[here].items():
+            ratios.setdefault(figure, []).append(value / figures[other][figure])
+        shown = ", ".join(f"{figure} {of_pairs[-1]:.3f}" for figure, of_pairs in ratios.items())
+        print(f"  {name}, pair {number + 1}: {shown}", flush=True)
+    report.figures[name] = {"pairs": rounds, "ratios": ratios}
+    for figure, of_pairs in ratios.items():
+        middle = median(of_pairs)
+        listed = " ".join(f"{ratio:.3f}" for ratio in sorted(of_pairs))
+        report.line(f"{name}, {figure}: {middle:.3f} × the other ({listed})")
+        report.bound(
+            f"{name}, {figure}: {1 - MARGIN:g}–{1 + MARGIN:g} ×",
+            holds=1 - MARGIN <= middle <= 1 + MARGIN,
+        )
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.beside")
+    parser.add_argument("other", type=Path, help="another checkout of pushgate, with its .venv")
+    parser.add_argument("--only", default="idle,handshakes,push,throughput", help="a comma list")
+    parser.add_argument("--pairs", type=int, default=7, help="of each benchmark")
+    parser.add_argument("--save", action="store_true", help="keep the figures in results/")
+    arguments = parser.parse_args()
+    other = arguments.other.resolve()
+    report = Report("beside")
+    only = arguments.only.split(",")
+    with ExitStack() as stack:
+        server = stack.enter_context(RedisServer("valkey"))
+        registry = stack.enter_context(redis.Redis.from_url(server.url))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        certificate = Certificate.make(directory)
+        if "throughput" in only:  # on both cores, so before this process keeps to one
+            kafka = start_kafka(dict(os.environ))
+            stack.callback(kafka.stop)
+            if kafka.kind == "embedded":
+                raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
+            run = partial(_throughput, server.url, kafka.bootstrap)
+            compare("throughput", run, other, arguments.pairs, report)
+            kafka.stop()
+        for kind in ("ws", "sse") if "idle" in only else ():
+            run_idle = partial(_idle, kind, server.url, certificate)
+            compare(f"idle {kind}", run_idle, other, arguments.pairs, report)
+        assert os.sched_getaffinity(0) >= CORES
+        leave_the_server_alone()
+        for kind in ("ws", "sse") if "handshakes" in only else ():
+            shake = partial(_handshakes, kind, server.url, registry)
+            compare(f"handshakes {kind}", shake, other, arguments.pairs, report)
+        if "push" in only:
+            compare("push", partial(_push, server.url), other, arguments.pairs, report)
+    report.finish(save=arguments.save)
+
+
+if __name__ == "__main__":
+    main()
