@@ -1,6 +1,6 @@
-"""A gateway node: holds clients' connections and delivers messages to them.
+"""A gateway node: holds clients' connections and delivers messages to the clients.
 
-Wings, each importing only wings to its right: transports → entry → connections → wires; http is a
-leaf beside wires. `server` builds a node from `settings`; `app` and `internal` are its two ports,
-`push` is what a batch of messages goes through.
+A subpackage imports only subpackages to its right: transports → entry → connections → wires; http
+is a leaf beside wires. `server` builds a node from `settings`. `app` is the public port, `internal`
+the internal port; `push` takes a batch of messages from the internal port to the connections.
 """

@@ -1,4 +1,4 @@
-"""The public port: a table of transports, and a table of the other routes."""
+"""The public port: a table of the transports by path, and a table of all other routes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gateway.internal import health_routes, plain_text
 from gateway.transports import sse, websocket
 from gateway.transports.longpoll import PollSessions
 
-#: A transport's way in: a request that wants to connect → its response, which may detach the
-#: request's socket. Raises HTTPException to refuse the request.
+#: A transport's entry point: takes the head of a request for a connection, and returns the
+#: response, which may detach the request's socket. Raises HTTPException to refuse the request.
 Connect = Callable[[Head, Entry], Awaitable[ASGIApp]]
 
 
 def transports() -> dict[str, Connect]:
-    """Return one node's transports by path. A further transport is its file and a line here."""
+    """Return a node's transports by path. A further transport is a file of its own, and a line."""
     return {
         "/ws": websocket.connect,
         "/sse": sse.connect,
@@ -38,10 +38,10 @@ def public_app(
     extra_transports: Mapping[str, Connect] | None = None,
     extra_routes: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
-    """Return the application of the public port.
+    """Return the application of the public port, with extra transports (by path) and extra routes.
 
-    Transports are found by path alone, before starlette's middleware and the patterns of its
-    routes: every client pays for that look-up.
+    A transport is found by path alone, before starlette's middleware and starlette's patterns of
+    routes: every connecting client pays for the way to its transport.
     """
     connects = transports() | dict(extra_transports or {})
     app = Starlette(
@@ -52,7 +52,7 @@ def public_app(
         ],
         exception_handlers={HTTPException: _refused},
     )
-    app.router.redirect_slashes = False  # an unknown path is 404, nothing else
+    app.router.redirect_slashes = False  # an unknown path is answered 404, never redirected
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         connect = connects.get(scope["path"])
@@ -69,7 +69,7 @@ def public_app(
 
 
 async def _connected(connect: Connect, head: Head, entry: Entry) -> ASGIApp:
-    """Return a transport's response; answer OPTIONS, and refuse every other method than GET."""
+    """Return a transport's response to GET; answer OPTIONS, and refuse every other method."""
     if head.method == "OPTIONS":
         return entry.preflight(head)
     if head.method != "GET":
@@ -81,13 +81,13 @@ def _client() -> Callable[[Request], Awaitable[Response]]:
     script = files("gateway").joinpath("pushgate.js").read_bytes()
 
     async def client(request: Request) -> Response:  # noqa: ARG001
-        headers = {"access-control-allow-origin": "*"}  # a module is fetched with CORS
+        headers = {"access-control-allow-origin": "*"}  # module scripts are fetched with CORS
         return Response(script, media_type="text/javascript; charset=utf-8", headers=headers)
 
     return client
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException
     count_refusal(error)
     return await plain_text(request, error)

@@ -2,4 +2,4 @@
 
 
 class GatewayError(Exception):
-    """Something that a gateway node can't do or does not accept; subclasses say what."""
+    """A gateway node can't do something, or does not accept an input; see the subclasses."""

@@ -1,4 +1,4 @@
-"""The internal port: its secret, its routes, health, and listings. Never public.
+"""The internal port: the secret, the routes, health, and listings. Never public.
 
 Processors push batches here; people and tools push single messages, list users, end connections,
 start a drain and read metrics.
@@ -26,13 +26,13 @@ from gateway.http.detach import ANSWER
 from gateway.push import BadBatch, Item, Pusher
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
 
-#: Users that `GET /connections` lists in one turn of the event loop.
+#: How many users `GET /connections` lists in one turn of the event loop.
 USERS_A_TURN: Final = 1_000
 
 _OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 _NODE_HEADER: Final = NODE_HEADER.encode("ascii")
 _EPOCH_HEADER: Final = EPOCH_HEADER.encode("ascii")
-#: The status that answers a single message's error.
+#: The HTTP status of the answer to a single message, by the error in the message's result.
 _STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloaded": 503}
 
 
@@ -44,7 +44,10 @@ def internal_app(
     max_payload_bytes: int,
     drain: Callable[[], None],
 ) -> ASGIApp:
-    """Return the application of the internal port. Batches don't go through starlette's router."""
+    """Return the application of the internal port. Batches don't go through starlette's router.
+
+    Any of `secrets` opens the port. `drain` begins the node's drain, or hastens it.
+    """
     pushes = _Pushes(node, pusher, max_payload_bytes=max_payload_bytes)
     operations = _Operations(node, drain=drain)
     app = Starlette(
@@ -62,13 +65,13 @@ def internal_app(
         except HTTPException as error:
             await (await plain_text(Request(scope), error))(scope, receive, send)
         except ClientDisconnect:
-            return  # the body will not be complete, and no client waits for an answer
+            return  # the body stays incomplete, and no client waits for an answer
 
     return _RequireSecret(route, secrets=secrets, open_paths=_OPEN_PATHS)
 
 
 def health_routes(node: GatewayNode) -> list[BaseRoute]:
-    """Return `/healthz` (alive) and `/readyz` (taking connections); both are on both ports."""
+    """Return `/healthz` (process alive) and `/readyz` (taking connections), for both ports."""
 
     async def healthz(request: Request) -> Response:  # noqa: ARG001
         return JSONResponse({"status": "alive"})
@@ -84,13 +87,13 @@ def health_routes(node: GatewayNode) -> list[BaseRoute]:
 
 
 async def plain_text(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """Answer a refused request with its reason, as one line of text."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    """Answer a refused request with the reason of the refusal, as one line of text."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException
     return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
 
 class _Pushes:
-    """The routes that push: batches, and single messages as `curl` and Zuul's users send them."""
+    """The routes for pushes: batches, and single messages as users of `curl` and Zuul send them."""
 
     def __init__(self, node: GatewayNode, pusher: Pusher, *, max_payload_bytes: int) -> None:
         self._node = node
@@ -98,14 +101,14 @@ class _Pushes:
         self._max_payload_bytes = max_payload_bytes
 
     def routes(self) -> list[BaseRoute]:
-        """Return the routes but `POST /push`, which is found before starlette's router."""
+        """Return all routes except `POST /push`: batches don't go through starlette's router."""
         return [
             Route("/push/{user:path}", self.single, methods=["POST"]),
             Route("/push/{user:path}", self.is_here, methods=["GET"]),
         ]
 
     async def batch(self, scope: Scope, receive: Receive) -> None:
-        """`POST /push`: at most 1,000 messages and 4 MiB, a result for each.
+        """`POST /push`: at most 1,000 messages and 4 MiB; answers a result for every message.
 
         Raises:
             HTTPException: the batch is refused as a whole.
@@ -121,7 +124,13 @@ class _Pushes:
         await scope["extensions"][ANSWER](*answer)
 
     async def single(self, request: Request) -> Response:
-        """`POST /push/{user}`: the body is the payload; push-id, push-type, push-device apply."""
+        """`POST /push/{user}`: the body is the payload; push-id, push-type, push-device apply.
+
+        Answers 200 where a connection took the message, 404 where the user is not on this node.
+
+        Raises:
+            HTTPException: the push is refused.
+        """
         headers = request.headers
         raw_headers = dict(request.scope["headers"])
         self._refuse_if_misdirected(raw_headers)
@@ -143,21 +152,24 @@ class _Pushes:
         return PlainTextResponse(f"{error}\n", _STATUS[error])
 
     async def is_here(self, request: Request) -> Response:
-        """`GET /push/{user}`: whether the user is on this node."""
+        """`GET /push/{user}`: 200 if the user has a connection on this node, else 404."""
         here = _user_in_path(request, "/push/") in self._node.hub
         return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
 
     def _refuse_if_misdirected(self, headers: Mapping[bytes, bytes]) -> None:
-        """Answer 421 to a batch that names another node or an earlier start of this one."""
-        ours = self._node.identity
-        for name, own in ((_NODE_HEADER, ours.name), (_EPOCH_HEADER, ours.epoch)):
-            given = headers.get(name)
-            if given is not None and given != own.encode():
-                raise HTTPException(421, f"this is node {ours.name}, epoch {ours.epoch}")
+        """Answer 421 to a push that names another node or an earlier start of this node.
+
+        421: misdirected request (RFC 9110 §15.5.20).
+        """
+        identity = self._node.identity
+        for header, own_value in ((_NODE_HEADER, identity.name), (_EPOCH_HEADER, identity.epoch)):
+            value = headers.get(header)
+            if value is not None and value != own_value.encode():
+                raise HTTPException(421, f"this is node {identity.name}, epoch {identity.epoch}")
 
 
 class _Operations:
-    """The routes for operators: metrics, drain, who is connected."""
+    """The routes for operators: metrics, drain, connected users."""
 
     def __init__(self, node: GatewayNode, *, drain: Callable[[], None]) -> None:
         self._node = node
@@ -173,33 +185,33 @@ class _Operations:
         ]
 
     async def exposition(self, request: Request) -> Response:  # noqa: ARG002
-        """`GET /metrics`."""
+        """`GET /metrics`: all metrics, as Prometheus reads them."""
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
 
     async def start_drain(self, request: Request) -> Response:  # noqa: ARG002
-        """`POST /drain`."""
+        """`POST /drain`: begin the node's drain, or hasten it."""
         self._drain()
         return PlainTextResponse("draining\n", 202)
 
     async def connections(self, request: Request) -> Response:  # noqa: ARG002
-        """`GET /connections`: the node's users, each with a number of connections."""
+        """`GET /connections`: the node's users with their numbers of connections."""
         return StreamingResponse(_listing(self._node), media_type="application/json")
 
     async def disconnect(self, request: Request) -> Response:
-        """`DELETE /connections/{user}?device=D`."""
+        """`DELETE /connections/{user}?device=D`: end the user's connections, or the device's."""
         user = _user_in_path(request, "/connections/")
         closed = self._node.disconnect(user, request.query_params.get("device"))
         return JSONResponse({"closed": closed}, 200 if closed else 404)
 
 
 async def _listing(node: GatewayNode) -> AsyncIterator[bytes]:
-    """Write a JSON object of the node's users, each with a number of connections.
+    """Write a JSON object of the node's users with their numbers of connections.
 
-    A thousand users a turn of the event loop: all at once would hold it up. Users who connect
-    meanwhile may be missing; users who disconnect before their turn are left out.
+    A thousand users a turn of the event loop: all users at once would hold up the loop. Users who
+    connect during the listing may be missing; users who disconnect before their turn are left out.
     """
-    node_is = {"node": node.identity.name, "epoch": node.identity.epoch}
-    yield msgspec.json.encode(node_is)[:-1] + b',"users":{'
+    node_fields = {"node": node.identity.name, "epoch": node.identity.epoch}
+    yield msgspec.json.encode(node_fields)[:-1] + b',"users":{'
     users, comma = node.hub.users(), b""
     for start in range(0, len(users), USERS_A_TURN):
         listed = users[start : start + USERS_A_TURN]
@@ -212,9 +224,12 @@ async def _listing(node: GatewayNode) -> AsyncIterator[bytes]:
 
 
 def _user_in_path(request: Request, prefix: str) -> str:
-    """Return the user behind `prefix`, percent-decoded once, slashes too.
+    """Return the user that follows `prefix` in the raw path, percent-decoded once, slashes too.
 
-    The decoded path would not tell an encoded slash from a plain one.
+    The decoded path of the ASGI scope would not tell an encoded slash from a plain slash.
+
+    Raises:
+        HTTPException: 400, there is no valid user id.
     """
     raw = request.scope["raw_path"][len(prefix) :]
     try:
@@ -227,7 +242,12 @@ def _user_in_path(request: Request, prefix: str) -> str:
 
 
 async def _body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes; answer 413 before a larger one is kept."""
+    """Read a body of at most `limit` bytes; answer 413 before more than `limit` bytes are kept.
+
+    Raises:
+        HTTPException: 413, the body is larger.
+        ClientDisconnect: the client left before the body was complete.
+    """
     too_large = HTTPException(413, f"at most {limit} bytes")
     if int(headers.get(b"content-length", b"0")) > limit:
         raise too_large
@@ -246,27 +266,29 @@ async def _body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int)
 
 
 class _RequireSecret:
-    """Lets requests in that carry an internal secret: 401 without one, 403 with a wrong one."""
+    """Admits requests with an internal secret: 401 without a secret, 403 with a wrong secret."""
 
     def __init__(
         self, app: ASGIApp, *, secrets: Sequence[str], open_paths: Collection[str]
     ) -> None:
-        """Guard every path but `open_paths`; each of `secrets` is accepted (for rotation)."""
+        """Guard every path but `open_paths`; any of `secrets` is accepted (for rotation)."""
         self._app = app
         self._expected = [f"Bearer {secret}".encode() for secret in secrets]
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on or refuse."""
-        given = dict(scope["headers"]).get(b"authorization")
-        if scope["path"] in self._open_paths or (given is not None and self._accepts(given)):
+        """Pass the request on to the application, or refuse it."""
+        credential = dict(scope["headers"]).get(b"authorization")
+        if scope["path"] in self._open_paths or (
+            credential is not None and self._accepts(credential)
+        ):
             await self._app(scope, receive, send)
             return
-        status = 401 if given is None else 403
-        headers = {"www-authenticate": "Bearer"} if given is None else None
+        status = 401 if credential is None else 403
+        headers = {"www-authenticate": "Bearer"} if credential is None else None
         await PlainTextResponse("internal secret required\n", status, headers)(scope, receive, send)
 
-    def _accepts(self, given: bytes) -> bool:
-        # Every secret is compared, also after a match: the time taken tells nothing of any of them.
-        matches = [hmac.compare_digest(given, expected) for expected in self._expected]
+    def _accepts(self, credential: bytes) -> bool:
+        # Every secret is compared, also after a match: the time taken tells nothing of any secret.
+        matches = [hmac.compare_digest(credential, expected) for expected in self._expected]
         return any(matches)

@@ -79,5 +79,5 @@ REGISTRY_NAME_TAKEN = Gauge(
 
 
 def exposition() -> bytes:
-    """Return all metrics in Prometheus's text format."""
+    """Return all metrics of this process in Prometheus's text format."""
     return generate_latest(_registry)

@@ -1,7 +1,7 @@
-"""A batch of messages → the hub → a result for each. Knows no HTTP.
+"""Takes a batch of messages to the hub, and returns a result for every message. Knows no HTTP.
 
-A batch is decoded, each of its items checked and addressed, repeats are recognised, and the
-other messages delivered to this node's connections.
+A batch is decoded, its items are checked and addressed to users, and repeats are recognised. All
+messages but the repeats are delivered to this node's connections.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ from registry.message import (
     valid_user,
 )
 
-#: What became of one message: connections that took it, 0 where the user is not here, or an error.
+#: The result of one message for one user: how many connections took the message, 0 where the user
+#: is not on this node, or `{"error": …}`.
 Result = int | dict[str, str]
-#: Elements whose messages are looked up and encoded before the first of them is written. Larger
+#: How many items of a batch are looked up in the hub and encoded before the first write. Larger
 #: slices are no faster, and their buffers become the process's peak memory.
 _SLICE: Final = 200
 
 
 class Item(msgspec.Struct):
-    """One item of a batch. Unknown fields are ignored."""
+    """An item of a batch: one message, for a user or for a list of users.
+
+    `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Unknown
+    fields are ignored.
+    """
 
     user: str | list[str]
     data: Any
@@ -46,7 +51,7 @@ class Item(msgspec.Struct):
 
 
 class BadBatch(GatewayError):
-    """A batch is refused as a whole; `status` is the HTTP status that says so."""
+    """A batch is refused as a whole; `status` is the HTTP status of the refusal."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -55,7 +60,7 @@ class BadBatch(GatewayError):
 
 
 class _BadItem(GatewayError):
-    """An item can't be delivered to anybody; `result` is the error it is answered with."""
+    """An item can't be delivered to any user; `result` is the error in the item's result."""
 
     def __init__(self, result: str) -> None:
         super().__init__(result)
@@ -63,7 +68,7 @@ class _BadItem(GatewayError):
 
 
 class _Codec:
-    """One encoding of the batch: JSON for people, MessagePack for processors."""
+    """An encoding of batches and results: JSON for people, MessagePack for processors."""
 
     def __init__(self, module: Any, media_type: str) -> None:
         self.media_type = media_type.encode("ascii")
@@ -73,7 +78,7 @@ class _Codec:
         self._item = module.Decoder(Item)
 
     def decode(self, body: bytes) -> list[Item | None]:
-        """Return a batch's items, None for each that is not of the right shape.
+        """Return a batch's items in order, with None in place of an item of the wrong shape.
 
         Raises:
             msgspec.DecodeError: the body is no list at all.
@@ -98,10 +103,10 @@ _PACKED: Final = _Codec(msgspec.msgpack, BATCH_MEDIA_TYPE)
 
 
 class Pusher:
-    """Pushes batches into one node's connections."""
+    """Pushes batches of messages into one node's connections."""
 
     def __init__(self, hub: Hub, repeats: Repeats, *, epoch: str, max_payload_bytes: int) -> None:
-        """`epoch` begins the ids of messages that were given none."""
+        """`epoch` is the prefix of the ids that are made for messages without an id."""
         self._hub = hub
         self._repeats = repeats
         self._epoch = epoch
@@ -109,9 +114,10 @@ class Pusher:
         self._numbers = count(1)
 
     def batch(self, media_type: bytes, body: bytes) -> tuple[bytes, bytes]:
-        """Push a batch; return the media type and the body of its results, in its own encoding.
+        """Push a batch; return the media type and the body of the answer, in the batch's encoding.
 
-        MessagePack where `media_type` names it, else JSON. At most 1,000 messages.
+        The encoding is MessagePack where `media_type` names MessagePack, else JSON. At most 1,000
+        messages.
 
         Raises:
             BadBatch: the body is no list of messages, or too long a list.
@@ -130,15 +136,15 @@ class Pusher:
         return codec.media_type, codec.encode({"results": results})
 
     def push(self, items: Sequence[Item | None]) -> list[Result | list[Result]]:
-        """Push items; return a result for each, or a list of them for a list of users."""
+        """Push items; return their results in order, a list of results for a list of users."""
         batch: list[Addressed] = []
         names: dict[int, Name] = {}
         errors = [self._address(item, batch, names) for item in items]
-        taken_by = self._repeats.deliver(batch, names, self._hub.deliver)
+        hub_results = self._repeats.deliver(batch, names, self._hub.deliver)
         results_of_batch = iter(
             [
-                taken if taken.__class__ is int and taken else _not_taken(taken, user)
-                for taken, (_, user, _) in zip(taken_by, batch, strict=True)
+                result if result.__class__ is int and result else _not_taken(result, user)
+                for result, (_, user, _) in zip(hub_results, batch, strict=True)
             ]
         )
         results = [
@@ -151,9 +157,10 @@ class Pusher:
     def _address(
         self, item: Item | None, batch: list[Addressed], names: dict[int, Name]
     ) -> str | None:
-        """Add an item to the batch, once for each of its users; or return its error.
+        """Add an item to the batch, once for every user of the item; or return the item's error.
 
-        A message with an id may be a repeat: `names` gets its name, by position in the batch.
+        A message with an id may be a repeat: `names` gets the message's name, by the message's
+        position in the batch.
         """
         if item is None:
             return "invalid"
@@ -161,15 +168,15 @@ class Pusher:
             delivery = self._delivery(item)
         except _BadItem as bad:
             return bad.result
-        user, device, given_id = item.user, item.device, item.id
-        if isinstance(user, str):
-            if given_id is not None:
-                names[len(batch)] = (user, given_id, device)
-            batch.append((delivery, user, device))
+        users, device, published_id = item.user, item.device, item.id
+        if isinstance(users, str):
+            if published_id is not None:
+                names[len(batch)] = (users, published_id, device)
+            batch.append((delivery, users, device))
             return None
-        if given_id is not None:
-            names.update(enumerate(((each, given_id, device) for each in user), len(batch)))
-        batch += [(delivery, each, device) for each in user]
+        if published_id is not None:
+            names.update(enumerate(((user, published_id, device) for user in users), len(batch)))
+        batch += [(delivery, user, device) for user in users]
         return None
 
     def _delivery(self, item: Item) -> Delivery:
@@ -188,16 +195,20 @@ class Pusher:
         return Delivery(payload, message_id=message_id, event_type=item.type, text=text)
 
 
-def _not_taken(taken: int | Refusal, user: str) -> Result:
-    """Return the result of a message that no connection has taken."""
-    if isinstance(taken, Refusal):
-        return {"error": taken.value}
-    return taken if valid_user(user) else {"error": "invalid"}
+def _not_taken(hub_result: int | Refusal, user: str) -> Result:
+    """Return the result of a message that no connection has taken.
+
+    User ids are checked only here: no connection has an invalid user id, so a message for an
+    invalid id is never taken.
+    """
+    if isinstance(hub_result, Refusal):
+        return {"error": hub_result.value}
+    return hub_result if valid_user(user) else {"error": "invalid"}
 
 
 def _in_shape(item: Item | None, results: Iterator[Result]) -> Result | list[Result]:
-    """Return the next result, or the next of a list of users as a list."""
-    assert item is not None  # noqa: S101 - it was refused
+    """Return the next of the results; for a list of users the next results, as a list."""
+    assert item is not None  # noqa: S101 - an item of the wrong shape has an error
     return next(results) if isinstance(item.user, str) else [*islice(results, len(item.user))]
 
 
@@ -208,7 +219,7 @@ def _refused(item: Item | None, error: str) -> Result | list[Result]:
 
 
 def _count(results: Sequence[Result | list[Result]]) -> None:
-    """Count a batch's results at once: a counter takes a lock each time."""
+    """Count the results of a batch together: every increment of a counter takes a lock."""
     flat: list[Result] = []
     for result in results:
         flat += result if isinstance(result, list) else (result,)

@@ -4,41 +4,47 @@
 //   connection.onmessage = ({id, type, data}) => …;
 //
 // Options
-//   token      a JWT, or a function (async too) that returns one. It is called for each attempt,
-//              and again when the token runs out or is refused: then another one is needed.
-//              Without it the cookie `pushgate_token` has to do.
+//   token      a JWT, or a function (async too) that returns a JWT. The function is called for
+//              every attempt to connect, and again when the token runs out or is refused: then the
+//              function must return another token. Without this option the cookie `pushgate_token`
+//              has to do.
 //   transport  'ws' (default), 'sse' or 'poll'.
-//   url        the gateway's address; the folder that this script came from by default.
+//   url        the gateway's address; by default the folder that this script came from.
 //
 // The connection
-//   onmessage({id, type, data})  A message. `data` is the payload as it was published: a string, or
-//                                a Uint8Array where it is not UTF-8. `type` is null for none.
-//   onopen()                     Connected; again after each reconnect.
-//   ongap()                      Messages may have been missed: fetch afresh what they told of.
+//   onmessage({id, type, data})  A message. `data` is the payload as published: a string, or a
+//                                Uint8Array where the payload is not UTF-8. `type` is null for a
+//                                message without a type.
+//   onopen()                     The connection is open; called again after every reconnect.
+//   ongap()                      Messages may have been missed: fetch the page's data afresh.
 //   onerror({status, reason, retryIn})
-//                                Lost or refused; it tries again in `retryIn` ms. Where that is
-//                                null it gives up: the token or the origin is not accepted, or the
-//                                gateway says to stay away. `status` is HTTP's, null for none.
-//   onclose()                    Over, by close() or because it gave up. Nothing is called after.
+//                                The connection was lost or refused. The client tries again in
+//                                `retryIn` ms. Where `retryIn` is null the client gives up: the
+//                                token or the origin is not accepted, or the gateway says to stay
+//                                away. `status` is the HTTP status, null without an HTTP answer.
+//   onclose()                    The connection is over: close() was called, or the client gave up.
+//                                No handler is called afterwards.
 //   state                        'connecting', 'open', 'waiting' (to try again) or 'closed'.
-//   close()                      Ends it for good; harmless when repeated.
+//   close()                      Ends the connection for good; harmless when repeated.
 //
-// When the gateway asks it to reconnect, it opens a second connection before it closes the first:
-// no message is missed or comes twice, and no handler is called. A token that is about to run out
-// is replaced while a WebSocket stays; on the others the next attempt has a new one.
+// When the gateway asks the client to reconnect, the client opens a second connection before it
+// closes the first: no message is missed or comes twice, and no handler is called for the change. A
+// token that is about to run out is replaced while a WebSocket stays open. With SSE and long-poll
+// the next attempt to connect takes a new token.
 (() => {
   'use strict';
 
-  const FIRST_RETRY_MS = 5000; // the bound of the first delay; it doubles with each failure
-  const QUICK_RETRY_MS = 1000; // the same where the gateway says "now" or "with a new token"
+  const FIRST_RETRY_MS = 5000; // upper bound of the first delay; the bound doubles at each failure
+  const QUICK_RETRY_MS = 1000; // the same, where the gateway says "now" or "with a new token"
   const MAX_RETRY_MS = 60000;
-  const STABLE_MS = 10000; // a connection that lived as long clears the failures before it
-  const OVERLAP_MS = 1000; // how long the first connection stays when the second is open
-  const MAX_OVERLAP = 256; // messages that are remembered, and that wait, meanwhile
+  const STABLE_MS = 10000; // a connection that lived this long clears earlier failures
+  const OVERLAP_MS = 1000; // how long the first connection stays after the second has opened
+  const MAX_OVERLAP = 256; // ids to remember, and messages that may wait, during an overlap
   const POLL_SECONDS = 25;
-  const POLL_PAUSE_MS = 1000; // between answers that are empty before their time
+  const POLL_PAUSE_MS = 1000; // least time between polls that are answered empty before their time
 
-  // What to do next, by close code. The same as gateway/closes.py: a test compares them.
+  // The client's next action, by close code. A copy of the table in gateway/connections/closes.py:
+  // a test compares the two.
   const AFTER_CLOSE = {
     "1001": "LATER",
     "1002": "LATER",
@@ -50,7 +56,8 @@
     "4002": "NEW_TOKEN",
     "4003": "NEVER"
   };
-  // 403 refuses this page; 204 is how /sse says "never come back".
+  // 403 refuses this page; 204 tells the client of an event stream not to reconnect (HTML standard
+  // §9.2).
   const AFTER_STATUS = {204: 'NEVER', 401: 'NEW_TOKEN', 403: 'NEVER'};
 
   const script = globalThis.document && document.currentScript; // null in a module
@@ -62,7 +69,7 @@
       super(reason);
       this.code = code;
       this.status = status;
-      this.notBefore = notBefore; // ms that the gateway asks to stay away for
+      this.notBefore = notBefore; // the gateway asks to stay away for so many ms
     }
   }
 
@@ -70,37 +77,37 @@
     if (!Object.hasOwnProperty.call(TRANSPORTS, transport)) {
       throw new TypeError(`transport is ws, sse or poll, not ${transport}`);
     }
-    const over = new AbortController();
+    const closed = new AbortController(); // aborted by close()
     const connection = {
       state: 'connecting',
       onopen: null, onmessage: null, ongap: null, onerror: null, onclose: null,
       close() {
         if (connection.state === 'closed') return;
         connection.state = 'closed';
-        over.abort();
+        closed.abort();
         call('onclose');
       },
     };
     const base = new URL(url, globalThis.location.href);
     if (!base.pathname.endsWith('/')) base.pathname += '/';
     const tokens = tokensFrom(token);
-    const place = {cursor: null}; // poll's, kept over reconnects
-    let spent = null; // the token of the link that ended last
-    let openedAt = null; // when this attempt was; null until it is
+    const place = {cursor: null}; // the position in a poll session, kept over reconnects
+    let spentToken = null; // the token of the link that ended last
+    let openedAt = null; // when this attempt opened, by Date.now(); null before it has opened
     let everOpen = false;
     keepConnected();
     return connection;
 
     async function keepConnected() {
-      for (let failures = 0; !over.signal.aborted;) {
+      for (let failures = 0; !closed.signal.aborted;) {
         const ended = await attempt();
-        if (over.signal.aborted) return;
+        if (closed.signal.aborted) return;
         connection.state = 'waiting';
         failures = openedAt !== null && Date.now() - openedAt >= STABLE_MS ? 1 : failures + 1;
         const retryIn = await delayAfter(ended, failures);
         tell('onerror', {status: ended.status || null, reason: ended.message, retryIn});
         if (retryIn === null) connection.close();
-        else await sleep(retryIn, over.signal);
+        else await sleep(retryIn, closed.signal);
       }
     }
 
@@ -108,46 +115,47 @@
       connection.state = 'connecting';
       openedAt = null;
       try {
-        // Awaited even when it is at hand: the caller sets its handlers first.
+        // Awaited even when the token is at hand: the caller must be able to set handlers first.
         const credential = await tokens.next();
-        return over.signal.aborted ? null : await endOf(start(credential));
+        return closed.signal.aborted ? null : await endOf(start(credential));
       } catch (error) {
         return asError(error);
       }
     }
 
-    // How `link` ends, or the last of those that have taken over from it.
+    // Wait until `link` ends, or the last of the links that took over from `link`; return how.
     async function endOf(link) {
       for (;;) {
         const ended = await link.ended;
-        spent = link.token;
-        if (over.signal.aborted || !link.successor || nextAfter(ended) === 'NEVER') return ended;
+        spentToken = link.token;
+        if (closed.signal.aborted || !link.successor || nextAfter(ended) === 'NEVER') return ended;
         link.overlap.settle();
         link = link.successor;
         if (!link.open) connection.state = 'connecting';
       }
     }
 
-    // In how many ms to try again; null for never.
+    // Return in how many ms to try again after `failures` failures in a row; null for never.
     async function delayAfter(ended, failures) {
       const next = nextAfter(ended);
       if (next === 'NEVER') return null;
-      if (next === 'NEW_TOKEN' && !await tokens.another(spent)) return null;
+      if (next === 'NEW_TOKEN' && !await tokens.another(spentToken)) return null;
       const bound = next === 'LATER' ? FIRST_RETRY_MS : QUICK_RETRY_MS;
       return delay(ended, bound, failures);
     }
 
-    // One held connection, or the polls of one attempt: the connection as a transport sees it.
+    // Start a link and return it. A link is the connection as a transport sees it: a WebSocket, an
+    // event stream, or the polls of one attempt.
     function start(credential) {
       const stop = new AbortController();
       const link = {
         token: credential, tokens, place, address,
-        signal: stop.signal, // aborted once it has ended, too
+        signal: stop.signal, // aborted by `stop`, and once the link has ended by itself
         stop: () => stop.abort(),
         open: false,
         leaving: false, // a successor is planned, or on its way
-        successor: null,
-        overlap: null, // with its successor, or with the link that it succeeds
+        successor: null, // the link that is taking over from this link
+        overlap: null, // the Overlap with the successor, or with the predecessor
         request: (path) => request(path, link),
         received: (form) => received(link, form),
         gap,
@@ -159,7 +167,7 @@
       const firstOpened = new Promise((resolve) => {
         link.opened = () => { opened(link); resolve(); };
       });
-      over.signal.addEventListener('abort', link.stop, {signal: stop.signal});
+      closed.signal.addEventListener('abort', link.stop, {signal: stop.signal});
       link.ended = TRANSPORTS[transport](link)
         .then(() => new Ended('the connection ended'), asError)
         .finally(link.stop);
@@ -171,11 +179,12 @@
       if (link.open || link.signal.aborted) return;
       link.open = true;
       tokens.accepted();
-      if (link.overlap && !link.overlap.over) return; // nothing has changed for the page
+      if (link.overlap && !link.overlap.over) return; // for the page the connection stayed open
       if (openedAt === null) openedAt = Date.now();
       connection.state = 'open';
       tell('onopen');
-      // Nothing is kept for who is away but in a poll's session, which tells of its gaps itself.
+      // The gateway keeps no messages for a client that is away, except in a poll session; and the
+      // answer to a poll says whether the session has a gap.
       if (everOpen && transport !== 'poll') gap();
       everOpen = true;
     }
@@ -190,7 +199,7 @@
     async function handOver(link, afterMs) {
       if (link.leaving) return;
       link.leaving = true;
-      const isNew = link.overlap && !link.overlap.over; // its own predecessor has to end first
+      const isNew = link.overlap && !link.overlap.over; // the link's predecessor must end first
       let wait = isNew ? Math.max(afterMs, OVERLAP_MS) : afterMs;
       for (let failures = 1; wait !== null; failures += 1) {
         await sleep(wait, link.signal);
@@ -202,8 +211,8 @@
       link.leaving = false;
     }
 
-    // Hand `older` over to a new link. Where that can't be had, `older` goes on as before: how the
-    // new one has ended is returned.
+    // Hand `older` over to a new link, and return null. If the new link can't be opened, `older`
+    // goes on as before, and the error with which the new link ended is returned.
     async function replace(older, credential) {
       if (older.signal.aborted) return null;
       const newer = start(credential);
@@ -249,16 +258,16 @@
       try {
         if (connection[handler]) connection[handler](value);
       } catch (error) {
-        queueMicrotask(() => { throw error; }); // the page's own, and no reason to disconnect
+        queueMicrotask(() => { throw error; }); // the page's error is no reason to disconnect
       }
     }
   }
 
-  // The tokens of one connection: `source` is one, or a function that returns one.
+  // The tokens of one connection: `source` is a token, or a function that returns a token.
   function tokensFrom(source) {
     const renewable = typeof source === 'function';
-    let atHand = null; // the next one, where it has been asked for already
-    let asked = false; // for another, since the last that was accepted
+    let atHand = null; // the next token, if the page was asked for a token already
+    let asked = false; // the page was asked for another token since a token was last accepted
     return {
       accepted() { asked = false; },
       async next() {
@@ -266,36 +275,38 @@
         atHand = null;
         return token;
       },
-      // Whether there may be another than `spent`. When the next one is refused too, there is none.
-      async another(spent) {
+      // Whether there may be a token other than `spentToken`. Asked only once after an accepted
+      // token: when the next token is refused too, the client gives up.
+      async another(spentToken) {
         if (!renewable || asked) return false;
         asked = true;
         try {
           atHand = await source();
         } catch (_) {
-          return true; // the page's backend is away: the next attempt asks it again
+          return true; // the page's backend is away: the next attempt asks the page again
         }
-        return atHand !== spent;
+        return atHand !== spentToken;
       },
     };
   }
 
-  // The time in which two links bring the same messages. What was under way to the older one when
-  // the newer one opened comes on the older one alone. So that one goes on, and what the newer one
-  // brings waits for its end: no message is missed or comes twice, and none overtakes another.
+  // The time in which two links get the same messages. A message that was under way to the older
+  // link when the newer link opened comes on the older link alone. So the older link goes on giving
+  // messages to the page, and messages of the newer link wait for the older link's end: no message
+  // is missed or comes twice, and messages stay in order.
   class Overlap {
     constructor(give, stopOlder) {
       this.give = give;
       this.stopOlder = stopOlder;
-      this.given = new Set(); // ids that came on the older link and not yet on the newer one
-      this.waiting = [];
+      this.ids = new Set(); // of messages that came on the older link, and not yet on the newer
+      this.waiting = []; // messages of the newer link
       this.over = false;
     }
 
     older(form) {
       this.give(form);
-      this.given.add(form.id);
-      if (this.given.size > MAX_OVERLAP) this.given.delete(this.given.values().next().value);
+      this.ids.add(form.id);
+      if (this.ids.size > MAX_OVERLAP) this.ids.delete(this.ids.values().next().value);
     }
 
     newer(form) {
@@ -303,14 +314,14 @@
       else if (this.waiting.push(form) === MAX_OVERLAP) this.stopOlder();
     }
 
-    // The older link has ended.
+    // The older link has ended: give the waiting messages, without repeats.
     settle() {
       this.over = true;
       this.waiting.splice(0).forEach(this.giveOnce, this);
     }
 
     giveOnce(form) {
-      if (!this.given.delete(form.id)) this.give(form);
+      if (!this.ids.delete(form.id)) this.give(form);
     }
   }
 
@@ -330,24 +341,25 @@
       };
       socket.onclose = ({code, reason}) => {
         if (open) reject(new Ended(reason || `closed with code ${code}`, {code}));
-        // A page is not told how its handshake was refused. The same address answers a request
-        // without an Upgrade alike: 401, 403 or 503, and 426 to whoever would be let in.
+        // Browsers don't tell a page why a WebSocket handshake was refused. So the client sends a
+        // request without an Upgrade to the same address, and the gateway gives the same answer:
+        // 401, 403 or 503, or 426 to a client that it would admit.
         else if (!link.signal.aborted) link.request('ws').then(resolve, reject);
       };
       link.signal.addEventListener('abort', () => {
         socket.close(1000);
-        reject(new Ended('closed here')); // without waiting for the gateway's answer
+        reject(new Ended('closed here')); // without waiting for the gateway's Close frame
       });
     });
   }
 
-  // Replace the token of a WebSocket that stays, when the gateway says that it runs out.
+  // Replace the token of an open WebSocket when the gateway says that the token is about to expire.
   function refreshInBand(link, send) {
     let answer = null;
     link.controls.set('refreshed', () => answer?.(true));
     link.controls.set('refused', () => answer?.(false));
     link.controls.set('expiring', async ({in_ms: inMs}) => {
-      // Where the second try fails too, the gateway closes with 4002 in the end.
+      // If the second try fails too, the gateway closes with 4002 when the token expires.
       if (await refresh()) return;
       await sleep(inMs / 2, link.signal);
       if (!link.signal.aborted) refresh();
@@ -355,7 +367,8 @@
 
     async function refresh() {
       const token = await link.tokens.next().catch(() => link.token);
-      if (token === link.token || link.signal.aborted) return false; // so is a fixed one
+      // The page has no new token, or the option `token` is a fixed token.
+      if (token === link.token || link.signal.aborted) return false;
       const answered = new Promise((resolve) => { answer = resolve; });
       send({control: 'refresh', token});
       const taken = await answered;
@@ -364,8 +377,8 @@
     }
   }
 
-  // By fetch and not EventSource, which hands over no type that it was not told to expect, never
-  // retries after a 503, and says nothing of why it was refused.
+  // With fetch and not EventSource. An EventSource dispatches only events of types that have a
+  // listener, never retries after a 503, and does not say why a request was refused.
   async function eventStream(link) {
     const response = await link.request('sse');
     link.opened();
@@ -389,11 +402,11 @@
 
   // The event stream format (HTML standard §9.2.6): lines end with LF, CR or CRLF, nothing else.
   function eventParser(dispatch, retry) {
-    let rest = '';
+    let unfinished = ''; // the last line, as far as it has arrived
     let fields = {};
     return (text) => {
-      const lines = (rest + text).split(/\r\n|\n|\r(?!$)/); // a last CR may be half of a CRLF
-      rest = lines.pop();
+      const lines = (unfinished + text).split(/\r\n|\n|\r(?!$)/); // a last CR may be half of a CRLF
+      unfinished = lines.pop();
       for (const line of lines) {
         const [, name, value] = /^([^:]*)(?:: ?([^]*))?$/.exec(line);
         if (line === '') {
@@ -411,9 +424,10 @@
   }
 
   async function longPoll(link) {
-    // The first is a short poll: it opens the session, or finds the old one, and says so at once.
+    // The first poll does not wait: its answer at once tells that the session is open, a new
+    // session or the session of the cursor.
     for (let wait = 0; ; wait = POLL_SECONDS) {
-      const asked = Date.now();
+      const askedAt = Date.now();
       const {cursor} = link.place;
       const after = cursor === null ? '' : `&cursor=${encodeURIComponent(cursor)}`;
       const answer = await (await link.request(`poll?wait=${wait}${after}`)).json();
@@ -421,8 +435,8 @@
       link.opened();
       if (answer.gap) link.gap();
       answer.messages.forEach(link.received);
-      const early = asked + POLL_PAUSE_MS - Date.now();
-      if (wait && !answer.messages.length && early > 0) await sleep(early, link.signal);
+      const pause = askedAt + POLL_PAUSE_MS - Date.now();
+      if (wait && !answer.messages.length && pause > 0) await sleep(pause, link.signal);
     }
   }
 
@@ -436,13 +450,14 @@
     return thrown instanceof Error ? thrown : new Error(String(thrown));
   }
 
-  // With jitter over nearly all of it: the clients of a node that ends must not return as one.
+  // The delay before the next attempt, in ms: random between a tenth of the bound and the bound, so
+  // that the clients of a node that has ended don't all return at the same time.
   function delay(ended, first, failures) {
     const bound = Math.min(MAX_RETRY_MS, first * 2 ** (failures - 1));
     return Math.max(ended.notBefore || 0, Math.round(bound * (0.1 + 0.9 * Math.random())));
   }
 
-  // Until `ms` have passed or `signal` is aborted.
+  // Resolves when `ms` have passed or `signal` is aborted.
   function sleep(ms, signal) {
     return new Promise((resolve) => {
       const timer = setTimeout(end, signal.aborted ? 0 : ms);

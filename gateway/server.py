@@ -1,4 +1,4 @@
-"""One gateway process: two listeners, the clock, the registrar, and a way out."""
+"""One gateway process: two listeners, the clock, the registrar, and the drain at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gateway.connections.repeats import Repeats
 from gateway.entry.auth import Authenticator, Unauthenticated
 from gateway.entry.entry import Entry
 from gateway.entry.origin import Origins
-from gateway.http.door import Door, HeadBounds
+from gateway.http.door import Door, DoorBounds
 from gateway.http.listener import Listener, bind, tls_context
 from gateway.internal import internal_app
 from gateway.push import Pusher
@@ -39,7 +39,8 @@ from gateway.wires.choice import Wires
 from registry.directory import TIMINGS
 from registry.redis_store import RedisRegistry
 
-#: How long a node that has drained waits for the last farewells, and then for the registry.
+#: How long a drained node waits until the last connections are closed, and then until the lease in
+#: the registry is given up.
 FAREWELL_SECONDS: Final = 2.0
 RETIRE_SECONDS: Final = 1.5
 
@@ -47,7 +48,7 @@ log = structlog.get_logger("gateway")
 
 
 class Gateway:
-    """A gateway node, from bind to exit. Made inside the running loop."""
+    """A gateway node, from bind to exit. Must be made inside the running event loop."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class Gateway:
         extra_transports: Mapping[str, Connect] | None = None,
         extra_routes: Sequence[BaseRoute] = (),
     ) -> None:
-        """Bind both ports at once; extra transports (by path) and routes go on the public one.
+        """Bind both ports; extra transports (by path) and extra routes are for the public port.
 
         Raises:
             OSError: a port can't be bound, or the certificate can't be read.
@@ -88,7 +89,7 @@ class Gateway:
             max_payload_bytes=settings.max_payload_bytes,
             drain=self.stop,
         )
-        self._internal = Listener(internal_socket, internal, Door(_heads(settings)))
+        self._internal = Listener(internal_socket, internal, Door(_door_bounds(settings)))
         self._wires = Wires(
             settings.wire,
             loop=asyncio.get_running_loop(),
@@ -99,14 +100,14 @@ class Gateway:
         )
         public = public_app(entry, extra_transports=extra_transports, extra_routes=extra_routes)
         door = Door(
-            _heads(settings, sockets=most_sockets()),
+            _door_bounds(settings, sockets=most_sockets()),
             balancers=settings.trusted_networks,
-            detached_sockets=lambda: self.node.admission.held,
+            count_detached=lambda: self.node.admission.held,
         )
         self._public = Listener(public_socket, public, door, tls=tls)
 
     def stop(self) -> None:
-        """Leave: drain, give up the lease, then return from `run`. Called again, leave faster."""
+        """Leave: drain, give up the lease, then return from `run`. A second call leaves faster."""
         drain = self.node.drain
         if drain is not None:
             log.info("drain is hastened", connections=len(self.node.hub))
@@ -121,11 +122,11 @@ class Gateway:
         self._stopping.set()
 
     async def started(self) -> None:
-        """Return once ready."""
+        """Return once the node has its lease in the registry."""
         await self.node.registrar.ready.wait()
 
     async def run(self) -> None:
-        """Serve until `stop`, and on until everybody has left."""
+        """Serve until `stop`, and then until the drain is over and the lease is given up."""
         log.info(
             "gateway starts",
             node=self.node.identity.name,
@@ -183,18 +184,18 @@ class Gateway:
 
     async def _register(self) -> None:
         if self._keys is not None and "HS256" not in self._settings.algorithms:
-            await self._keys.loaded.wait()  # until then, every token would be refused
+            await self._keys.loaded.wait()  # without keys, every token would be refused
         await self.node.registrar.run()
 
     async def _finish_drain(self) -> None:
         drain = self.node.drain
-        assert drain is not None  # noqa: S101 - `stop` has begun it
+        assert drain is not None  # noqa: S101 - `stop` has begun the drain
         self._public.stop_keep_alive()
         await _until(lambda: drain.settled(time.monotonic()))
-        self._public.stop_keep_alive()  # again: what came while it settled
-        await _until(lambda: drain.over(time.monotonic()) or self.node.empty.is_set())
+        self._public.stop_keep_alive()  # again, for sockets accepted while the drain settled
+        await _until(lambda: drain.has_ended(time.monotonic()) or self.node.empty.is_set())
         self._public.stop()
-        self.node.advance()  # closes whoever is left
+        self.node.advance()  # closes the remaining connections
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self.node.empty.wait()
@@ -214,15 +215,15 @@ class Gateway:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    """Look each tick: the passing of time sets no event."""
+    """Return when `condition` holds; asked at every tick, since passing time sets no event."""
     while True:
         if condition():
             return
         await asyncio.sleep(TICK_SECONDS)
 
 
-def _heads(settings: GatewaySettings, *, sockets: int | None = None) -> HeadBounds:
-    return HeadBounds(settings.head_seconds, settings.max_head_bytes, sockets)
+def _door_bounds(settings: GatewaySettings, *, sockets: int | None = None) -> DoorBounds:
+    return DoorBounds(settings.head_seconds, settings.max_head_bytes, sockets)
 
 
 def _pusher(node: GatewayNode, settings: GatewaySettings) -> Pusher:

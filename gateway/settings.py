@@ -1,4 +1,4 @@
-"""A gateway node's settings: one class a subject, one sentence a field, the unit in the name."""
+"""A gateway node's settings: a class a subject, a sentence a field, the unit in the name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
 from registry.settings import RegistrySettings, printable
 
-#: What a token may be signed with; which of these is the operator's to say, never the token's.
+#: Signature algorithms that an operator can accept. A token's own header never chooses among the
+#: algorithms that the operator did not accept (RFC 8725 §3.1).
 ALGORITHMS: Final = ("HS256", "RS256", "ES256")
 SlowConsumer = Literal["close", "drop-oldest"]
 
 
 class AuthSettings(BaseSettings):
-    """Who may connect."""
+    """Who may connect: tokens and Origins of clients, and the secret of the internal listener."""
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
 
@@ -78,7 +79,7 @@ class AuthSettings(BaseSettings):
 
     @property
     def token_rules(self) -> TokenRules:
-        """The rules for tokens."""
+        """The rules by which clients' tokens are checked."""
         secret = self.jwt_secret
         return TokenRules(
             algorithms=self.algorithms,
@@ -89,7 +90,7 @@ class AuthSettings(BaseSettings):
         )
 
     def key_ring(self) -> KeyRing | None:
-        """Make the ring of keys for RS256 and ES256; None where neither is accepted."""
+        """Make the ring of keys for RS256 and ES256; None where neither algorithm is accepted."""
         return KeyRing.of(
             self.algorithms,
             url=self.jwks_url,
@@ -142,18 +143,18 @@ class AuthSettings(BaseSettings):
 
     @property
     def internal_secrets(self) -> list[str]:
-        """The secrets that the internal listener takes."""
-        given = (self.internal_secret, self.internal_secret_previous)
-        return [secret.get_secret_value() for secret in given if secret is not None]
+        """The secrets that the internal listener accepts: a second secret during a rotation."""
+        configured = (self.internal_secret, self.internal_secret_previous)
+        return [secret.get_secret_value() for secret in configured if secret is not None]
 
     @property
     def algorithms(self) -> frozenset[str]:
-        """What tokens may be signed with."""
+        """The algorithms that tokens may be signed with."""
         return frozenset(self.jwt_algorithms.split(","))
 
 
 class AdmissionSettings(BaseSettings):
-    """How much a node takes."""
+    """How many connections a node admits, and how large requests may be."""
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
 
@@ -261,7 +262,7 @@ class HoldingSettings(BaseSettings):
 
 
 class DrainSettings(BaseSettings):
-    """How a node leaves."""
+    """How a node drains: over how long, and how many clients are told to leave a second."""
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
 
@@ -385,7 +386,7 @@ class GatewaySettings(
         return _networks(self.proxy_protocol_from)
 
     def for_worker(self, index: int) -> Self:
-        """Return the settings of worker `index`: its internal port, name and address."""
+        """Return the settings of worker `index`; internal port, name and address are its own."""
         update: dict[str, object] = {"internal_port": self.internal_port + index}
         if self.node_name is not None:
             update["node_name"] = f"{self.node_name}-{index}"
@@ -395,7 +396,7 @@ class GatewaySettings(
         return self.model_copy(update=update)
 
     def node(self, internal_port: int) -> Node:
-        """Return this process's node, listening on `internal_port`; each call a new epoch."""
+        """Return this process's node, listening on `internal_port`; each call draws a new epoch."""
         name = self.node_name or f"{socket.gethostname()[:50]}-{internal_port}"
         address = self.advertise_address
         if address is None:
@@ -418,7 +419,7 @@ def _clean(name: str) -> str:
 def _is_wildcard(host: str) -> bool:
     host = host.strip("[]")
     try:
-        # inet_aton() knows that "0" is 0.0.0.0 too.
+        # inet_aton() also knows that "0" is the address 0.0.0.0.
         packed = socket.inet_pton(socket.AF_INET6, host) if ":" in host else socket.inet_aton(host)
     except OSError:
         return not host

@@ -1,1 +1,1 @@
-"""Load and micro benchmarks; see README.md. They speak to the parts only over the wire."""
+"""Load and micro benchmarks; see README.md. They reach the parts under test over TCP alone."""

@@ -1,12 +1,13 @@
-"""A network namespace of one's own, in which the clients' half of TCP is on the clients' core.
+"""A network namespace for one benchmark, in which the clients' half of TCP runs on their own core.
 
-On one machine the kernel carries a packet through the receiver's half of TCP while the sender's
-`send()` lasts, so the server pays for it; with clients on other machines it would not. Receive
-packet steering (RPS) hands it to a core, which is the clients' here. That core then has to be
-woken, at a cost that is the sender's: once for each message of a server that is slower than it,
-once a burst for one that is not. A network card is told of packets in the same way.
+On one machine the kernel carries a packet through the receiver's half of TCP within the sender's
+`send()`, so the server pays for the receiver's half. With clients on other machines the server
+would not pay. Receive packet steering (RPS) hands packets to a chosen core for the receiver's half;
+here the clients' core is chosen. Waking the clients' core is then work of the sender: once for
+every message where the server is slower than the clients' core, once for a burst of messages where
+the server is faster. A network card is notified of packets in the same way.
 
-Linux, root and util-linux's `unshare`; nothing outside of the namespace is changed.
+Linux, root and util-linux's `unshare` are needed; nothing outside of the namespace is changed.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ exec "$@"
 
 
 def go_apart() -> None:
-    """Run this command again within such a namespace; within it, do nothing.
+    """Run this command again within a new network namespace; do nothing where that has been done.
 
     Raises:
-        LoadtestError: something that it takes is not there.
+        LoadtestError: a tool is missing, or the user is not root.
     """
     if os.environ.get(_INSIDE):
         return
@@ -42,6 +43,6 @@ def go_apart() -> None:
         raise LoadtestError(f"--apart needs root, and: {', '.join(missing) or 'nothing else'}")
     os.environ[_INSIDE] = "1"
     mask = f"{sum(1 << core for core in OTHER_CORE):x}"
-    again = [sys.executable, "-m", "loadtest.push", *sys.argv[1:]]
-    command = ["unshare", "--net", "--mount", "sh", "-c", _SET_UP, "sh", mask, *again]
+    benchmark = [sys.executable, "-m", "loadtest.push", *sys.argv[1:]]
+    command = ["unshare", "--net", "--mount", "sh", "-c", _SET_UP, "sh", mask, *benchmark]
     os.execvp(command[0], command)

@@ -1,4 +1,4 @@
-"""A certificate of a server's own on 127.0.0.1, good for a day."""
+"""A self-signed certificate for a server on 127.0.0.1, valid for one day."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Where a certificate and its key are (PEM), and a client's context that trusts it alone."""
+    """Paths of a certificate and its key (PEM); a TLS context that trusts no other certificate."""
 
     cert: Path
     key: Path
@@ -26,7 +26,7 @@ class Certificate:
 
     @classmethod
     def make(cls, directory: Path) -> Self:
-        """Write a self-signed one, P-256 like most, into `directory`."""
+        """Write a self-signed certificate into `directory`; its key is on P-256, like most keys."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loadtest")])
         host = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])

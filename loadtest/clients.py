@@ -1,7 +1,7 @@
-"""A crowd of raw clients in one thread: sockets in an epoll set and a light walk over the bytes.
+"""A crowd of raw clients in one thread: sockets in an epoll set, and minimal parsers of the bytes.
 
-No client library could keep up: what a message costs here is taken from the two cores that the
-system under test has.
+No client library could keep up: the CPU time that the clients spend on a message is taken from the
+two cores of the system under test.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from loadtest.processes import LoadtestError
 
 #: Handshakes under way at once.
 _WINDOW: Final = 200
-#: Clients of one source address: no run needs more ports than that, of one address or the next.
+#: Clients with the same source address. Further clients use the next address, so no benchmark
+#: needs more ports than this of any address.
 _PER_ADDRESS: Final = 10_000
 _READ_BYTES: Final = 262_144
 _CONNECT_SECONDS: Final = 30.0
-#: Linux's; Python names it from 3.12 on.
+#: Linux's socket option; Python's `socket` names the option from 3.12 on.
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
 _KEY: Final = b64encode(bytes(16)).decode()
 _PONG: Final = 0x8A
@@ -34,11 +35,11 @@ OnMessage = Callable[[bytes], None]
 
 
 def _ignore(payload: bytes) -> None:
-    """Take a payload that nobody looks at."""
+    """Take a payload and do nothing with it."""
 
 
 class Client:
-    """One connection, after its request was sent."""
+    """One connection whose request has been sent."""
 
     __slots__ = ("heartbeats", "messages", "on_message", "open", "rest")
 
@@ -51,11 +52,15 @@ class Client:
 
     @staticmethod
     def request(path: str, token: str) -> bytes:
-        """Return what a client says first."""
+        """Return the bytes that open the connection."""
         raise NotImplementedError
 
     def feed(self, data: bytes) -> bytes:
-        """Take inbound bytes; return what to answer."""
+        """Take inbound bytes; return the bytes to answer with.
+
+        Raises:
+            LoadtestError: the server refused the request, or closed the WebSocket.
+        """
         data = self.rest + data if self.rest else data
         if self.open:
             return self.walk(data)
@@ -69,12 +74,12 @@ class Client:
         return self.walk(data)
 
     def walk(self, data: bytes) -> bytes:
-        """Go through what follows the head; what is not whole yet goes to `rest`."""
+        """Parse the bytes behind the response's head; keep an incomplete last part in `rest`."""
         raise NotImplementedError
 
 
 class WebSocketClient(Client):
-    """Counts frames and answers pings."""
+    """Counts data frames and answers Ping frames."""
 
     __slots__ = ()
 
@@ -88,7 +93,7 @@ class WebSocketClient(Client):
         ).encode()
 
     def walk(self, data: bytes) -> bytes:
-        """Take whole frames of at most 64 KiB, as a server sends them: unmasked."""
+        """Parse complete frames of less than 64 KiB, unmasked as servers send them (§5.1)."""
         at, end, answer = 0, len(data), b""
         while end - at >= 2:
             length, body = data[at + 1], at + 2
@@ -113,7 +118,7 @@ class WebSocketClient(Client):
 
 
 class SseClient(Client):
-    """Counts `data:` lines and comments; chunk sizes of a chunked stream are lines it ignores."""
+    """Counts `data:` lines and comments. Chunk sizes of a chunked stream are ignored lines."""
 
     __slots__ = ()
 
@@ -126,7 +131,7 @@ class SseClient(Client):
         ).encode()
 
     def walk(self, data: bytes) -> bytes:
-        """Take whole lines."""
+        """Parse complete lines."""
         *lines, self.rest = data.split(b"\n")
         for line in lines:
             if line.startswith(b"data: "):
@@ -138,7 +143,7 @@ class SseClient(Client):
 
 
 class PollClient(Client):
-    """Polls again whenever it is answered; the first poll does not wait, so it shows a start."""
+    """Polls again after every answer. The first poll does not wait: its answer opens a session."""
 
     __slots__ = ("_again",)
 
@@ -153,13 +158,13 @@ class PollClient(Client):
         return f"GET {path}?wait=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}".encode()
 
     def polls_with(self, token: str) -> None:
-        """Say with which token to poll again."""
+        """Set the token of all polls but the first."""
         self._again = (
             " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + token + "\r\n\r\n"
         ).encode()
 
     def feed(self, data: bytes) -> bytes:
-        """Take a whole answer and poll again."""
+        """Take a complete answer and return the next poll."""
         data = self.rest + data
         head, end, body = data.partition(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or -1)
@@ -199,9 +204,10 @@ class Crowd:
     ) -> None:
         """`kind` is ws, sse or poll.
 
-        `tls` trusts the server's certificate. Sources are 127.0.0.`first_address` and those that
-        follow. `receive_bytes` is each socket's SO_RCVBUF, the kernel's own if None. With
-        `may_lose` a connection that ends is counted in `lost`; otherwise it is an error.
+        `tls` trusts the server's certificate. Source addresses are 127.0.0.`first_address` and the
+        addresses that follow. `receive_bytes` is SO_RCVBUF of every socket, the kernel's default if
+        None. With `may_lose` a lost connection is recorded in `lost`; otherwise a lost connection
+        is an error.
         """
         self.clients: list[Client] = []
         self.lost: list[str] = []
@@ -223,17 +229,20 @@ class Crowd:
         seconds: float = 120.0,
         window: int = _WINDOW,
     ) -> None:
-        """Open a connection for each token, and wait until the server has answered each.
+        """Open a connection for each token, and wait until the server has answered all requests.
 
-        `window` handshakes at most are under way at once; those of each window are answered
-        within `seconds`.
+        `on_message` has a callback for each connection, or none at all. At most `window` handshakes
+        are under way at once; all handshakes of one window are answered within `seconds`.
+
+        Raises:
+            LoadtestError: a request was refused or lost, or was not answered in time.
         """
-        takers = list(on_message) or [_ignore] * len(tokens)
+        callbacks = list(on_message) or [_ignore] * len(tokens)
         for start in range(0, len(tokens), window):
             end = start + window
             opened = [
-                self._open(token, taker)
-                for token, taker in zip(tokens[start:end], takers[start:end], strict=True)
+                self._open(token, callback)
+                for token, callback in zip(tokens[start:end], callbacks[start:end], strict=True)
             ]
             self.until(
                 lambda opened=opened: self.lost or all(c.open for c in opened),  # type: ignore[misc]
@@ -242,34 +251,38 @@ class Crowd:
             if self.lost:
                 raise LoadtestError(f"lost while it connected: {self.lost[0]}")
         for client in self.clients:
-            client.heartbeats = 0  # what came with the head is none
+            client.heartbeats = 0  # a comment right behind the head is no heartbeat
 
     def turn(self, wait_seconds: float) -> int:
-        """Wait for inbound bytes and take them; return from how many clients."""
+        """Wait up to `wait_seconds` for inbound bytes and take them; return how many were ready.
+
+        Raises:
+            LoadtestError: a connection was lost, and `may_lose` was not set.
+        """
         ready = self._epoll.poll(wait_seconds, 4_096)
         for descriptor, _ in ready:
             if descriptor == self._waker:
                 continue
-            held, client = self._sockets[descriptor]
+            client_socket, client = self._sockets[descriptor]
             try:
-                data = held.recv(_READ_BYTES)
+                data = client_socket.recv(_READ_BYTES)
                 if not data:
                     raise LoadtestError("the server ended a connection")
                 if answer := client.feed(data):
-                    held.send(answer)
+                    client_socket.send(answer)
             except ssl.SSLWantReadError:
-                continue  # a record of TLS's own
+                continue  # a TLS record without application data, or an incomplete one
             except (LoadtestError, OSError) as error:
                 if not self._may_lose:
                     raise
                 self.lost.append(str(error))
                 del self._sockets[descriptor]
-                held.close()
+                client_socket.close()
         return len(ready)
 
     @contextmanager
     def woken_by(self, descriptor: int) -> Iterator[None]:
-        """End a turn's wait as well when somebody else's descriptor can be read."""
+        """End the wait of a turn also when `descriptor`, which is no client's, can be read."""
         self._epoll.register(descriptor, select.EPOLLIN)
         self._waker = descriptor
         try:
@@ -279,7 +292,11 @@ class Crowd:
             self._epoll.unregister(descriptor)
 
     def until(self, done: Callable[[], object], *, seconds: float) -> None:
-        """Take inbound bytes until `done`; an error after `seconds`."""
+        """Take inbound bytes until `done` returns true.
+
+        Raises:
+            LoadtestError: `done` was still false after `seconds`.
+        """
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline:
@@ -294,38 +311,38 @@ class Crowd:
 
     def ports(self) -> list[int]:
         """Return the source port of each connection."""
-        return [held.getsockname()[1] for held, _ in self._sockets.values()]
+        return [client_socket.getsockname()[1] for client_socket, _ in self._sockets.values()]
 
     def close(self) -> None:
         """Close every connection. Harmless when repeated."""
-        for held, _ in self._sockets.values():
-            held.close()
+        for client_socket, _ in self._sockets.values():
+            client_socket.close()
         self._sockets.clear()
         self._epoll.close()
 
-    def _open(self, token: str, taker: OnMessage) -> Client:
-        held = self._socket()
-        held.setblocking(False)
-        client = self._make(taker)
+    def _open(self, token: str, callback: OnMessage) -> Client:
+        client_socket = self._connected_socket()
+        client_socket.setblocking(False)
+        client = self._make(callback)
         if isinstance(client, PollClient):
             client.polls_with(token)
-        held.send(self._make.request(self._path, token))
-        self._sockets[held.fileno()] = (held, client)
-        self._epoll.register(held, select.EPOLLIN)
+        client_socket.send(self._make.request(self._path, token))
+        self._sockets[client_socket.fileno()] = (client_socket, client)
+        self._epoll.register(client_socket, select.EPOLLIN)
         self.clients.append(client)
         return client
 
-    def _socket(self) -> socket.socket:
+    def _connected_socket(self) -> socket.socket:
         address = f"127.0.0.{self._first_address + len(self.clients) // _PER_ADDRESS}"
-        held = socket.socket()
+        plain = socket.socket()
         if self._receive_bytes is not None:
-            # Before it connects: the window that is offered first is of this size.
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
-        held.settimeout(_CONNECT_SECONDS)
-        # The port is chosen when it connects, so that those of connections that have just closed
-        # are not kept from other servers' clients.
-        held.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-        held.bind((address, 0))
-        held.connect(("127.0.0.1", self._port))
-        held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return self._tls.wrap_socket(held, server_hostname="127.0.0.1") if self._tls else held
+            # Before connect(): the first TCP window that the client offers has this size.
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
+        plain.settimeout(_CONNECT_SECONDS)
+        # The kernel chooses the port in connect(), when the server's address is known. A port of a
+        # connection that has just closed is then free for connections to other servers.
+        plain.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        plain.bind((address, 0))
+        plain.connect(("127.0.0.1", self._port))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._tls.wrap_socket(plain, server_hostname="127.0.0.1") if self._tls else plain

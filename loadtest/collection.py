@@ -1,13 +1,14 @@
-"""How long a full garbage collection stops a server that holds 10,000 connections.
+"""How long a full garbage collection stops a server with 10,000 connections.
 
-Timed: `gc.collect()` in the server's process, by perf_counter, on a signal that
-timed_collection.py answers there: the one thing here that is not seen over the wire. Each
-connection has got one message and one heartbeat. The figure is the median of several; the first,
-which may find something to free, is shown beside. A stock server holds as many in the same run.
+Timed: `gc.collect()` in the server's process, by perf_counter. timed_collection.py runs in the
+server's process and collects on a signal: no other measurement here is made inside of a process.
+Every connection has received one message and one heartbeat. The figure is the median of several
+collections; the first collection, with perhaps more garbage to free, is shown beside the median. A
+stock server holds the same number of connections in the same run.
 
-What could fool it: between collections nothing happens, so the processor's caches hold what they
-can. What the interpreter was told to leave out (gc.freeze) is not walked through, here as in
-service.
+What could fool the benchmark: the server does nothing between collections, so as many objects as
+fit stay in the CPU's caches. A collection skips objects that the gateway has frozen (gc.freeze),
+here as in service.
 
     python -m loadtest.collection [--kinds ws,sse] [--connections 10000] [--save]
 """
@@ -37,53 +38,54 @@ _PATIENCE_SECONDS: Final = 60.0
 _QUIET_SECONDS: Final = 0.5
 
 
-def _collect(target: Target, crowd: Crowd, lines: Path, times: int) -> list[dict[str, float]]:
+def _collect(target: Target, crowd: Crowd, log: Path, times: int) -> list[dict[str, float]]:
     for number in range(1, times + 1):
         os.kill(target.server.pid, signal.SIGUSR1)
-        crowd.until(lambda number=number: len(_found(lines)) == number, seconds=_PATIENCE_SECONDS)  # type: ignore[misc]
+        crowd.until(lambda number=number: len(_read(log)) == number, seconds=_PATIENCE_SECONDS)  # type: ignore[misc]
         crowd.rest(_QUIET_SECONDS)
-    return _found(lines)
+    return _read(log)
 
 
-def _found(lines: Path) -> list[dict[str, float]]:
-    text = lines.read_text() if lines.exists() else ""
+def _read(log: Path) -> list[dict[str, float]]:
+    text = log.read_text() if log.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _timed(lines: Path, module: str) -> Sequence[str]:
-    return ["-m", "loadtest.timed_collection", str(lines), module]
+def _timed(log: Path, module: str) -> Sequence[str]:
+    return ["-m", "loadtest.timed_collection", str(log), module]
 
 
 def _compare(kind: str, connections: int, times: int, redis_url: str, report: Report) -> None:
     figures: dict[str, object] = {"connections": connections}
     with tempfile.TemporaryDirectory() as directory:
-        ours, stock = Path(directory, "gateway"), Path(directory, "stock")
+        gateway_log, stock_log = Path(directory, "gateway"), Path(directory, "stock")
         gateway = Gateway(
             redis_url,
-            runner=_timed(ours, "pushgate"),
+            runner=_timed(gateway_log, "pushgate"),
             heartbeat_seconds=_HEARTBEAT_SECONDS,
             **EVERYTHING_ON,
         )
         targets: dict[Path, Target] = {
-            ours: GatewayTarget(gateway),
-            stock: StockTarget(
+            gateway_log: GatewayTarget(gateway),
+            stock_log: StockTarget(
                 kind,
                 heartbeat_seconds=_HEARTBEAT_SECONDS,
-                runner=_timed(stock, "loadtest.stock"),
+                runner=_timed(stock_log, "loadtest.stock"),
             ),
         }
-        for lines, target in targets.items():
+        for log, target in targets.items():
             with target.server, visit(target, kind, connections) as crowd:
                 heartbeat_of_each(crowd)
-                found = _collect(target, crowd, lines, times)
-            middle = median(each["ms"] for each in found)
-            figures[lines.name] = {"ms": middle, "first_ms": found[0]["ms"], "rounds": found}
+                collections = _collect(target, crowd, log, times)
+            first_ms = collections[0]["ms"]
+            median_ms = median(collection["ms"] for collection in collections)
+            figures[log.name] = {"ms": median_ms, "first_ms": first_ms, "rounds": collections}
             report.line(
-                f"{kind}, {lines.name}: {middle:.1f} ms, first {found[0]['ms']:.1f} ms, "
-                f"{found[-1]['tracked']:,.0f} objects"
+                f"{kind}, {log.name}: {median_ms:.1f} ms, first {first_ms:.1f} ms, "
+                f"{collections[-1]['tracked']:,.0f} objects"
             )
-            if lines is ours:
-                report.bound(f"{kind} ≤ {BOUND:g} ms", holds=middle <= BOUND)
+            if log is gateway_log:
+                report.bound(f"{kind} ≤ {BOUND:g} ms", holds=median_ms <= BOUND)
     report.figures[kind] = figures
 
 

@@ -1,7 +1,8 @@
-"""Gateways that only count, in one process: what is behind a processor costs next to nothing.
+"""Gateways that only count, in one process: they cost next to nothing beside a processor.
 
-Each is a registered node with its share of the users; it answers every batch as if each message had
-reached one connection. `GET /count` says how many that were, of all of them.
+Every counting gateway is a registered node with a share of the users. A counting gateway answers
+every batch as if every message had reached a single connection. `GET /count` returns how many
+messages all counting gateways have received.
 
     python -m loadtest.counting --redis URL --nodes 3 --users 10000
 """
@@ -23,14 +24,14 @@ _HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
 
 
 class Counter:
-    """How many messages came."""
+    """The number of messages received, by all endpoints together."""
 
     def __init__(self) -> None:
         self.messages = 0
 
 
 class Endpoint(asyncio.Protocol):
-    """One connection: HTTP requests with a length, one after the other."""
+    """One HTTP connection: requests with a Content-Length or without a body, one at a time."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
@@ -42,7 +43,7 @@ class Endpoint(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answer what is whole."""
+        """Answer the request once it is complete."""
         assert self._transport is not None
         self._read += data
         head, end, body = self._read.partition(b"\r\n\r\n")
@@ -80,7 +81,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Serve until killed; print where, once everyone is registered."""
+    """Serve until killed; print one node's address once every user is registered."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.counting")
     parser.add_argument("--redis", required=True, help="URL")
     parser.add_argument("--nodes", type=int, required=True)

@@ -1,16 +1,17 @@
-"""What a handshake costs the server in CPU, beside a stock server's.
+"""CPU time of a handshake at the gateway, beside a stock server's.
 
-Measured: user and system time of the server's process (/proc/PID/stat) from before the first of N
-clients connects until half a second after the last has its answer, so that what is put off counts,
-divided by N. At the gateway that is TCP's accept, HTTP, an HS256 token seen for the first time,
-limits, and registration in a real Valkey; the stock server accepts anyone and registers nobody.
-Both run at once, on a core of their own; clients and Valkey are on the other. Rounds alternate, the
-first of a pair changes, everyone leaves in between. The figures are medians of rounds.
+Measured: user and system time of the server's process (/proc/PID/stat), divided by N, from before
+the first of N clients connects until half a second after the last client has its answer. Deferred
+work is included by that half second. At the gateway a handshake is TCP's accept, HTTP, an HS256
+token seen for the first time, limits, and registration in a real Valkey. The stock server accepts
+every client and registers no user. Both servers run at the same time and share a core; the clients
+and Valkey are on the other core. Rounds of the two servers alternate, the server that comes first
+changes from pair to pair, and all clients leave between rounds. The figures are medians of rounds.
 
-What could fool it: so many handshakes are under way at once (`--window`), and what is done for many
-at a time, like a write to the registry, is shared by them; a lone handshake costs more. What the
-kernel does for the network in soft interrupts is in no figure where it accounts for that apart;
-neither is Valkey's own CPU.
+What could fool the benchmark: as many handshakes as `--window` says are under way at once and
+share work that the gateway does for many users at a time, like a write to the registry; a lone
+handshake costs more. Network work in soft interrupts is in no figure where the kernel accounts for
+soft interrupts separately; neither is Valkey's own CPU time.
 
     python -m loadtest.handshakes [--kinds ws,sse] [--save]
 """
@@ -43,13 +44,13 @@ BOUND: Final = 250.0
 _WARM_UP: Final = 300
 _SETTLE_SECONDS: Final = 0.5
 _GONE_SECONDS: Final = 30.0
-#: Descriptors a server may have opened for itself since it started.
+#: Descriptors that a server may have opened for its own use since the start.
 _OWN_DESCRIPTORS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a round is."""
+    """What a round measures: transport, number of handshakes, handshakes at once; the registry."""
 
     kind: str
     handshakes: int
@@ -58,7 +59,11 @@ class Plan:
 
 
 def shake(target: Target, plan: Plan, users: Sequence[str]) -> float:
-    """Return the microseconds of the server's CPU for each user's handshake."""
+    """Return the server's CPU time of one handshake, in microseconds; `users` connect once each.
+
+    Raises:
+        LoadtestError: a user was not registered, or the server kept sockets of closed connections.
+    """
     server, credentials = target.server, target.credentials(users)
     open_before, before = server.descriptors(), server.cpu_seconds()
     crowd = Crowd(target.port, plan.kind)
@@ -75,7 +80,7 @@ def shake(target: Target, plan: Plan, users: Sequence[str]) -> float:
 
 
 def _check(registry: redis.Redis, users: Sequence[str]) -> None:
-    """Look whether everyone was registered."""
+    """Check that every user was registered."""
     registered: object = registry.eval("return #redis.call('KEYS', '*user:*')", 0)
     if registered != len(users):
         raise LoadtestError(f"{registered} users are registered, of {len(users)}")
@@ -87,7 +92,7 @@ def _wait_until_gone(target: Target, descriptors: int) -> None:
         if time.monotonic() > deadline:
             raise LoadtestError("the server keeps the sockets of clients that have left")
         time.sleep(0.1)
-    time.sleep(_SETTLE_SECONDS)  # for the registry's sake
+    time.sleep(_SETTLE_SECONDS)  # until the users' entries are removed from the registry
 
 
 def _compare(plan: Plan, rounds: int, redis_url: str, report: Report) -> None:
@@ -96,29 +101,30 @@ def _compare(plan: Plan, rounds: int, redis_url: str, report: Report) -> None:
         "gateway": GatewayTarget(gateway),
         "stock": StockTarget(plan.kind, heartbeat_seconds=25.0, cores=SERVER_CORE),
     }
-    found: dict[str, list[float]] = {name: [] for name in targets}
+    microseconds: dict[str, list[float]] = {name: [] for name in targets}
     with targets["gateway"].server, targets["stock"].server:
         for target in targets.values():
             shake(target, plan, names(0, _WARM_UP))
         for number in range(1, rounds + 1):
             users = names(number * plan.handshakes, (number + 1) * plan.handshakes)
             for name in targets if number % 2 else reversed(targets):
-                found[name].append(shake(targets[name], plan, users))
-    ours, stock = median(found["gateway"]), median(found["stock"])
-    ratio = median(s / o for s, o in zip(found["stock"], found["gateway"], strict=True))
+                microseconds[name].append(shake(targets[name], plan, users))
+    gateway_us, stock_us = median(microseconds["gateway"]), median(microseconds["stock"])
+    pairs = zip(microseconds["stock"], microseconds["gateway"], strict=True)
+    ratio = median(of_stock / of_gateway for of_stock, of_gateway in pairs)
     report.figures[plan.kind] = {
         "handshakes": plan.handshakes,
         "window": plan.window,
-        "gateway_us": ours,
-        "stock_us": stock,
+        "gateway_us": gateway_us,
+        "stock_us": stock_us,
         "ratio": ratio,
-        "rounds": found,
+        "rounds": microseconds,
     }
     report.line(
-        f"{plan.kind}: {ours:.0f} µs of CPU a handshake; stock, without authentication and "
-        f"registration, {stock:.0f} µs; ratio {ratio:.2f}"
+        f"{plan.kind}: {gateway_us:.0f} µs of CPU a handshake; stock, without authentication and "
+        f"registration, {stock_us:.0f} µs; ratio {ratio:.2f}"
     )
-    report.bound(f"{plan.kind} ≤ {BOUND:g} µs", holds=ours <= BOUND)
+    report.bound(f"{plan.kind} ≤ {BOUND:g} µs", holds=gateway_us <= BOUND)
 
 
 def main() -> None:

@@ -1,22 +1,23 @@
-"""A hundred thousand WebSockets on one machine: what it costs the gateway's workers to hold them.
+"""A hundred thousand WebSockets on one machine: CPU time and memory of the gateway's workers.
 
-`pushgate gateway --workers 6` on one port, heartbeats each 30 s, everything switched on, and client
-processes that answer the pings at once. Everyone gets a message and a ping; then is measured:
-- memory: growth of the anonymous memory and PSS of all workers, and of what started them, divided
-  by the connections;
+`pushgate gateway --workers 6` runs on one port, with heartbeats every 30 s and every limit switched
+on; client processes answer Ping frames at once. Every client gets a message and a Ping. Measured
+after that:
+- memory: growth of the anonymous memory and PSS of all workers and their parent, divided by the
+  number of connections;
 - CPU: user and system time of the same processes over five minutes of holding, as a share of one
-  core; ten rounds of pings and pongs fall into it;
-- connections lost from the first to the end: none may be;
-- a message to each of a thousand users picked at random, on every worker: looked up in the registry
-  as a processor does, posted to the node that has the user, and counted at the clients, each of
-  which knows its own.
-The maximum age is the default (27 to 30 minutes): nobody reaches it.
+  core; ten rounds of Pings and Pongs fall into these minutes;
+- connections lost from the first handshake to the end: none may be lost;
+- a message to each of a thousand users picked at random, on all workers: users are looked up in the
+  registry as a processor does, messages are posted to the nodes of their users, and arrivals are
+  counted at the clients. A client knows its own messages by the user in the payload.
+The maximum age is the default (27 to 30 minutes): no connection reaches the maximum age.
 
 A lost connection ends the benchmark with an error, and so does a message that does not arrive.
 
-What could fool it: nothing connects, leaves or is pushed meanwhile, and the entries in the registry
-are not yet due to be written again (that is at a third of their thirty minutes). The machine's
-cores are shared by workers and clients. The kernel's memory is in no figure.
+What could fool the benchmark: while CPU is measured no client connects, leaves or gets a message,
+and the registry's elements are not yet due to be written again (due at a third of their thirty
+minutes). Workers and clients share the machine's cores. The kernel's memory is in no figure.
 
     python -m loadtest.hold [--workers 6] [--connections 100000] [--seconds 300] [--save]
 """
@@ -46,10 +47,10 @@ from registry.directory import Node
 from registry.redis_store import RedisRegistry
 from tests.support.valkey import RedisServer
 
-#: Share of one core, of all workers.
+#: CPU time of all workers together, as a share of one core.
 CPU_BOUND: Final = 0.12
 HEARTBEAT_SECONDS: Final = 30.0
-#: Descriptors of a process here are 20,000.
+#: Clients of one process: the machine of the saved results allows a process 20,000 descriptors.
 _PER_HOLDER: Final = 14_500
 _BATCH: Final = 1_000
 _MESSAGE_BYTES: Final = 200
@@ -63,10 +64,13 @@ _PAUSE_SECONDS: Final = 1.0
 
 
 class Holder:
-    """A process of clients (holder.py)."""
+    """A child process of clients (holder.py), seen from the benchmark."""
 
     def __init__(self, port: int, first: int, count: int, address: int) -> None:
-        """Start it; it connects at once."""
+        """Start the process; `count` clients, from user number `first` on, connect at once.
+
+        Source addresses are 127.0.0.`address` and the next one.
+        """
         arguments = map(str, (port, first, count, address))
         self._process = subprocess.Popen(
             tied_to_parent([sys.executable, "-m", "loadtest.holder", *arguments]),
@@ -77,12 +81,16 @@ class Holder:
         )
 
     def ask(self) -> None:
-        """Ask for its state."""
+        """Ask the process for its state."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
 
     def state(self, *, seconds: float) -> dict[str, Any]:
-        """Read the state that was asked for."""
+        """Read the state that was asked for, or the first one, which says that all have connected.
+
+        Raises:
+            LoadtestError: the process has ended, or printed nothing within `seconds`.
+        """
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], seconds)[0]:
             raise LoadtestError(f"no word from a process of clients within {seconds:g} s")
@@ -93,14 +101,14 @@ class Holder:
         return state
 
     def stop(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._process.kill()
         self._process.communicate()
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What all processes of clients know, summed up."""
+    """The states of all client processes, summed up."""
 
     pings: int
     never_pinged: int
@@ -110,12 +118,12 @@ class Seen:
 
 @contextmanager
 def _holding(port: int, connections: int) -> Iterator[list[Holder]]:
-    """Connect so many, in as many processes as it takes."""
+    """Connect `connections` clients, in as many processes as descriptors demand."""
     with ExitStack() as stack:
         holders: list[Holder] = []
         for start in range(0, connections, _PER_HOLDER):
             count = min(_PER_HOLDER, connections - start)
-            # Two source addresses each: a pair of addresses has some 28,000 ports.
+            # Two source addresses a process: between two addresses there are some 28,000 ports.
             holder = Holder(port, start, count, 2 + 2 * len(holders))
             stack.callback(holder.stop)
             holders.append(holder)
@@ -129,11 +137,12 @@ def _look(holders: Sequence[Holder]) -> Seen:
         holder.ask()
     states = [holder.state(seconds=_ANSWER_SECONDS) for holder in holders]
     if lost := sum(state["lost"] for state in states):
-        why = {reason for state in states for reason in state["why"]}
-        raise LoadtestError(f"{lost} connections were lost: {why}")
+        reasons = {reason for state in states for reason in state["why"]}
+        raise LoadtestError(f"{lost} connections were lost: {reasons}")
     by_messages: Counter[int] = Counter()
     for state in states:
-        by_messages.update({int(n): many for n, many in state["clients_by_messages"].items()})
+        counts = state["clients_by_messages"]
+        by_messages.update({int(messages): clients for messages, clients in counts.items()})
     pings, never_pinged, strays = (
         sum(state[name] for state in states) for name in ("pings", "never_pinged", "strays")
     )
@@ -143,7 +152,7 @@ def _look(holders: Sequence[Holder]) -> Seen:
 def _until(
     holders: Sequence[Holder], what: str, done: Callable[[Seen], bool], *, seconds: float
 ) -> Seen:
-    """Look until `done`; return what was seen then."""
+    """Read the clients' states until `done` accepts them; return the accepted ones."""
     deadline = time.monotonic() + seconds
     while not done(seen := _look(holders)):
         if time.monotonic() > deadline:
@@ -153,13 +162,13 @@ def _until(
 
 
 def _message_to_each(ports: Sequence[int], connections: int) -> None:
-    """Post everyone's message to every worker: the one that has the user takes it."""
+    """Post every user's message to every worker: only the worker with the user delivers."""
     with ExitStack() as stack:
         pushers = [stack.enter_context(Pusher(port, codec="msgpack")) for port in ports]
         for start in range(0, connections, _BATCH):
             batch = _batch(names(start, min(start + _BATCH, connections)))
             answers = [pusher.push(batch) for pusher in pushers]
-            if [sum(each) for each in zip(*answers, strict=True)] != [1] * len(batch):
+            if [sum(results) for results in zip(*answers, strict=True)] != [1] * len(batch):
                 raise LoadtestError("a message did not reach its one connection")
 
 
@@ -168,7 +177,7 @@ def _batch(users: Sequence[str]) -> list[dict[str, str]]:
 
 
 async def _whereabouts(redis_url: str, connections: int) -> dict[Node, list[str]]:
-    """Look everyone up, and return who is on which node."""
+    """Look every user up; return the users of each node."""
     registry = RedisRegistry(redis_url, timeout_seconds=_ANSWER_SECONDS)
     users_by_node: dict[Node, list[str]] = {}
     try:
@@ -185,15 +194,15 @@ async def _whereabouts(redis_url: str, connections: int) -> dict[Node, list[str]
 
 
 def _sample(users_by_node: Mapping[Node, Sequence[str]], size: int) -> dict[Node, list[str]]:
-    """Pick one of each node, and others up to `size`, at random."""
+    """Pick `size` users at random, at least one on every node."""
     chosen = {node: [random.choice(users)] for node, users in users_by_node.items()}
-    everyone = [(node, user) for node, users in users_by_node.items() for user in users]
-    random.shuffle(everyone)
-    left = size - len(chosen)
-    for node, user in everyone:
-        if left > 0 and user != chosen[node][0]:
+    candidates = [(node, user) for node, users in users_by_node.items() for user in users]
+    random.shuffle(candidates)
+    missing = size - len(chosen)
+    for node, user in candidates:
+        if missing > 0 and user != chosen[node][0]:
             chosen[node].append(user)
-            left -= 1
+            missing -= 1
     return chosen
 
 
@@ -206,7 +215,7 @@ def _push_sample(chosen: Mapping[Node, Sequence[str]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What holding cost, and what came of it."""
+    """The figures of one run: memory in bytes a connection, CPU time as a share of one core."""
 
     anonymous: int
     pss: int
@@ -218,7 +227,11 @@ class Found:
 
 
 def hold(redis_url: str, *, workers: int, connections: int, seconds: float) -> Found:
-    """Run it once."""
+    """Hold `connections` on `workers` for `seconds`, and measure.
+
+    Raises:
+        LoadtestError: a connection was lost, or a message did not arrive.
+    """
     gateway = Gateway(
         redis_url, workers=workers, heartbeat_seconds=HEARTBEAT_SECONDS, **EVERYTHING_ON
     )
@@ -231,9 +244,9 @@ def hold(redis_url: str, *, workers: int, connections: int, seconds: float) -> F
             connect_seconds = time.monotonic() - began
             print(f"  {connections:,} connected in {connect_seconds:.0f} s", flush=True)
             _message_to_each(gateway.internal_ports, connections)
-            patience = 3 * HEARTBEAT_SECONDS + _ARRIVAL_SECONDS
+            limit = 3 * HEARTBEAT_SECONDS + _ARRIVAL_SECONDS
             before = _until(
-                holders, "messaged and pinged", lambda seen: not seen.never_pinged, seconds=patience
+                holders, "messaged and pinged", lambda seen: not seen.never_pinged, seconds=limit
             )
             growth = _growth(empty, gateway.memory(), connections)
             used = gateway.cpu_seconds()
@@ -279,7 +292,7 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("hold")
     with RedisServer("valkey") as redis:
-        found = hold(
+        figures = hold(
             redis.url,
             workers=arguments.workers,
             connections=arguments.connections,
@@ -289,15 +302,15 @@ def main() -> None:
         "workers": arguments.workers,
         "connections": arguments.connections,
         "seconds": arguments.seconds,
-        **asdict(found),
+        **asdict(figures),
     }
     report.line(
         f"{arguments.connections:,} WebSockets on {arguments.workers} workers for "
-        f"{arguments.seconds:g} s: {found.cpu_share:.1%} of one core with {found.pings:,} pings, "
-        f"{found.anonymous:,} B a connection (PSS {found.pss:,}), none lost; "
-        f"messages to {found.sampled:,} of them arrived"
+        f"{arguments.seconds:g} s: {figures.cpu_share:.1%} of one core with {figures.pings:,} "
+        f"pings, {figures.anonymous:,} B a connection (PSS {figures.pss:,}), none lost; "
+        f"messages to {figures.sampled:,} of them arrived"
     )
-    report.bound(f"≤ {CPU_BOUND:.0%} of one core", holds=found.cpu_share <= CPU_BOUND)
+    report.bound(f"≤ {CPU_BOUND:.0%} of one core", holds=figures.cpu_share <= CPU_BOUND)
     report.finish(save=arguments.save)
 
 

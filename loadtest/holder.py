@@ -1,8 +1,9 @@
-"""A process of clients for hold.py: WebSockets that answer pings and count what comes for them.
+"""A process of clients for hold.py: WebSockets that answer Pings and count their messages.
 
-Connects users `user-FIRST` to `user-(FIRST + COUNT - 1)`, from 127.0.0.ADDRESS and the next, and
-then holds them. It prints its state, a line of JSON, when all are connected and for each line it
-reads. It ends at the end of its input.
+Connects users `user-FIRST` to `user-(FIRST + COUNT - 1)`, from 127.0.0.ADDRESS and the next
+address, and then keeps their connections open. The process prints its state as a line of JSON when
+all users are connected, and again for every line of standard input. The process ends at the end of
+the input.
 
     python -m loadtest.holder PORT FIRST COUNT ADDRESS
 """
@@ -20,14 +21,14 @@ from loadtest.clients import Crowd, OnMessage
 from loadtest.processes import tokens
 from loadtest.targets import names
 
-#: Handshakes under way at once, in this process.
+#: Handshakes under way at once in this process.
 _WINDOW: Final = 32
 _WINDOW_SECONDS: Final = 60.0
 _WAIT_SECONDS: Final = 0.1
 
 
 class Holder:
-    """The clients, and what they have seen."""
+    """The clients, and their counts of Pings, messages and lost connections."""
 
     def __init__(self, port: int, first: int, count: int, address: int) -> None:
         self._crowd = Crowd(port, "ws", first_address=address, may_lose=True)
@@ -35,20 +36,20 @@ class Holder:
         self._strays = 0
 
     def connect(self) -> None:
-        """Connect them all."""
+        """Connect all users."""
         self._crowd.connect(
             tokens(self._users),
-            on_message=[self._taker(user) for user in self._users],
+            on_message=[self._counter(user) for user in self._users],
             window=_WINDOW,
             seconds=_WINDOW_SECONDS,
         )
 
     def turn(self) -> None:
-        """Take inbound bytes."""
+        """Wait for inbound bytes, a tenth of a second at most, and take them."""
         self._crowd.turn(_WAIT_SECONDS)
 
     def state(self) -> dict[str, object]:
-        """Return what the parent may ask for."""
+        """Return the counts. `strays` are messages that reached the connection of a wrong user."""
         clients = self._crowd.clients
         return {
             "lost": len(self._crowd.lost),
@@ -59,33 +60,34 @@ class Holder:
             "clients_by_messages": Counter(client.messages for client in clients),
         }
 
-    def _taker(self, user: str) -> OnMessage:
+    def _counter(self, user: str) -> OnMessage:
         start = f"{user} ".encode()
 
-        def take(data: bytes) -> None:
+        def count(data: bytes) -> None:
             if not data.startswith(start):
                 self._strays += 1
 
-        return take
+        return count
 
 
-def _asked(lines: deque[str]) -> Iterator[None]:
-    """Yield once for each line that was read meanwhile."""
+def _requests(lines: deque[str]) -> Iterator[None]:
+    """Yield once for every line that the reader has added."""
     while lines:
         lines.popleft()
         yield
 
 
 def main() -> None:
-    """Hold until the input ends."""
+    """Hold the connections until the input ends."""
     holder = Holder(*map(int, sys.argv[1:5]))
     holder.connect()
     lines: deque[str] = deque([""])
-    # Blocked in a read it costs nothing; the clients' thread looks at a deque.
+    # A thread for the input: blocked in a read, the thread costs no CPU time, and the clients'
+    # thread only looks at a deque.
     reader = threading.Thread(target=lambda: lines.extend(sys.stdin), daemon=True)
     reader.start()
     while reader.is_alive():
-        for _ in _asked(lines):
+        for _ in _requests(lines):
             print(json.dumps(holder.state()), flush=True)
         holder.turn()
 

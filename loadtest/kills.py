@@ -1,13 +1,14 @@
 """Processors killed and added while messages flow: none lost, none twice, none out of order.
 
 2,000 messages/s for 1,000 WebSocket clients on two gateways go through three processors. Twenty
-times one of them is killed (SIGKILL), so that what it has forwarded and not committed comes again,
-and started anew; ten times another one joins the group and leaves it. Every message is accounted
-for: of each user all, in order, once. How many the gateways recognised as repeats is shown: where
-that is 0, no kill fell between forward and commit, and the run proves nothing of it.
+times a processor is killed (SIGKILL) and started anew, so that messages which were forwarded and
+not committed come again; ten times a fourth processor joins the group and leaves. Every message is
+accounted for: every user gets all messages, in order, once. The number of messages that the
+gateways recognised as repeats is shown: where the number is 0, no kill fell between forward and
+commit, and the run proves nothing about repeats.
 
-With `--control` the gateways recognise none (PUSHGATE_REPEAT_WINDOW_MESSAGES=0): then messages must
-come twice, or this benchmark could not see it.
+With `--control` the gateways recognise no repeats (PUSHGATE_REPEAT_WINDOW_MESSAGES=0): messages
+must then arrive twice. If no message does, this benchmark is unable to see repeats.
 
     python -m loadtest.kills [--kills 20] [--rebalances 10] [--control] [--save]
 """
@@ -46,7 +47,7 @@ _FLOWING: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run does."""
+    """The load and the faults of one run."""
 
     kafka: str
     redis_url: str
@@ -58,12 +59,13 @@ class Plan:
 
 
 class Stage:
-    """Two gateways, their clients, and processors that come and go."""
+    """Two gateways, their clients, and processors that are killed, started and stopped."""
 
     def __init__(self, plan: Plan, stack: ExitStack, topic: str) -> None:
         self._plan = plan
         self._topic = topic
-        # One thread for all: what a thread has started ends with it (see tied_to_parent).
+        # One thread starts all processors: a child process ends with the thread that started the
+        # child (see tied_to_parent).
         self._pool = stack.enter_context(ThreadPoolExecutor(1))
         self.gateways = [
             stack.enter_context(Gateway(plan.redis_url, repeat_window_messages=plan.repeat_window))
@@ -75,11 +77,15 @@ class Stage:
         for half, crowd in enumerate(self.crowds):
             stack.callback(crowd.close)
             users = range(half, plan.users, 2)
-            takers = [self.ledger.taker(user) for user in users]
-            crowd.connect(tokens([f"user-{user}" for user in users]), on_message=takers)
+            callbacks = [self.ledger.taker(user) for user in users]
+            crowd.connect(tokens([f"user-{user}" for user in users]), on_message=callbacks)
 
     def until(self, done: Callable[[], bool], what: str) -> float:
-        """Take what arrives until `done`; return the longest time in which nothing did."""
+        """Take inbound messages until `done`; return the longest silence, in seconds.
+
+        Raises:
+            LoadtestError: `done` was still false after two minutes; `what` says what was awaited.
+        """
         began = last = time.monotonic()
         longest = 0.0
         while not done():
@@ -92,14 +98,14 @@ class Stage:
         return max(longest, time.monotonic() - last)
 
     def aside(self, work: Callable[[], None]) -> float:
-        """Do something slow, while what arrives is taken; return the longest silence meanwhile."""
+        """Do slow work in a thread and take inbound messages meanwhile; return the silence."""
         future = self._pool.submit(work)
         longest = self.until(future.done, "a processor starts or stops")
         future.result()
         return longest
 
     def flowing(self) -> float:
-        """Wait until more has arrived; return the longest silence meanwhile."""
+        """Wait until 2,000 more messages have arrived; return the longest silence, in seconds."""
         mark = self.ledger.count + _FLOWING
         return self.until(lambda: self.ledger.count >= mark, "messages flow")
 
@@ -115,7 +121,7 @@ class Stage:
 
 
 def run(plan: Plan, report: Report) -> None:
-    """Kill and rebalance, then account for everything."""
+    """Kill processors and rebalance, then account for every message."""
     topic = f"loadtest-{uuid.uuid4().hex[:12]}"
     asyncio.run(_create(plan.kafka, topic))
     with ExitStack() as stack:
@@ -125,13 +131,13 @@ def run(plan: Plan, report: Report) -> None:
         with _publishing(plan, topic) as publisher:
             stage.flowing()
             silences = _disturb(plan, stage)
-            publisher.terminate()  # it says how many Kafka has acknowledged, and ends
+            publisher.terminate()  # the publisher prints how many messages Kafka has acknowledged
             published = int(publisher.communicate(timeout=_PATIENCE_SECONDS)[0])
         ledger = stage.ledger
         ledger.expected = published
         stage.until(lambda: not ledger.missing, f"{ledger.missing} of {published} are missing")
         stage.until(_after(1.0), "nothing more comes")
-        _tell(plan, stage, silences, report)
+        _summarise(plan, stage, silences, report)
 
 
 def _disturb(plan: Plan, stage: Stage) -> list[float]:
@@ -150,7 +156,7 @@ def _disturb(plan: Plan, stage: Stage) -> list[float]:
     return silences
 
 
-def _tell(plan: Plan, stage: Stage, silences: Sequence[float], report: Report) -> None:
+def _summarise(plan: Plan, stage: Stage, silences: Sequence[float], report: Report) -> None:
     ledger, repeats = stage.ledger, stage.repeats()
     report.figures = {
         "messages": ledger.expected,
@@ -225,8 +231,8 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("kills-control" if arguments.control else "kills")
     with ExitStack() as stack:
-        given = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
-        kafka = start_kafka({**os.environ, **given})
+        override = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
+        kafka = start_kafka({**os.environ, **override})
         stack.callback(kafka.stop)
         if kafka.kind == "embedded":
             raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")

@@ -1,4 +1,4 @@
-"""What was published and what arrived: every message of every user, in order and once."""
+"""The account of a benchmark's messages: a user's messages must all arrive, in order and once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ _REST: Final = b" " + b"x" * (PAYLOAD_BYTES - _DIGITS - 1)
 
 
 def payload(number: int) -> bytes:
-    """Return a user's message of that number."""
+    """Return the payload of a user's message `number`, counted from 0: the number, and filler."""
     return b"%010d" % number + _REST
 
 
 class Ledger:
-    """Counts messages as they arrive."""
+    """Counts messages as they arrive: in total, repeated, and out of order."""
 
     def __init__(self, users: int, *, per_user: int, timed: bool = False) -> None:
-        """`timed` keeps the time of each arrival, at a cost to the clients."""
+        """Expect `per_user` messages for each user.
+
+        `timed` records the time of every arrival, which costs the clients CPU time.
+        """
         self.count = 0
         self.repeated = 0
         self.out_of_order = 0
@@ -32,11 +35,11 @@ class Ledger:
 
     @property
     def missing(self) -> int:
-        """Return how many messages have not come."""
+        """Return how many of the expected messages have not arrived."""
         return self.expected - (self.count - self.repeated)
 
     def taker(self, user: int) -> Callable[[bytes], None]:
-        """Return what takes one user's messages."""
+        """Return the callback that takes one user's messages."""
         expected, arrived, users = self._next, self.arrived, self._users
 
         def take(data: bytes) -> None:

@@ -1,18 +1,19 @@
 """A look-up of 1,000 users, on two nodes each, against a plain MGET of as many keys.
 
-Timed: `registry.lookup(users)`, user ids to nodes, and `redis.mget(keys)` of the very keys that the
-look-up reads, ready-made. Both in this process, on the same kind of client with the same settings,
-against the same Valkey, over the same random samples, in turn; the first of a pair changes. The
-ratio is the median of the pairs' own ratios. Then the same look-up on a Cluster of three masters,
-against that MGET on one Valkey.
+Timed: `registry.lookup(users)`, from user ids to nodes, and `redis.mget(keys)` of the same keys,
+which are prepared before the clock starts. Both calls run in this process, on the same kind of
+client with the same settings, against the same Valkey, over the same random samples. The two calls
+of a pair take turns in going first. The ratio is the median of the pairs' own ratios. Then the same
+look-up runs on a Cluster of three masters, against the MGET on one Valkey.
 
-What could fool it: the node table remembers what entries mean for as long as it lives, which a
-processor lets it for a second. So it is refreshed here as often as there: once in as many look-ups
-as a processor makes in a second (15, at 15,000 messages/s). The table right after a refresh is
-shown too. Entries that were written together are few different strings; entries written over half
-an hour are many. Both are measured. The refresh itself is not timed: a processor does it beside.
-The three masters share the machine's cores with this process and with each other: a Cluster of
-three machines does its part at once.
+What could fool the benchmark: the node table remembers the meaning of entries for its lifetime,
+which is one second in a processor. So the table is refreshed here as often as in a processor: once
+in as many look-ups as a processor makes in a second (15, at 15,000 messages/s). Look-ups right
+after a refresh are shown too. Entries that were written together are few different strings; entries
+written over half an hour are many different strings. Both conditions are measured. The refresh
+itself is not timed: a processor refreshes beside its look-ups. The three masters share the
+machine's cores with this process and with one another, while a Cluster on three machines works in
+parallel.
 
     python -m loadtest.lookup [--save]
 """
@@ -48,7 +49,7 @@ _ENTRY_MINUTES: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Medians:
-    """The medians of one condition."""
+    """The medians of one condition: milliseconds of MGET and look-up, and their ratio."""
 
     mget_ms: float
     lookup_ms: float
@@ -56,7 +57,7 @@ class Medians:
 
 
 class Plain:
-    """A client of one Valkey, and the keys of its users."""
+    """A plain client of one Valkey, and the keys of the users' entries."""
 
     def __init__(self, url: str) -> None:
         self.keys: dict[str, bytes] = {}
@@ -68,24 +69,28 @@ class Plain:
         )
 
     async def learn_keys(self) -> None:
-        """Find the key of each user in it."""
+        """Find the key of every user's entry."""
         async for key in self._redis.scan_iter(match="*user:*", count=1_000):
             self.keys[key.rpartition(b"user:")[2].decode()] = key
 
     async def spread(self, nodes: Sequence[Node]) -> None:
-        """Give every element an expiry of its own, anywhere in the life of an entry."""
+        """Write every entry again: two random nodes, each element with a random expiry."""
         now = int(time.time()) // 60 * 60
         entries: dict[bytes, str] = {}
         for key in self.keys.values():
             expiries = [now + 60 * random.randint(2, _ENTRY_MINUTES + 1) for _ in range(2)]
             entries[key] = " ".join(
-                f"{node.tag.decode()}:{expires}"
-                for node, expires in zip(random.sample(nodes, 2), expiries, strict=True)
+                f"{node.tag.decode()}:{expires_at}"
+                for node, expires_at in zip(random.sample(nodes, 2), expiries, strict=True)
             )
         await self._redis.mset(entries)
 
     async def mget(self, users: Sequence[str]) -> float:
-        """Time it, in seconds."""
+        """Return the seconds of one MGET of the entries of `users`.
+
+        Raises:
+            LoadtestError: a user has no entry.
+        """
         keys = [self.keys[user] for user in users]
         began = time.perf_counter()
         values = await self._redis.mget(keys)
@@ -95,7 +100,7 @@ class Plain:
         return took
 
     async def close(self) -> None:
-        """Let go of its connections."""
+        """Close the client's connections."""
         await self._redis.aclose()
 
 
@@ -112,32 +117,32 @@ class Bench:
         self._sample = sample
 
     async def fill(self) -> None:
-        """Register every user on two nodes, as gateways do, all at once."""
-        homes: dict[int, list[str]] = {number: [] for number in range(len(self.nodes))}
+        """Register every user on two random nodes, as gateways do, all users together."""
+        users_by_node: dict[int, list[str]] = {number: [] for number in range(len(self.nodes))}
         for user in self._users:
             for number in random.sample(range(len(self.nodes)), 2):
-                homes[number].append(user)
+                users_by_node[number].append(user)
         for number, node in enumerate(self.nodes):
             await self._registry.heartbeat(node, claim=True)
-            await self._registry.write(node, homes[number], [])
+            await self._registry.write(node, users_by_node[number], [])
 
     async def measure(self, *, pairs: int, refresh_every: int) -> Medians:
-        """Time pairs of a plain MGET and a look-up."""
-        timed: list[tuple[float, float]] = []
+        """Time pairs of a plain MGET and a look-up; refresh once in `refresh_every` pairs."""
+        seconds: list[tuple[float, float]] = []  # of MGET and look-up
         for number in range(_WARM_UP_PAIRS + pairs):
             if number % refresh_every == 0:
                 await self._registry.refresh()
             users = random.sample(self._users, self._sample)
-            timed.append(await self._pair(users, mget_first=number % 2 == 0))
-        del timed[:_WARM_UP_PAIRS]
+            seconds.append(await self._pair(users, mget_first=number % 2 == 0))
+        del seconds[:_WARM_UP_PAIRS]
         return Medians(
-            median(mget for mget, _ in timed) * 1e3,
-            median(lookup for _, lookup in timed) * 1e3,
-            median(lookup / mget for mget, lookup in timed),
+            median(mget for mget, _ in seconds) * 1e3,
+            median(lookup for _, lookup in seconds) * 1e3,
+            median(lookup / mget for mget, lookup in seconds),
         )
 
     async def close(self) -> None:
-        """Let go of the registry's connections."""
+        """Close the registry's connections."""
         await self._registry.close()
 
     async def _pair(self, users: Sequence[str], *, mget_first: bool) -> tuple[float, float]:
@@ -148,9 +153,9 @@ class Bench:
 
     async def _lookup(self, users: Sequence[str]) -> float:
         began = time.perf_counter()
-        found = await self._registry.lookup(users)
+        answers = await self._registry.lookup(users)
         took = time.perf_counter() - began
-        if any(nodes is None or len(nodes) != 2 for nodes in found):
+        if any(nodes is None or len(nodes) != 2 for nodes in answers):
             raise LoadtestError("a user is not on two nodes")
         return took
 
@@ -160,19 +165,20 @@ async def _run(
 ) -> None:
     size = {"users": arguments.users, "nodes": arguments.nodes, "sample": arguments.sample}
     plain = Plain(server.url)
-    alone, shared = Bench(server.url, plain, **size), Bench(cluster.url, plain, **size)
+    on_one_server = Bench(server.url, plain, **size)
+    on_cluster = Bench(cluster.url, plain, **size)
     try:
-        await alone.fill()
-        await shared.fill()
+        await on_one_server.fill()
+        await on_cluster.fill()
         await plain.learn_keys()
-        await _condition(alone, "entries written together", BOUND, arguments, report)
-        await _condition(shared, "three masters", CLUSTER_BOUND, arguments, report)
-        await plain.spread(alone.nodes)
+        await _condition(on_one_server, "entries written together", BOUND, arguments, report)
+        await _condition(on_cluster, "three masters", CLUSTER_BOUND, arguments, report)
+        await plain.spread(on_one_server.nodes)
         spread = f"entries spread over {_ENTRY_MINUTES} minutes"
-        await _condition(alone, spread, BOUND, arguments, report)
+        await _condition(on_one_server, spread, BOUND, arguments, report)
     finally:
-        await alone.close()
-        await shared.close()
+        await on_one_server.close()
+        await on_cluster.close()
         await plain.close()
 
 
@@ -180,17 +186,17 @@ async def _condition(
     bench: Bench, name: str, bound: float, arguments: argparse.Namespace, report: Report
 ) -> None:
     paced = await bench.measure(pairs=arguments.pairs, refresh_every=arguments.refresh_every)
-    _tell(report, name, paced)
+    _add(report, name, paced)
     report.bound(f"{name}: ratio ≤ {bound}", holds=paced.ratio <= bound)
     fresh = await bench.measure(pairs=arguments.pairs, refresh_every=1)
-    _tell(report, f"{name}, table just refreshed", fresh)
+    _add(report, f"{name}, table just refreshed", fresh)
 
 
-def _tell(report: Report, name: str, found: Medians) -> None:
-    report.figures[name] = asdict(found)
+def _add(report: Report, name: str, medians: Medians) -> None:
+    report.figures[name] = asdict(medians)
     report.line(
-        f"{name}: MGET {found.mget_ms:.2f} ms, look-up {found.lookup_ms:.2f} ms, "
-        f"ratio {found.ratio:.2f}"
+        f"{name}: MGET {medians.mget_ms:.2f} ms, look-up {medians.lookup_ms:.2f} ms, "
+        f"ratio {medians.ratio:.2f}"
     )
 
 

@@ -1,9 +1,11 @@
-"""A publisher in a process of its own, for throughput.py: as fast as it can, or at a pace.
+"""A publisher in its own process, for throughput.py, processor.py and kills.py.
 
-Message n is for user n modulo the users; its payload begins with its number among that user's.
-With `--acknowledged FILE` the time of each message's acknowledgement, by the clock that all
-processes of a machine share (CLOCK_MONOTONIC), is written there as an array of doubles.
-SIGTERM ends it early. At the end it prints how many messages were acknowledged.
+Publishes as fast as possible, or at a fixed rate. Message n is for user n modulo the number of
+users; the payload begins with the message's number among the messages of the same user.
+With `--acknowledged FILE` the times of all acknowledgements are written to FILE as an array of
+doubles, in the order of the messages, by the clock that all processes of a machine share
+(CLOCK_MONOTONIC). SIGTERM ends the publisher early. At the end the publisher prints how many
+messages were acknowledged.
 
     python -m loadtest.produce --kafka HOST:PORT --topic T --messages N --users U [--rate R]
 """
@@ -25,12 +27,12 @@ from aiokafka import AIOKafkaProducer
 
 from loadtest.ledger import payload
 
-#: Messages that may await their acknowledgement: bounds the publisher's memory.
+#: Messages that may wait for acknowledgement at once: a bound on the publisher's memory.
 _WINDOW: Final = 20_000
 
 
 class Publisher:
-    """Publishes messages, and notes when each was acknowledged."""
+    """Publishes messages, and records the time of every acknowledgement."""
 
     def __init__(self, producer: AIOKafkaProducer, arguments: argparse.Namespace) -> None:
         self._producer = producer
@@ -41,11 +43,11 @@ class Publisher:
         self.acknowledged = array("d", bytes(8 * self._messages))
 
     def stop(self) -> None:
-        """Publish no more than is under way."""
+        """Publish no further message; `run` returns once Kafka has acknowledged the last one."""
         self._messages = 0
 
     async def run(self) -> int:
-        """Publish all, or until `stop`; return how many."""
+        """Publish all messages, or as many as go before `stop`; return how many."""
         window = asyncio.Semaphore(_WINDOW)
         began = time.monotonic()
         for number in itertools.count():
@@ -57,21 +59,23 @@ class Publisher:
             await window.acquire()
             turn, user = divmod(number, len(self._keys))
             sent = await self._producer.send(self._topic, payload(turn), key=self._keys[user])
-            sent.add_done_callback(self._noting(number, window))
+            sent.add_done_callback(self._recorder(number, window))
         await self._producer.flush()
-        for _ in range(_WINDOW):  # every callback has run
+        for _ in range(_WINDOW):  # once all of the window is free, every callback has run
             await window.acquire()
         return number
 
-    def _noting(
+    def _recorder(
         self, number: int, window: asyncio.Semaphore
     ) -> Callable[[asyncio.Future[object]], None]:
-        def note(sent: asyncio.Future[object]) -> None:
-            sent.result()  # a message that Kafka did not take ends the run
+        def record(sent: asyncio.Future[object]) -> None:
+            # Raises when Kafka did not take the message: its place in the window is then never
+            # free again, and `run` does not return.
+            sent.result()
             self.acknowledged[number] = time.monotonic()
             window.release()
 
-        return note
+        return record
 
 
 async def _publish(arguments: argparse.Namespace) -> array[float]:
@@ -86,7 +90,7 @@ async def _publish(arguments: argparse.Namespace) -> array[float]:
 
 
 def main() -> None:
-    """Publish, then write down the acknowledgements."""
+    """Publish, then write the times of the acknowledgements to the file."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.produce")
     parser.add_argument("--kafka", required=True, help="bootstrap servers")
     parser.add_argument("--topic", required=True)

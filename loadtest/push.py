@@ -1,22 +1,23 @@
 """`POST /push` in batches to WebSockets: messages per CPU second, beside a stock server.
 
-Measured: user and system time of the server's process (/proc/PID/stat) from the first of so many
-messages until the last has reached its client; every message is accounted for, by the results and
-at the clients. The server has a core for itself; whoever posts, the clients and Valkey are on the
-other. A batch is posted when the one before was answered; the clients read what comes as it comes,
-and sleep where nothing does. Both servers take the same requests: JSON
-of 200-byte JSON texts, a hundred deliveries a request. `unicast` is a hundred messages for a user
-each; `broadcast` is one message for a list of a hundred users. Gateway and stock server take turns,
-each round on a fresh process after a warm-up, and the first of a pair changes; a ratio is the
-median of the pairs' own. The gateway also takes the unicast batches as MessagePack, as processors
-send them.
+Measured: user and system time of the server's process (/proc/PID/stat) from the first of
+`--messages` messages until the last message has reached its client. Every message is accounted for,
+by the results and at the clients. The server has a core alone; the pusher, the clients and Valkey
+are on the other core. A batch is posted when the batch before has been answered; the clients read
+messages as they arrive, and sleep when none arrives. Both servers take the same requests: JSON of
+200-byte JSON texts, a hundred deliveries a request. `unicast` is a hundred messages for a hundred
+users; `broadcast` is one message for a list of a hundred users. Gateway and stock server take
+turns, every round runs on a fresh process after a warm-up, and the server that comes first changes
+from pair to pair; a ratio is the median of the pairs' ratios. The gateway also takes the unicast
+batches as MessagePack, the format that processors send.
 
-What could fool it: the kernel's work for a message, the receiver's half of TCP and waking the
-receiver in it, is paid for by whoever sends, and is the same for both servers. A bare loop of
-`write()` to these sockets takes 3.7 µs a message here, 4.7 where somebody reads; that caps the
-ratio, whatever a server does. With `--apart` the receiver's half is where the clients are (see
-loadtest/apart.py). Where soft interrupts are accounted for apart, they are in no figure. The stock
-server knows no limits, counts nothing, gives no message an id.
+What could fool the benchmark: the sender pays for the kernel's work on a message, including the
+receiver's half of TCP and waking the receiver, and this work is the same for both servers. A bare
+loop of `write()` to these sockets takes 3.7 µs a message here, and 4.7 µs when the receiver reads
+at the same time; so the ratio has an upper bound, however fast a server is. With `--apart` the
+clients' core does the receiver's half (see loadtest/apart.py). Where the kernel accounts for soft
+interrupts separately, they are in no figure. The stock server has no limits, no metrics and no
+message ids.
 
     python -m loadtest.push [--users 5000] [--apart] [--save]
 """
@@ -46,7 +47,7 @@ from loadtest.report import Report
 from loadtest.targets import GatewayTarget, StockTarget, Target, names
 from tests.support.valkey import RedisServer
 
-#: Times the stock server's messages per CPU second.
+#: Required ratios of messages per CPU second, gateway to stock server.
 BOUNDS: Final = {"unicast": 1.5, "broadcast": 2.5}
 _MESSAGE_BYTES: Final = 200
 _HEARTBEAT_SECONDS: Final = 120.0
@@ -55,14 +56,14 @@ _PATIENCE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a round moves."""
+    """The messages of one round: users, deliveries a request, deliveries in all."""
 
     users: int
     per_request: int
     messages: int
 
     def batches(self, mode: str) -> list[list[dict[str, object]]]:
-        """Return batches that reach everyone once."""
+        """Return batches that together send one message to every user."""
         groups = [
             names(start, start + self.per_request)
             for start in range(0, self.users, self.per_request)
@@ -74,7 +75,7 @@ class Plan:
         ]
 
     def results(self, mode: str) -> list[object]:
-        """Return what answers each batch when all goes well."""
+        """Return the expected results of one batch: one connection for every delivery."""
         return [[1] * self.per_request] if mode == "broadcast" else [1] * self.per_request
 
 
@@ -84,35 +85,39 @@ def _text(number: int) -> str:
 
 
 def move(target: Target, plan: Plan) -> dict[str, float]:
-    """Return the messages per CPU second of each mode."""
-    found = {}
+    """Start the target's server, run every mode, and return messages per CPU second by mode.
+
+    Raises:
+        LoadtestError: a message did not reach its one connection.
+    """
+    rates = {}
     with target.server:
         crowd = Crowd(target.port, "ws")
         try:
             crowd.connect(target.credentials(names(0, plan.users)))
             for mode in BOUNDS:
                 with target.pusher() as pusher:
-                    found[mode] = _rate(target, crowd, pusher, plan, mode)
+                    rates[mode] = _rate(target, crowd, pusher, plan, mode)
             if isinstance(target, GatewayTarget):
                 with target.pusher("msgpack") as pusher:
-                    found["unicast as MessagePack"] = _rate(target, crowd, pusher, plan, "unicast")
+                    rates["unicast as MessagePack"] = _rate(target, crowd, pusher, plan, "unicast")
         finally:
             crowd.close()
-    return found
+    return rates
 
 
 def _rate(target: Target, crowd: Crowd, pusher: Pusher, plan: Plan, mode: str) -> float:
     requests = [pusher.request(batch) for batch in plan.batches(mode)]
-    _post(requests, crowd, pusher, plan, mode)
-    again = list(islice(cycle(requests), plan.messages // plan.per_request))
+    _post(requests, crowd, pusher, plan, mode)  # the warm-up
+    timed_requests = list(islice(cycle(requests), plan.messages // plan.per_request))
     before = target.server.cpu_seconds()
-    _post(again, crowd, pusher, plan, mode)
+    _post(timed_requests, crowd, pusher, plan, mode)
     used = target.server.cpu_seconds() - before
-    return len(again) * plan.per_request / used
+    return len(timed_requests) * plan.per_request / used
 
 
 def _post(requests: Sequence[bytes], crowd: Crowd, pusher: Pusher, plan: Plan, mode: str) -> None:
-    """Post one after the other, and wait until all has reached the clients."""
+    """Post requests one after the other, and wait until all messages have reached the clients."""
     expected = _arrived(crowd) + len(requests) * plan.per_request
     results = plan.results(mode)
     with crowd.woken_by(pusher.fileno()):
@@ -130,24 +135,28 @@ def _arrived(crowd: Crowd) -> int:
 
 
 def _compare(plan: Plan, rounds: int, redis_url: str, report: Report) -> None:
-    found: dict[str, list[dict[str, float]]] = {"gateway": [], "stock": []}
+    results: dict[str, list[dict[str, float]]] = {"gateway": [], "stock": []}
     for number in range(rounds):
-        for name in found if number % 2 else reversed(found):
-            found[name].append(move(_target(name, redis_url), plan))
-            told = ", ".join(f"{mode} {rate:,.0f}" for mode, rate in found[name][-1].items())
-            print(f"  {name}: {told}", flush=True)
-    report.figures = {"users": plan.users, "messages": plan.messages, "rounds": found}
+        for name in results if number % 2 else reversed(results):
+            rates = move(_target(name, redis_url), plan)
+            results[name].append(rates)
+            text = ", ".join(f"{mode} {rate:,.0f}" for mode, rate in rates.items())
+            print(f"  {name}: {text}", flush=True)
+    report.figures = {"users": plan.users, "messages": plan.messages, "rounds": results}
     for mode, bound in BOUNDS.items():
-        pairs = list(zip(found["gateway"], found["stock"], strict=True))
-        ratio = median(ours[mode] / stock[mode] for ours, stock in pairs)
-        rates = [median(each[mode] for each in pair) for pair in zip(*pairs, strict=True)]
-        report.figures[mode] = {"gateway": rates[0], "stock": rates[1], "ratio": ratio}
+        gateway = [rates[mode] for rates in results["gateway"]]
+        stock = [rates[mode] for rates in results["stock"]]
+        pairs = zip(gateway, stock, strict=True)
+        ratio = median(of_gateway / of_stock for of_gateway, of_stock in pairs)
+        report.figures[mode] = {
+            "gateway": median(gateway), "stock": median(stock), "ratio": ratio
+        }  # fmt: skip
         report.line(
-            f"{mode}: {rates[0]:,.0f} messages a CPU second, stock {rates[1]:,.0f}; "
+            f"{mode}: {median(gateway):,.0f} messages a CPU second, stock {median(stock):,.0f}; "
             f"ratio {ratio:.2f}"
         )
         report.bound(f"{mode} ≥ {bound:g} ×", holds=ratio >= bound)
-    packed = median(each["unicast as MessagePack"] for each in found["gateway"])
+    packed = median(rates["unicast as MessagePack"] for rates in results["gateway"])
     report.figures["unicast as MessagePack"] = packed
     report.line(f"unicast as MessagePack: {packed:,.0f} messages a CPU second")
 

@@ -1,6 +1,6 @@
-"""`POST /push` over one keep-alive connection, as a processor's: a batch at a time, raw HTTP.
+"""`POST /push` over one keep-alive connection, as processors do: a batch at a time, in raw HTTP.
 
-An HTTP library would take its own milliseconds a request from the core that the clients read on.
+An HTTP library would spend milliseconds a request on the core where the clients read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 from loadtest.processes import SECRET, LoadtestError
 
-#: Body types by name; the stock servers know only JSON.
+#: Media types and encoders by name; the stock servers take only JSON.
 CODECS: Final[Mapping[str, tuple[str, ModuleType]]] = {
     "json": ("application/json", msgspec.json),
     "msgpack": ("application/msgpack", msgspec.msgpack),
@@ -30,31 +30,31 @@ class _Answer(msgspec.Struct):
 
 
 class Pusher:
-    """Posts batches to one server. A context manager that closes its connection."""
+    """Posts batches to one server. A context manager: on exit the connection is closed."""
 
     def __init__(
         self, port: int, *, codec: str = "json", tls: ssl.SSLContext | None = None
     ) -> None:
-        """Connect; `codec` is a name in CODECS."""
+        """Connect to 127.0.0.1; `codec` is a name in CODECS, `tls` trusts the certificate."""
         media_type, self._codec = CODECS[codec]
         self._head = (
             f"POST /push HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {media_type}\r\n"
             f"Authorization: Bearer {SECRET}\r\nContent-Length: "
         ).encode()
-        held = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_SECONDS)
-        held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = tls.wrap_socket(held, server_hostname="127.0.0.1") if tls else held
+        plain = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_SECONDS)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = tls.wrap_socket(plain, server_hostname="127.0.0.1") if tls else plain
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._read = b""
 
     def request(self, batch: object) -> bytes:
-        """Return the request that pushes `batch`, to be sent any number of times."""
+        """Return the HTTP request for `batch`; the bytes may be sent any number of times."""
         body: bytes = self._codec.encode(batch)
         return self._head + b"%d\r\n\r\n" % len(body) + body
 
     def send(self, request: bytes) -> None:
-        """Send a request; the answer to the one before was read."""
+        """Send a request. The answer to the request before must have been read."""
         self._socket.sendall(request)
 
     def fileno(self) -> int:
@@ -62,11 +62,15 @@ class Pusher:
         return self._socket.fileno()
 
     def answered(self) -> bool:
-        """Whether bytes of an answer are there to be read: never waits."""
+        """Whether bytes of an answer can be read now; never waits."""
         return bool(self._poll.poll(0))
 
     def results(self) -> list[Any]:
-        """Read the answer to the request that was sent."""
+        """Read the answer to the last request; return a result for every message.
+
+        Raises:
+            LoadtestError: the server refused the batch, or ended the connection.
+        """
         while (body := self._body()) is None:
             data = self._socket.recv(_READ_BYTES)
             if not data:
@@ -77,7 +81,7 @@ class Pusher:
         return answer.results
 
     def push(self, batch: Sequence[object]) -> list[Any]:
-        """Push `batch` and return its results."""
+        """Push `batch` and return a result for every message, as `results` does."""
         self.send(self.request(batch))
         return self.results()
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: printed always, kept in results/ with `--save`."""
+"""A benchmark's figures: always printed, and with `--save` kept in results/."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results")
 _README = RESULTS / "README.md"
-#: Read here: a benchmark may keep itself to one core later.
+#: Read on import, because a benchmark may later restrict this process to one core.
 _CORES = len(os.sched_getaffinity(0))
 _HEAD = """\
 # Results
 
-Each line is the last saved run of one benchmark; the JSON file of that name has all of it. Figures
-of different machines, and of different runs, are no comparison: only ratios within a run are.
+Each row is the last saved run of one benchmark; the JSON file with the benchmark's name has all
+figures of the run. Figures of different machines, or of different runs, can't be compared: only
+ratios within one run can.
 
 | benchmark | figures | command | machine | date |
 |---|---|---|---|---|
@@ -27,7 +28,7 @@ of different machines, and of different runs, are no comparison: only ratios wit
 
 @dataclass(slots=True)
 class Report:
-    """One benchmark's figures, and whether they are within its bounds."""
+    """One benchmark's figures, summary lines, and the bounds that do not hold."""
 
     name: str
     figures: dict[str, object] = field(default_factory=dict)
@@ -35,18 +36,18 @@ class Report:
     failed: list[str] = field(default_factory=list)
 
     def line(self, text: str) -> None:
-        """Print a figure and keep it for the summary."""
+        """Print a line of figures and add the line to the summary."""
         print(text, flush=True)
         self.summary.append(text)
 
     def bound(self, what: str, *, holds: bool) -> None:
-        """Note whether a bound holds."""
+        """Print whether a bound holds, and remember the bound where it does not."""
         print(f"{'within' if holds else 'OVER'} the bound: {what}", flush=True)
         if not holds:
             self.failed.append(what)
 
     def finish(self, *, save: bool) -> None:
-        """Save if asked to, then exit: 0 where every bound holds, else 1."""
+        """Save the figures if `save` is set, then exit: with 0 where every bound holds, else 1."""
         if save:
             self._save()
         sys.exit(1 if self.failed else 0)
@@ -54,23 +55,22 @@ class Report:
     def _save(self) -> None:
         RESULTS.mkdir(exist_ok=True)
         command = " ".join(["python -m", f"loadtest.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-        kept = {
+        date = time.strftime("%Y-%m-%d")
+        document = {
             "command": command,
             "machine": machine(),
-            "date": time.strftime("%Y-%m-%d"),
+            "date": date,
             "over_the_bound": self.failed,
             "figures": self.figures,
         }
         path = RESULTS / f"{self.name}.json"
-        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         figures = "; ".join(self.summary)
-        _put_line(
-            f"| {self.name} |", f" {figures} | `{command}` | {machine()} | {kept['date']} |\n"
-        )
+        _put_line(f"| {self.name} |", f" {figures} | `{command}` | {machine()} | {date} |\n")
 
 
 def machine() -> str:
-    """Name what the figures were measured on."""
+    """Return what the figures depend on: cores, operating system and Python version."""
     return f"{_CORES} cores, {platform.system()} {platform.release()}, {_python()}"
 
 
@@ -81,5 +81,5 @@ def _python() -> str:
 def _put_line(start: str, rest: str) -> None:
     """Replace the line that begins with `start`, or add it at the end."""
     lines = (_README.read_text() if _README.exists() else _HEAD).splitlines(keepends=True)
-    kept = [line for line in lines if not line.startswith(start)]
-    _README.write_text("".join([*kept, start + rest]))
+    other_lines = [line for line in lines if not line.startswith(start)]
+    _README.write_text("".join([*other_lines, start + rest]))

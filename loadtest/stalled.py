@@ -1,18 +1,20 @@
-"""What 50 clients that never read cost the others in latency.
+"""Latency of 2,950 clients while 50 further clients never read.
 
-Timed: from the moment a message was due to be posted to its client's read, by one clock, for the
-2,950 clients that read. Messages of 200 bytes go to all 3,000 users in turn through `POST /push`, a
-batch of twenty at each hundredth of a second; who falls behind his own schedule counts it in. In
-one run of a pair 50 of the clients never read; in the other the same 50 read, and get all the same.
-The figure is the median over seven pairs of p99 with / p99 without, each run on a fresh gateway,
-the first of a pair changing. The gateway has a core for itself; whoever posts, the clients and
-Valkey are on the other.
+Timed: from the moment at which a message was due to be posted until its client reads the message,
+by one clock, for the 2,950 clients that read. Messages of 200 bytes go to all 3,000 users in turn
+through `POST /push`, a batch of twenty every hundredth of a second. Where the pusher falls behind
+this schedule, the delay counts as latency. In one run of a pair 50 clients never read; in the other
+run the same 50 clients read, and all clients get the same messages. The figure is the median over
+seven pairs of p99 with stalled readers / p99 without. Every run has a fresh gateway, and the order
+of the two runs changes from pair to pair. The gateway has a core alone; the pusher, the clients and
+Valkey are on the other core.
 
-The 50 are stalled for the whole of what is timed: their receive buffers are small, before it begins
-each is sent 180 kB, which neither the kernel's buffers nor their own hold, and before and after it
-the kernel is asked whether bytes for each of them are stuck. Then they are sent messages like
-anybody. Nobody is cut meanwhile: heartbeats, and with them the patience for those that don't
-answer, are 60 s here, and 256 KiB wait for a client at most. (What a cut costs is not in it.)
+The 50 clients are stalled for the whole timed period. Their receive buffers are small, and before
+the period every stalled client is sent 180 kB, which fits neither the kernel's send buffer nor the
+client's receive buffer. Before and after the period the kernel's table of sockets must show unsent
+bytes for every stalled client. During the period stalled clients are sent messages like all other
+clients. No client is cut off meanwhile: the heartbeat interval and the time-out for an answer are
+60 s here, and up to 256 KiB wait for a client. (The cost of cutting a client off is not measured.)
 
     python -m loadtest.stalled [--pairs 7] [--save]
 """
@@ -53,13 +55,13 @@ _HEARTBEAT_SECONDS: Final = 60.0
 _SETTLE_SECONDS: Final = 0.5
 _WARM_UP_SECONDS: Final = 1.0
 _ARRIVAL_SECONDS: Final = 10.0
-#: epoll waits whole milliseconds: what is left is spent asking again.
+#: epoll waits for whole milliseconds; the last fraction before a batch is due is spent polling.
 _GRAIN_SECONDS: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is."""
+    """The load of one run: clients, stalled ones among them, messages a second, seconds."""
 
     clients: int
     stalled: int
@@ -68,7 +70,11 @@ class Plan:
 
 
 def run(redis_url: str, plan: Plan, *, stall: bool) -> list[float]:
-    """Return the latencies of those that read in either run, in seconds."""
+    """Return the latencies, in seconds, of the clients that read in both runs of a pair.
+
+    Raises:
+        LoadtestError: a client was cut off, or a client that was to stall did not.
+    """
     gateway = Gateway(
         redis_url,
         cores=SERVER_CORE,
@@ -81,7 +87,7 @@ def run(redis_url: str, plan: Plan, *, stall: bool) -> list[float]:
     tokens = target.credentials(users)
     latencies: list[float] = []
 
-    def take(data: bytes) -> None:
+    def record(data: bytes) -> None:
         latencies.append(time.monotonic() - float(data[:_DIGITS]))
 
     with (
@@ -91,8 +97,8 @@ def run(redis_url: str, plan: Plan, *, stall: bool) -> list[float]:
         target.pusher() as pusher,
     ):
         (silent if stall else crowd).connect(tokens[: plan.stalled])
-        timed = tokens[plan.stalled :]
-        crowd.connect(timed, on_message=[take] * len(timed))
+        timed_tokens = tokens[plan.stalled :]
+        crowd.connect(timed_tokens, on_message=[record] * len(timed_tokens))
         _fill(pusher, crowd, users[: plan.stalled])
         load = Load(pusher, crowd, users, plan)
         load.run(_WARM_UP_SECONDS, latencies)
@@ -104,7 +110,7 @@ def run(redis_url: str, plan: Plan, *, stall: bool) -> list[float]:
 
 
 def _fill(pusher: Pusher, crowd: Crowd, users: Sequence[str]) -> None:
-    """Send those that will stall more than can be on its way to them."""
+    """Send the clients that will stall more bytes than the socket buffers can hold."""
     for user in users:
         for _ in range(_FILLERS):
             if pusher.push([{"user": user, "data": _FILLER}]) != [1]:
@@ -114,7 +120,7 @@ def _fill(pusher: Pusher, crowd: Crowd, users: Sequence[str]) -> None:
 
 
 class Load:
-    """Messages to everyone in turn, at a steady rate."""
+    """Messages to all users in turn, at a steady rate."""
 
     def __init__(self, pusher: Pusher, crowd: Crowd, users: Sequence[str], plan: Plan) -> None:
         self._pusher = pusher
@@ -123,21 +129,21 @@ class Load:
         self._plan = plan
 
     def run(self, seconds: float, latencies: Sequence[float]) -> None:
-        """Push for `seconds`, and wait until those that are timed have `latencies` of all."""
+        """Push for `seconds`; wait until `latencies` has every message of the timed clients."""
         interval = _BATCH / self._plan.rate
         begin = time.monotonic() + interval
         expected = 0
         for number in range(int(seconds / interval)):
             due = begin + number * interval
             self._read_until(due)
-            chosen = list(islice(self._turns, _BATCH))
-            expected += sum(1 for index, _ in chosen if index >= self._plan.stalled)
-            self._post([user for _, user in chosen], due)
+            recipients = list(islice(self._turns, _BATCH))
+            expected += sum(1 for index, _ in recipients if index >= self._plan.stalled)
+            self._post([user for _, user in recipients], due)
         self._crowd.until(lambda: len(latencies) == expected, seconds=_ARRIVAL_SECONDS)
 
     def _read_until(self, due: float) -> None:
-        while (left := due - time.monotonic()) > 0:
-            self._crowd.turn(left - _GRAIN_SECONDS if left > _GRAIN_SECONDS else 0)
+        while (seconds := due - time.monotonic()) > 0:
+            self._crowd.turn(seconds - _GRAIN_SECONDS if seconds > _GRAIN_SECONDS else 0)
 
     def _post(self, users: Sequence[str], due: float) -> None:
         text = f"{due:<{_DIGITS}.9f}".ljust(_MESSAGE_BYTES, "x")
@@ -149,38 +155,42 @@ class Load:
             raise LoadtestError("a push did not reach its one connection: a client was cut")
 
 
-def _check_stuck(port: int, clients: Sequence[int]) -> None:
-    """Look whether bytes for each of these clients' ports are stuck in the kernel."""
-    unsent = {}
+def _check_stuck(port: int, client_ports: Sequence[int]) -> None:
+    """Check that the server's socket for every client port has bytes that the kernel can't send."""
+    unsent_bytes = {}  # by the client's port
     with open("/proc/net/tcp") as table:  # noqa: PTH123
         for line in islice(table, 1, None):
             _, local, remote, _, queues, *_ = line.split()
             if int(local.rpartition(":")[2], 16) == port:
-                unsent[int(remote.rpartition(":")[2], 16)] = int(queues.partition(":")[0], 16)
-    if flowing := [client for client in clients if not unsent.get(client)]:
-        raise LoadtestError(f"{len(flowing)} of {len(clients)} clients are not stalled")
+                send_queue = queues.partition(":")[0]
+                unsent_bytes[int(remote.rpartition(":")[2], 16)] = int(send_queue, 16)
+    if flowing := [number for number in client_ports if not unsent_bytes.get(number)]:
+        raise LoadtestError(f"{len(flowing)} of {len(client_ports)} clients are not stalled")
 
 
 def _compare(plan: Plan, pairs: int, redis_url: str, report: Report) -> None:
-    found: dict[str, list[list[float]]] = {"with": [], "without": []}
+    results: dict[str, list[list[float]]] = {"with": [], "without": []}  # p50, p99 of each run
     for number in range(pairs):
-        for name in found if number % 2 else reversed(found):
+        for name in results if number % 2 else reversed(results):
             latencies = run(redis_url, plan, stall=name == "with")
-            cuts = quantiles(latencies, n=100, method="inclusive")
-            found[name].append([cuts[49] * 1e3, cuts[98] * 1e3])
-            p50, p99 = found[name][-1]
+            percentiles = quantiles(latencies, n=100, method="inclusive")
+            p50, p99 = percentiles[49] * 1e3, percentiles[98] * 1e3
+            results[name].append([p50, p99])
             print(f"  {name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms", flush=True)
     medians = {
-        name: [median(each[cut] for each in runs) for cut in (0, 1)] for name, runs in found.items()
+        name: [median(p50 for p50, _ in runs), median(p99 for _, p99 in runs)]
+        for name, runs in results.items()
     }
-    ratio = median(
-        stalled[1] / free[1] for stalled, free in zip(found["with"], found["without"], strict=True)
-    )
-    report.figures = {**asdict(plan), "ms_p50_p99": medians, "ratio": ratio, "pairs": found}
-    told = "; ".join(
+    pairs_of_p99 = [
+        (stalled, free)
+        for (_, stalled), (_, free) in zip(results["with"], results["without"], strict=True)
+    ]
+    ratio = median(stalled / free for stalled, free in pairs_of_p99)
+    report.figures = {**asdict(plan), "ms_p50_p99": medians, "ratio": ratio, "pairs": results}
+    text = "; ".join(
         f"{name} p50 {p50:.2f} ms, p99 {p99:.2f} ms" for name, (p50, p99) in medians.items()
     )
-    report.line(f"{plan.stalled} stalled readers among {plan.clients:,}: {told}; ratio {ratio:.2f}")
+    report.line(f"{plan.stalled} stalled readers among {plan.clients:,}: {text}; ratio {ratio:.2f}")
     report.bound(f"p99 ≤ {BOUND:g} × without", holds=ratio <= BOUND)
 
 

@@ -1,9 +1,9 @@
-"""The stock servers to compare with: uvicorn and starlette as everyone runs them.
+"""The stock servers to compare with: uvicorn and starlette, used in the usual way.
 
-Each does what a push gateway must, no more: accept, hold, take batches on `POST /push` as the
-gateway does, ping. No authentication (a client's bearer is its user's name), no registry, no
-limits, no metrics: what they leave out is in their favour. JSON is msgspec's, deflate is off; event
-loop and HTTP parser are the gateway's own.
+A stock server does the minimum of a push gateway: accept, hold, take batches on `POST /push` as the
+gateway does, send heartbeats. There is no authentication (a client's bearer is the user's name), no
+registry, no limits, no metrics: these omissions are in the stock servers' favour. JSON is encoded
+by msgspec and permessage-deflate is off; event loop and HTTP parser are the same as in the gateway.
 
     python -m loadtest.stock ws|sse PORT HEARTBEAT_SECONDS [CERT KEY]
 """
@@ -26,57 +26,57 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 
 class Entry(msgspec.Struct):
-    """One element of a batch."""
+    """One message of a batch, for a user or a list of users."""
 
     user: str | list[str]
     data: str
 
 
-_takers: dict[str, Callable[[str], Awaitable[None]]] = {}
+_senders: dict[str, Callable[[str], Awaitable[None]]] = {}  # by user
 _batch = msgspec.json.Decoder(list[Entry])
 
 
 async def hold_socket(socket: WebSocket) -> None:
-    """`/ws`: hold a WebSocket until its client leaves."""
+    """`/ws`: hold a WebSocket until the client leaves."""
     await socket.accept()
     user = _user(socket.headers)
-    _takers[user] = socket.send_text
+    _senders[user] = socket.send_text
     try:
         while True:
             await socket.receive_text()
     except WebSocketDisconnect:
         pass
     finally:
-        _takers.pop(user, None)
+        _senders.pop(user, None)
 
 
 async def hold_stream(request: Request) -> Response:
-    """`/sse`: hold an event stream until its client leaves."""
+    """`/sse`: hold an event stream until the client leaves."""
     ping_seconds = int(float(request.app.state.heartbeat_seconds))
     return EventSourceResponse(_events(_user(request.headers)), ping=ping_seconds)
 
 
 async def _events(user: str) -> AsyncIterator[dict[str, str]]:
     queue: asyncio.Queue[str] = asyncio.Queue()
-    _takers[user] = queue.put
+    _senders[user] = queue.put
     try:
         while True:
             yield {"data": await queue.get()}
     finally:
-        _takers.pop(user, None)
+        _senders.pop(user, None)
 
 
 async def push(request: Request) -> Response:
-    """`POST /push`: send each message to its user, or to each of its users; 1 or 0 for each."""
+    """`POST /push`: send messages to their users; a result is 1, or 0 for an absent user."""
     results: list[int | list[int]] = []
     for entry in _batch.decode(await request.body()):
-        taken = []
+        counts = []
         for user in [entry.user] if isinstance(entry.user, str) else entry.user:
-            take = _takers.get(user)
-            if take is not None:
-                await take(entry.data)
-            taken.append(0 if take is None else 1)
-        results.append(taken[0] if isinstance(entry.user, str) else taken)
+            send = _senders.get(user)
+            if send is not None:
+                await send(entry.data)
+            counts.append(0 if send is None else 1)
+        results.append(counts[0] if isinstance(entry.user, str) else counts)
     return Response(msgspec.json.encode({"results": results}), media_type="application/json")
 
 
@@ -85,12 +85,12 @@ def _user(headers: Headers) -> str:
 
 
 async def healthz(request: Request) -> Response:  # noqa: ARG001
-    """`GET /healthz`."""
+    """`GET /healthz`: the benchmark waits for this answer before clients connect."""
     return PlainTextResponse("alive")
 
 
 def main() -> None:
-    """Serve until a signal."""
+    """Serve until SIGTERM or SIGINT."""
     kind, port, heartbeat = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     cert, key = sys.argv[4:6] or (None, None)
     hold = WebSocketRoute("/ws", hold_socket) if kind == "ws" else Route("/sse", hold_stream)

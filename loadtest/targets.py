@@ -1,4 +1,7 @@
-"""What is compared: a gateway and a stock server, which connect and take batches alike."""
+"""The servers to compare under one interface: a gateway and a stock server.
+
+Clients connect to both, and batches are posted to both, in the same way.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from loadtest.pusher import Pusher
 _PAYLOAD: Final = "x" * 200
 _BATCH: Final = 1_000
 _POLL_BATCH: Final = 50
-#: Until all have seen one heartbeat: more than two intervals of any benchmark that waits for one.
+#: Time limit for all clients to get a heartbeat: over two heartbeat intervals of every benchmark
+#: that waits for heartbeats.
 _PATIENCE_SECONDS: Final = 90.0
 
 
@@ -26,39 +30,39 @@ class Target(Protocol):
 
     @property
     def server(self) -> Server:
-        """Return its process."""
+        """Return the server's process."""
 
     @property
     def port(self) -> int:
-        """Return where clients connect."""
+        """Return the port that clients connect to."""
 
     def credentials(self, users: Sequence[str]) -> Sequence[str]:
-        """Return the bearer of each user."""
+        """Return a bearer credential for each user."""
 
     def pusher(self, codec: str = "json") -> Pusher:
-        """Return a new connection on which batches are posted."""
+        """Return a new connection for batches; `codec` is a name in pusher.CODECS."""
 
 
 class GatewayTarget:
-    """The gateway, pushed into over its internal port."""
+    """The gateway as a target; batches go to the internal port."""
 
     def __init__(self, gateway: Gateway, *, tls: ssl.SSLContext | None = None) -> None:
-        """`tls` trusts its certificate."""
+        """`tls` trusts the gateway's certificate."""
         self.server = gateway
         self.port = gateway.port
         self.tls = tls
 
     def credentials(self, users: Sequence[str]) -> Sequence[str]:
-        """Return a fresh token for each."""
+        """Return a new token for each user."""
         return tokens(users)
 
     def pusher(self, codec: str = "json") -> Pusher:
-        """Return a new connection to its internal port."""
+        """Return a new connection to the internal port of the gateway's first worker."""
         return Pusher(self.server.internal_ports[0], codec=codec)
 
 
 class StockTarget:
-    """A stock server."""
+    """A stock server as a target; batches go to the port of the clients."""
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class StockTarget:
         certificate: Certificate | None = None,
         runner: Sequence[str] = ("-m", "loadtest.stock"),
     ) -> None:
-        """`kind` is ws or sse; `runner` runs loadtest.stock."""
+        """`kind` is ws or sse; `runner` are the arguments of Python that run loadtest.stock."""
         self.port = free_port()
         self.tls = certificate.trust if certificate else None
         files = [str(certificate.cert), str(certificate.key)] if certificate else []
@@ -82,24 +86,25 @@ class StockTarget:
         )
 
     def credentials(self, users: Sequence[str]) -> Sequence[str]:
-        """Return the users: it believes them."""
+        """Return the users' names: the stock server takes a bearer as the user's name."""
         return users
 
     def pusher(self, codec: str = "json") -> Pusher:
-        """Return a new connection to its only port."""
+        """Return a new connection to the stock server's only port."""
         return Pusher(self.port, codec=codec, tls=self.tls)
 
 
 def names(start: int, end: int) -> list[str]:
-    """Return the users of these numbers."""
+    """Return the user ids `user-START` to `user-(END - 1)`."""
     return [f"user-{number}" for number in range(start, end)]
 
 
 @contextmanager
 def visit(target: Target, kind: str, connections: int) -> Iterator[Crowd]:
-    """Connect a crowd and send a message to each of it.
+    """Connect a crowd of `connections` and send one message to every client.
 
-    Long-polls get theirs fifty at a time, as others would.
+    Fifty long-polls at a time get their message: in service, too, polls are not all answered at
+    once.
     """
     crowd = Crowd(target.port, kind, tls=target.tls)
     try:
@@ -111,7 +116,11 @@ def visit(target: Target, kind: str, connections: int) -> Iterator[Crowd]:
 
 
 def message_to_each(target: Target, crowd: Crowd, *, at_once: int) -> None:
-    """Send one message to everyone, `at_once` before their arrival is waited for."""
+    """Send one message to every client; wait for arrivals after every `at_once` messages.
+
+    Raises:
+        LoadtestError: a message did not reach its one connection, or did not arrive in time.
+    """
     with target.pusher() as pusher:
         for start in range(0, len(crowd.clients), at_once):
             clients = crowd.clients[start : start + at_once]
@@ -126,7 +135,11 @@ def message_to_each(target: Target, crowd: Crowd, *, at_once: int) -> None:
 
 
 def heartbeat_of_each(crowd: Crowd) -> None:
-    """Wait until everyone has had a heartbeat, and has answered it if it is a ping."""
+    """Wait until every client has received a heartbeat (a Ping is answered at once).
+
+    Raises:
+        LoadtestError: a client got no heartbeat within 90 s.
+    """
     crowd.until(lambda: all(c.heartbeats for c in crowd.clients), seconds=_PATIENCE_SECONDS)
 
 

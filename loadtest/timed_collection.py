@@ -1,6 +1,7 @@
 """Runs a module as `python -m` would, and times a full garbage collection on each SIGUSR1.
 
-Each adds a line of JSON to FILE: the milliseconds it took, what it freed, what is tracked.
+Every collection adds a line of JSON to FILE: its milliseconds, the objects freed, and the objects
+that the collector tracks afterwards.
 
     python -m loadtest.timed_collection FILE MODULE [ARGUMENT ...]
 """
@@ -17,16 +18,16 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the module."""
+    """Run the module, and collect garbage on SIGUSR1."""
     file, module = Path(sys.argv[1]), sys.argv[2]
 
     def collect(number: int, frame: object) -> None:  # noqa: ARG001
         began = time.perf_counter()
         freed = gc.collect()
         milliseconds = (time.perf_counter() - began) * 1e3
-        found = {"ms": milliseconds, "freed": freed, "tracked": len(gc.get_objects())}
-        with file.open("a") as lines:
-            lines.write(json.dumps(found) + "\n")
+        figures = {"ms": milliseconds, "freed": freed, "tracked": len(gc.get_objects())}
+        with file.open("a") as log:
+            log.write(json.dumps(figures) + "\n")
 
     signal.signal(signal.SIGUSR1, collect)
     sys.argv = sys.argv[2:]

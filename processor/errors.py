@@ -1,5 +1,5 @@
-"""The base of every error that this package raises."""
+"""The base class of every error that this package raises."""
 
 
 class ProcessorError(Exception):
-    """Something that a processor can't do; subclasses say what."""
+    """An error of a processor; every subclass says what the processor can't do."""

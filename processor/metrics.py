@@ -74,5 +74,5 @@ IN_HAND = Gauge(
 
 
 def exposition() -> bytes:
-    """Return all metrics in Prometheus's text format."""
+    """Return all metrics of the processor in Prometheus's text format."""
     return generate_latest(_registry)

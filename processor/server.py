@@ -1,4 +1,4 @@
-"""One processor process: the consumer, the node table's refresh, and a port for operators."""
+"""One processor process: the wings connected, the node table refreshed, a port for operators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from registry.directory import TIMINGS, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
 _REFRESH_SECONDS: Final = 1.0
-#: How long the batch in hand and the farewell to the group may take.
+#: How long settling the messages in hand and leaving the group may take after `stop`.
 _LEAVE_SECONDS: Final = 10.0
 
 log = structlog.get_logger("processor")
@@ -88,11 +88,11 @@ class Processor:
         await self._consumer.assigned.wait()
 
     def stop(self) -> None:
-        """Finish the batch in hand, commit, leave the group, then return from `run`."""
+        """Finish the messages in hand, commit, leave the group, then return from `run`."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Work until `stop`."""
+        """Work until `stop`, or until a task that messages depend on fails (an ExceptionGroup)."""
         settings = self._settings
         log.info("processor starts", topics=settings.topics, group=settings.kafka_group)
         async with asyncio.TaskGroup() as tasks:
@@ -105,7 +105,7 @@ class Processor:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             self._consumer.stop()
-            if self._consumer.assigned.is_set():  # else nothing can be in hand
+            if self._consumer.assigned.is_set():  # before an assignment nothing can be in hand
                 await asyncio.wait((work,), timeout=_LEAVE_SECONDS)
             work.cancel()
             for task in (dispatch, refresh):
@@ -167,5 +167,5 @@ class Processor:
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the process, which has more to stop than this port."""
+        """Leave signals to the process, which stops the consumer as well as this port."""
         yield

@@ -1,4 +1,4 @@
-"""A processor's settings, and how to reach Kafka: one class, one sentence a field."""
+"""Settings of a processor, and of clients of Kafka: one class for either, one sentence a field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from registry.settings import RegistrySettings, printable
 
 
 class KafkaSettings(BaseSettings):
-    """How to reach Kafka; `pushgate send` takes these too."""
+    """How to reach Kafka; `pushgate send` takes these settings too."""
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
 
@@ -62,7 +62,7 @@ class KafkaSettings(BaseSettings):
         if value is not None:
             try:
                 ssl.create_default_context(cafile=value)
-            except OSError as error:  # ssl.SSLError is one too
+            except OSError as error:  # ssl.SSLError is an OSError too
                 raise ValueError(f"that is no PEM file of certificates: {error}") from error
         return value
 
@@ -142,9 +142,9 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
 
     @property
     def weights(self) -> list[int]:
-        """The weight of each topic."""
-        given = [int(weight) for weight in self.kafka_weights.split(",") if weight.strip()]
-        return given or [1] * len(self.topics)
+        """The weight of every topic, in the order of `topics`."""
+        weights = [int(weight) for weight in self.kafka_weights.split(",") if weight.strip()]
+        return weights or [1] * len(self.topics)
 
     @field_validator("kafka_weights")
     @classmethod

@@ -1,1 +1,1 @@
-"""The command line and the embedded stack; the only package that sees all three parts."""
+"""The command line and the embedded servers; the only package that imports the other three."""

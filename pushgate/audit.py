@@ -1,4 +1,4 @@
-"""Registry and nodes compared: what look-ups return against the connections there are."""
+"""Compares registry and nodes: the users that look-ups find against the users with connections."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from pushgate.errors import PushgateError
 from registry.directory import Node
 
-#: A user of a node.
+#: A user, and a node where the user is registered or connected.
 Place = tuple[str, Node]
 _TIMEOUT_SECONDS: Final = 30.0
 
 
 class AuditError(PushgateError):
-    """The comparison could not be made; says why."""
+    """The comparison could not be made; the text says why."""
 
 
 class Whole(Protocol):
-    """A registry that can be gone through as a whole."""
+    """A registry whose entries can be iterated over."""
 
     async def nodes(self) -> Sequence[Node]:
         """Return the live nodes."""
 
     def entries(self) -> AsyncIterator[tuple[str, tuple[Node, ...]]]:
-        """Go through all users with the live nodes that a look-up would return."""
+        """Iterate over all users with the live nodes that a look-up would return."""
 
 
 class _Users(msgspec.Struct):
@@ -43,7 +43,11 @@ class _Users(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was found: places that are registered without a connection, and the other way round."""
+    """The findings of a comparison.
+
+    `phantoms` are places that are registered without a connection; `missing` are places with a
+    connection that are not registered. `nodes` and `users` are the numbers compared.
+    """
 
     nodes: int
     users: int
@@ -52,16 +56,19 @@ class Audit:
 
     @property
     def clean(self) -> bool:
-        """Whether both agree."""
+        """Whether registry and nodes agree."""
         return not (self.phantoms or self.missing)
 
 
 async def audit(registry: Whole, *, secret: str, pause_seconds: float) -> Audit:
-    """Compare twice, `pause_seconds` apart: what comes and goes meanwhile is no finding.
+    """Compare registry and nodes; where they differ, compare again `pause_seconds` later.
+
+    Only differences of both comparisons are findings: users who connect or disconnect during a
+    comparison are none.
 
     Raises:
         AuditError: a live node does not answer.
-        RegistryUnavailable: the registry does not.
+        RegistryUnavailable: the registry does not answer.
     """
     async with _client(secret) as http:
         first = await _compare(registry, http)
@@ -78,43 +85,45 @@ async def audit(registry: Whole, *, secret: str, pause_seconds: float) -> Audit:
 
 
 def write_metrics(found: Audit, path: Path) -> None:
-    """Write the counts as a text file for the node exporter's collector."""
+    """Write the numbers of findings to `path`, for the node exporter's textfile collector."""
     registry = CollectorRegistry()
-    for name, what, count in (
+    for name, help_text, places in (
         ("phantom", "Users registered at a live node that does not have them.", found.phantoms),
         ("missing", "Users of a live node who are not registered there.", found.missing),
     ):
-        Gauge(f"pushgate_registry_{name}_users", what, registry=registry).set(len(count))
+        Gauge(f"pushgate_registry_{name}_users", help_text, registry=registry).set(len(places))
     write_to_textfile(str(path), registry)
 
 
 async def _compare(registry: Whole, http: httpx.AsyncClient) -> Audit:
     nodes = await registry.nodes()
-    held = await asyncio.gather(*(_held(http, node) for node in nodes))
-    live: set[Place] = {place for places in held for place in places}
+    places_by_node = await asyncio.gather(*(_places_of(http, node) for node in nodes))
+    connected: set[Place] = {place for places in places_by_node for place in places}
     registered: set[Place] = set()
-    async for user, where in registry.entries():
-        registered.update((user, node) for node in where if node in nodes)
-    users = {user for user, _ in live | registered}
-    return Audit(len(nodes), len(users), frozenset(registered - live), frozenset(live - registered))
+    async for user, live_nodes in registry.entries():
+        registered.update((user, node) for node in live_nodes if node in nodes)
+    users = {user for user, _ in connected | registered}
+    phantoms, missing = frozenset(registered - connected), frozenset(connected - registered)
+    return Audit(len(nodes), len(users), phantoms, missing)
 
 
-async def _held(http: httpx.AsyncClient, node: Node) -> Iterable[Place]:
+async def _places_of(http: httpx.AsyncClient, node: Node) -> Iterable[Place]:
     try:
         answer = await http.get(f"http://{node.address}/connections")
         answer.raise_for_status()
-        found = msgspec.json.decode(answer.content, type=_Users)
+        listing = msgspec.json.decode(answer.content, type=_Users)
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as error:
         raise AuditError(f"node {node.name} at {node.address}: {error}") from error
-    if (found.node, found.epoch) != (node.name, node.epoch):
-        raise AuditError(f"at {node.address} is node {found.node}, not {node.name}")
-    return [(user, node) for user in found.users]
+    if (listing.node, listing.epoch) != (node.name, node.epoch):
+        raise AuditError(f"at {node.address} is node {listing.node}, not {node.name}")
+    return [(user, node) for user in listing.users]
 
 
 @asynccontextmanager
 async def _client(secret: str) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {secret}"}
     timeout = httpx.Timeout(_TIMEOUT_SECONDS)
-    # The address is the node's own word; no proxy and no redirect may change it.
+    # Requests go to the address that the node registered, and nowhere else: httpx follows no
+    # redirects by default, and without trust_env no proxies of the environment either.
     async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
         yield http

@@ -41,8 +41,9 @@ from registry.message import URGENCIES
 from registry.redis_store import RedisRegistry
 
 _RECONNECT_SECONDS: Final = 1.0
-#: Of each kind of finding; and the exit status with any. 1 is for an error.
+#: How many findings of a kind `pushgate audit` prints.
 _SHOWN: Final = 20
+#: The exit status of `pushgate audit` with findings; 1 is the status of an error.
 _DIFFERENT: Final = 3
 
 
@@ -56,7 +57,7 @@ def cli() -> None:
 @settings_options(DevSettings)
 def dev(**flags: Any) -> None:
     """Run the whole system on embedded parts, on loopback."""
-    # Only this command needs the extra `dev`.
+    # Imported here, because only this command needs the packages of the extra `dev`.
     from pushgate.dev import DiedError  # noqa: PLC0415
     from pushgate.dev import run as run_dev  # noqa: PLC0415
     from pushgate.embedded import EmbeddedError  # noqa: PLC0415
@@ -92,8 +93,9 @@ def processor(**flags: Any) -> None:
     """Run one processor worker."""
     settings = load(ProcessorCommandSettings, flags)
     logs.configure(as_json=settings.log_json)
-    # A batch makes thousands of objects that live for milliseconds. With Python's own 700 they are
-    # gone through every few hundred messages: a sixth of the CPU (measured).
+    # A batch makes thousands of objects that live for milliseconds. With Python's own threshold of
+    # 700 the collector goes through the objects every few hundred messages: a sixth of the CPU
+    # (measured).
     gc.set_threshold(50_000, 20, 100)
     _serve(lambda: Processor(settings))
 
@@ -121,7 +123,7 @@ def send(user: str, payload: str, **flags: Any) -> None:
     async def publish() -> None:
         async with publisher(settings) as kafka:
             for text in payloads:
-                # What the command line could not decode is sent as the bytes it was.
+                # Bytes that Python could not decode from the command line are sent unchanged.
                 data = text.encode(errors="surrogateescape")
                 click.echo(await kafka.publish(user, data, headers))
 
@@ -195,19 +197,19 @@ def audit(pause: float, textfile: Path | None, **flags: Any) -> None:
             await registry.close()
 
     try:
-        found = uvloop.run(compare())
+        comparison = uvloop.run(compare())
     except (AuditError, RegistryUnavailable) as error:
         raise click.ClickException(str(error)) from error
     if textfile is not None:
-        write_metrics(found, textfile)
+        write_metrics(comparison, textfile)
     click.echo(
-        f"{found.users} users on {found.nodes} nodes: {len(found.phantoms)} registered without a "
-        f"connection, {len(found.missing)} connected and not registered"
+        f"{comparison.users} users on {comparison.nodes} nodes: {len(comparison.phantoms)} "
+        f"registered without a connection, {len(comparison.missing)} connected and not registered"
     )
-    for what, places in (("phantom", found.phantoms), ("missing", found.missing)):
+    for kind, places in (("phantom", comparison.phantoms), ("missing", comparison.missing)):
         for user, node in sorted(places, key=lambda place: place[0])[:_SHOWN]:
-            click.echo(f"{what}: {user!r} at {node.name}")
-    sys.exit(0 if found.clean else _DIFFERENT)
+            click.echo(f"{kind}: {user!r} at {node.name}")
+    sys.exit(0 if comparison.clean else _DIFFERENT)
 
 
 class _Server(Protocol):
@@ -222,7 +224,8 @@ def _serve(make: Callable[[], _Server]) -> None:
             server = make()
         except OSError as error:
             raise click.ClickException(str(error)) from error
-        # What is here by now stays: a full collection looks at what connections bring, alone.
+        # Objects that exist by now stay until the exit. Frozen, they are left out of full
+        # collections, which then look only at objects that connections and messages bring.
         gc.collect()
         gc.freeze()
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""A client of each transport, for `pushgate listen`: what arrives, byte for byte."""
+"""A client of every transport, for `pushgate listen`: payloads as they were published."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as a client gets it."""
+    """A message as a client gets it; `payload` is byte for byte the published payload."""
 
     id: str
     type: str | None
@@ -32,10 +32,10 @@ def _from_json(form: dict[str, Any]) -> Message:
 
 
 async def websocket(url: str, token: str) -> AsyncIterator[Message]:
-    """Yield messages until the connection ends. `url` is the gateway's, http:// or https://.
+    """Yield messages from a WebSocket until it closes. `url` is the gateway's, http:// or https://.
 
     Raises:
-        websockets.exceptions.InvalidStatus: refused, with the status.
+        websockets.exceptions.InvalidStatus: the gateway refused; the error has the status.
     """
     address = f"ws{url.removeprefix('http')}/ws"
     subprotocols = [Subprotocol("pushgate.v1"), Subprotocol(f"bearer.{token}")]
@@ -47,10 +47,10 @@ async def websocket(url: str, token: str) -> AsyncIterator[Message]:
 
 
 async def sse(url: str, token: str) -> AsyncIterator[Message]:
-    """Yield messages until the stream ends.
+    """Yield messages from an event stream (SSE) until the stream ends.
 
     Raises:
-        httpx.HTTPStatusError: refused, with the status.
+        httpx.HTTPStatusError: the gateway refused; the error has the status.
     """
     headers = {"authorization": f"Bearer {token}", "accept": "text/event-stream"}
     timeout = httpx.Timeout(10.0, read=None)
@@ -71,10 +71,10 @@ async def sse(url: str, token: str) -> AsyncIterator[Message]:
 
 
 async def poll(url: str, token: str) -> AsyncIterator[Message]:
-    """Yield messages until a poll fails.
+    """Yield messages from long polls until a poll fails.
 
     Raises:
-        httpx.HTTPStatusError: refused, with the status.
+        httpx.HTTPStatusError: the gateway refused; the error has the status.
     """
     headers = {"authorization": f"Bearer {token}"}
     timeout = httpx.Timeout(10.0, read=70.0)
@@ -107,12 +107,12 @@ def _from_event(fields: dict[bytes, list[bytes]]) -> Message:
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Split as the HTML standard does: at LF, CR and CRLF alone (§9.2.6), not at U+2028."""
-    rest = b""
+    """Split lines as the HTML standard does (§9.2.6): at LF, CR and CRLF alone, not at U+2028."""
+    unsplit = b""
     async for chunk in chunks:
-        rest += chunk
-        if rest.endswith(b"\r"):
+        unsplit += chunk
+        if unsplit.endswith(b"\r"):
             continue  # the LF of a CRLF may be on its way
-        *lines, rest = _LINE_END.split(rest)
+        *lines, unsplit = _LINE_END.split(unsplit)
         for line in lines:
             yield line

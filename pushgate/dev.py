@@ -1,4 +1,4 @@
-"""`pushgate dev`: the whole system in one terminal, on embedded parts, on loopback."""
+"""`pushgate dev`: the whole system in one terminal, with embedded servers, on loopback."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ Embedded = EmbeddedKafka | EmbeddedValkey
 
 
 async def run(settings: DevSettings, *, kept: Path = Path(DEV_FILE)) -> None:
-    """Start everything, say where it is, and run until Ctrl-C. `kept` outlives it.
+    """Start all parts, print their addresses, and run until Ctrl-C.
+
+    The secrets and addresses are written to `kept`, a file that stays after the end.
 
     Raises:
         EmbeddedError: an embedded server can't be started.
         OSError: a port can't be bound.
-        KafkaError: the Kafka that was given does not answer.
+        KafkaError: the configured Kafka does not answer.
         DiedError: an embedded server ended by itself.
     """
     stopping = asyncio.Event()
@@ -53,7 +55,7 @@ async def run(settings: DevSettings, *, kept: Path = Path(DEV_FILE)) -> None:
         registry = RedisRegistry(settings.redis_url)
         stack.push_async_callback(registry.close)
         demo = []
-        if settings.host in _LOOPBACK:  # it mints tokens for whoever reaches it
+        if settings.host in _LOOPBACK:  # the demo page mints tokens for anyone who reaches it
             secret = settings.jwt_secret.get_secret_value()
             demo = demo_routes(publisher=publisher, jwt_secret=secret, registry=registry)
         gateway, processor = Gateway(settings, extra_routes=demo), Processor(settings)
@@ -68,25 +70,27 @@ async def _serve(
     embedded: Sequence[Embedded],
     announce: Callable[[], None],
 ) -> None:
-    """Run both until told to stop, or until something that they need has ended."""
+    """Run gateway and processor until `stopping` is set, or until an embedded server has ended."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(gateway.run())
         processing = tasks.create_task(processor.run())
-        told = asyncio.create_task(stopping.wait())
+        stop_requested = asyncio.create_task(stopping.wait())
         deaths = [asyncio.create_task(server.wait()) for server in embedded]
         ready = asyncio.create_task(_ready(gateway, processor))
         try:
-            await asyncio.wait((told, ready, *deaths), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (stop_requested, ready, *deaths), return_when=asyncio.FIRST_COMPLETED
+            )
             if ready.done():
                 announce()
-                await asyncio.wait((told, *deaths), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((stop_requested, *deaths), return_when=asyncio.FIRST_COMPLETED)
         finally:
             processor.stop()
             await asyncio.wait((processing,))
             gateway.stop()
-            for task in (told, ready, *deaths):
+            for task in (stop_requested, ready, *deaths):
                 task.cancel()
-        if not told.done():
+        if not stop_requested.done():
             raise DiedError("an embedded server has ended by itself; start again")
 
 
@@ -98,7 +102,10 @@ async def _ready(gateway: Gateway, processor: Processor) -> None:
 async def _with_servers(
     settings: DevSettings, stack: AsyncExitStack
 ) -> tuple[DevSettings, list[Embedded]]:
-    """Start a Valkey and a Kafka, but for those that were given."""
+    """Start a Valkey, unless a Redis is configured, and a Kafka, unless a Kafka is configured.
+
+    Returns the settings with the addresses of the started servers, and the servers.
+    """
     embedded: list[Embedded] = []
     update: dict[str, object] = {"kafka_start": "earliest"}
     if "redis_url" not in settings.model_fields_set:
@@ -113,7 +120,7 @@ async def _with_servers(
 
 
 def _with_secrets(settings: DevSettings, kept: Path) -> DevSettings:
-    """Take secrets that were made at an earlier start, so that tokens outlive a restart."""
+    """Take the secrets of an earlier start from the file `kept`: tokens then outlive a restart."""
     earlier = dotenv_values(kept) if kept.exists() else {}
     update = {
         name: SecretStr(value)
@@ -125,7 +132,7 @@ def _with_secrets(settings: DevSettings, kept: Path) -> DevSettings:
 
 
 def _keep(kept: Path, settings: DevSettings, gateway: Gateway) -> None:
-    """Write what `token`, `listen` and `send` need; readable by its owner alone."""
+    """Write the settings that `token`, `listen` and `send` need, readable by the owner alone."""
     values = {
         "JWT_SECRET": settings.jwt_secret.get_secret_value(),
         "INTERNAL_SECRET": settings.internal_secret.get_secret_value(),

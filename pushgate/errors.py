@@ -2,4 +2,4 @@
 
 
 class PushgateError(Exception):
-    """A command can't do what it was asked for; the text says why, and what to do."""
+    """A command can't do what the user asked for; the text says why, and what to do about it."""

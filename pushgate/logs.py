@@ -1,4 +1,4 @@
-"""Log lines of all parts, ours and the libraries', in one form."""
+"""Log lines of all packages, the project's own and the libraries', in one form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import structlog
 def configure(*, as_json: bool, level: str = "INFO") -> None:
     """Send structlog's and the standard library's records to standard error.
 
-    People read columns, machines read JSON, a line a record.
+    A record is a line: JSON for machines, or columns for people. `level` is the level of the
+    project's own packages; libraries log warnings and errors.
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -30,7 +31,7 @@ def configure(*, as_json: bool, level: str = "INFO") -> None:
     for_people = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
-    last: list[Any] = (
+    renderers: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
         else [for_people]
@@ -39,13 +40,13 @@ def configure(*, as_json: bool, level: str = "INFO") -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for ours in ("gateway", "processor", "registry", "pushgate"):
-        logging.getLogger(ours).setLevel(level)
-    # Its warnings are of clients that break off; each is counted already.
+    for package in ("gateway", "processor", "registry", "pushgate"):
+        logging.getLogger(package).setLevel(level)
+    # uvicorn's warnings are of clients that break off; a metric counts them already.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    # It repeats each second what the processor has said once, by name.
+    # aiokafka repeats every second an error that the processor has logged once, by name.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

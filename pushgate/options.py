@@ -11,7 +11,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
 PREFIX = "PUSHGATE_"
-#: What may stand before the @ of an address, and is nobody's business in a log.
+#: The user name and password before the @ of a URL, which must not be shown in an error.
 _CREDENTIALS = re.compile(r"[^/@]*@")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -19,7 +19,7 @@ _Settings = TypeVar("_Settings", bound=BaseSettings)
 
 
 def settings_options(settings: type[BaseSettings]) -> Callable[[_F], _F]:
-    """Decorate a command with one option a field; what is not given is not passed on."""
+    """Decorate a command with an option for every field; the value of an unset option is None."""
 
     def decorate(command: _F) -> _F:
         for name, field in reversed(settings.model_fields.items()):
@@ -39,14 +39,14 @@ def settings_options(settings: type[BaseSettings]) -> Callable[[_F], _F]:
 def load(
     settings: type[_Settings], flags: dict[str, Any], *, files: tuple[str, ...] = ()
 ) -> _Settings:
-    """Build settings from flags, then the environment, then `files`.
+    """Build settings from flags, the environment, and env `files`, in this order of precedence.
 
     Raises:
         click.UsageError: a value is bad; the text names the setting and the value.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    set_flags = {name: value for name, value in flags.items() if value is not None}
     try:
-        return settings(_env_file=files, **given)
+        return settings(_env_file=files, **set_flags)
     except ValidationError as error:
         raise click.UsageError(_explain(settings, error)) from None
 

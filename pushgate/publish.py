@@ -17,15 +17,15 @@ class Publisher:
         self._topic = settings.topics[0]
 
     async def publish(self, user: str, payload: bytes, headers: Mapping[str, str]) -> str:
-        """Return `topic-partition-offset`, the default id, once Kafka has the record."""
-        raw = [(name, value.encode()) for name, value in headers.items()]
-        kept = await self._producer.send_and_wait(
-            self._topic, payload, key=user.encode(), headers=raw
+        """Publish a record; return `topic-partition-offset`, the default id, once Kafka has it."""
+        raw_headers = [(name, value.encode()) for name, value in headers.items()]
+        record = await self._producer.send_and_wait(
+            self._topic, payload, key=user.encode(), headers=raw_headers
         )
-        return f"{kept.topic}-{kept.partition}-{kept.offset}"
+        return f"{record.topic}-{record.partition}-{record.offset}"
 
     async def start(self) -> None:
-        """Connect.
+        """Connect to Kafka.
 
         Raises:
             KafkaError: no broker answers.
@@ -33,16 +33,20 @@ class Publisher:
         await self._producer.start()
 
     async def stop(self) -> None:
-        """Flush and disconnect."""
+        """Flush pending records and disconnect."""
         await self._producer.stop()
 
 
 @asynccontextmanager
 async def publisher(settings: KafkaSettings) -> AsyncIterator[Publisher]:
-    """A connected publisher."""
-    made = Publisher(settings)
+    """Yield a connected publisher.
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    connecting = Publisher(settings)
     try:
-        await made.start()
-        yield made
+        await connecting.start()
+        yield connecting
     finally:
-        await made.stop()
+        await connecting.stop()

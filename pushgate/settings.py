@@ -1,4 +1,4 @@
-"""Settings of the commands that are not servers."""
+"""Settings of the commands: of the tools, and of the servers with their log settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.settings import GatewaySettings
 from processor.settings import KafkaSettings, ProcessorSettings
 from registry.settings import RegistrySettings, printable
 
-#: Where `pushgate dev` keeps what it made up, for `token`, `listen` and `send`.
+#: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
 DEV_FILE: Final = ".pushgate/dev.env"
 
 
@@ -58,11 +58,11 @@ class LogSettings(BaseSettings):
 
 
 class GatewayCommandSettings(GatewaySettings, LogSettings):
-    """All of `pushgate gateway`."""
+    """All settings of `pushgate gateway`."""
 
 
 class ProcessorCommandSettings(ProcessorSettings, LogSettings):
-    """All of `pushgate processor`."""
+    """All settings of `pushgate processor`."""
 
 
 def _secret() -> SecretStr:
@@ -70,7 +70,7 @@ def _secret() -> SecretStr:
 
 
 class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
-    """All of `pushgate dev`: the gateway's and the processor's, on loopback, with secrets made."""
+    """All settings of `pushgate dev`: gateway and processor, on loopback, with random secrets."""
 
     host: Annotated[str, Field(description="Public listener's address.")] = "127.0.0.1"
     drain_seconds: Annotated[

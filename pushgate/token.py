@@ -1,4 +1,4 @@
-"""Minting tokens: for development and tests; in production your own backend does."""
+"""Minting tokens for development and tests; in production your own backend mints tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import jwt
 
 
 def mint(user: str, secret: str, *, ttl_seconds: int, device: str | None = None) -> str:
-    """Return an HS256 JWT that speaks for `user` for `ttl_seconds`."""
+    """Return an HS256 JWT (RFC 7519) for `user`, and for one `device` if set.
+
+    The token expires `ttl_seconds` from now.
+    """
     claims: dict[str, object] = {"sub": user, "exp": int(time.time()) + ttl_seconds}
     if device is not None:
         claims["device"] = device

@@ -1,4 +1,4 @@
-"""Several gateway processes on one public port: a parent that starts them and holds nothing."""
+"""Several gateway processes on one public port, and their parent, which holds no connection."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import structlog
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-#: Exit status of a worker that can't start as it is set up; click's for a usage error too.
+#: Exit status of a worker that can't start with its settings; also click's status of usage errors.
 CANNOT_START: Final = 2
-#: A worker that dies is started again after the first, then twice as long up to the most; one that
-#: has lived steadily starts at the first again.
+#: A dead worker is started again after the first delay. The delay doubles with every further death,
+#: up to the longest delay. After a life of the steady seconds the delay is the first again.
 FIRST_DELAY_SECONDS: Final = 1.0
 MOST_DELAY_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 60.0
@@ -27,7 +27,7 @@ log = structlog.get_logger("pushgate")
 
 
 class WorkerSettings(BaseSettings):
-    """What the parent tells a worker; nobody else sets it."""
+    """The setting that the parent passes to a worker; operators don't use this setting."""
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
 
@@ -40,17 +40,17 @@ class Workers:
     """The worker processes of one `pushgate gateway`, from start to exit."""
 
     def __init__(self, command: Sequence[str], count: int) -> None:
-        """`command` is run `count` times, each with its PUSHGATE_WORKER_INDEX."""
+        """`command` is run `count` times, with a PUSHGATE_WORKER_INDEX from 0 to `count` - 1."""
         self._command = tuple(command)
         self._count = count
         self._running: dict[int, Process] = {}
-        self._unable: set[int] = set()
+        self._unable: set[int] = set()  # the workers that ended with CANNOT_START
         self._any_started = False
         self._stopping = asyncio.Event()
         self._status = 0
 
     def stop(self) -> None:
-        """Have all workers leave; called again, it hastens them. Then `run` returns."""
+        """Have all workers leave, then `run` returns. A second call hastens the workers' drains."""
         self._stopping.set()
         for process in self._running.values():
             _tell_to_leave(process)
@@ -58,8 +58,8 @@ class Workers:
     async def run(self) -> int:
         """Keep the workers until all have left by themselves or by `stop`; give an exit status.
 
-        0 when those that ran have left cleanly, 1 when one did not, and CANNOT_START when none has
-        ever started and none can.
+        The status is 0 when all started workers have left cleanly, 1 when a worker did not, and
+        CANNOT_START when no worker has ever started and none can.
         """
         log.info("workers start", workers=self._count)
         async with asyncio.TaskGroup() as tasks:
@@ -69,10 +69,10 @@ class Workers:
         return self._status
 
     async def _keep(self, index: int) -> None:
-        """Run worker `index`, and again whenever it dies, until it leaves or all are to."""
+        """Run worker `index`, and again after every death, until the worker leaves or `stop`."""
         clock, delay = asyncio.get_running_loop().time, 0.0
         while not self._stopping.is_set():
-            born = clock()
+            born_at = clock()
             status = await self._live(index)
             self._any_started |= status != CANNOT_START
             if status == 0:
@@ -88,26 +88,26 @@ class Workers:
                 self._status = CANNOT_START
                 self.stop()
                 return
-            delay = next_delay(delay, lived_seconds=clock() - born)
+            delay = next_delay(delay, lived_seconds=clock() - born_at)
             await self._pause(index, delay)
 
     async def _live(self, index: int) -> int:
-        """Give the exit status of one life of worker `index`; negative for a signal."""
+        """Run worker `index` once; give the exit status of the process, negative for a signal."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 env=os.environ | {"PUSHGATE_WORKER_INDEX": str(index)},
-                # Its closed input is how a worker learns that the parent is gone.
+                # A worker learns from its closed standard input that the parent is gone.
                 stdin=PIPE,
-                # A terminal's Ctrl-C goes to the group; it must reach a worker through `stop` only,
-                # since a second signal hastens.
+                # A terminal's Ctrl-C goes to the whole process group. Workers leave that group:
+                # a Ctrl-C must reach a worker through `stop` alone, since a second signal hastens.
                 start_new_session=True,
             )
         except OSError as error:
             log.error("no process for a worker", worker=index, error=str(error))
             return CANNOT_START
         self._running[index] = process
-        if self._stopping.is_set():  # since before it was there to be told
+        if self._stopping.is_set():  # `stop` came before the process was in `_running`
             _tell_to_leave(process)
         log.info("worker starts", worker=index, pid=process.pid)
         try:
@@ -116,13 +116,14 @@ class Workers:
             del self._running[index]
 
     def _left_with(self, index: int, status: int) -> None:
-        # A worker that dies of SIGTERM had no handler yet: it was still starting, and held nobody.
+        # A worker that dies of SIGTERM had no signal handler yet: the worker was still starting,
+        # and held no connection.
         if status != -signal.SIGTERM:
             log.error("worker has not left cleanly", worker=index, **_cause(status))
             self._status = self._status or 1
 
     def _none_can_start(self, index: int) -> bool:
-        """Note that `index` did not; say whether none has ever started, nor is about to."""
+        """Note that worker `index` can't start; say whether no worker ever did, nor is starting."""
         self._unable.add(index)
         return not (self._any_started or self._running) and len(self._unable) == self._count
 
@@ -136,7 +137,7 @@ class Workers:
 def next_delay(previous: float, *, lived_seconds: float) -> float:
     """Give the seconds to wait before a dead worker is started again.
 
-    `previous` is what was waited before the life that has ended, 0 before the first.
+    `previous` is the delay before the life that has ended, 0 for the first life.
     """
     if lived_seconds >= STEADY_SECONDS or not previous:
         return FIRST_DELAY_SECONDS
@@ -144,9 +145,9 @@ def next_delay(previous: float, *, lived_seconds: float) -> float:
 
 
 def run_workers(count: int) -> int:
-    """Run this process's own command line `count` times, until told to stop by SIGTERM or SIGINT.
+    """Run this process's own command line `count` times, until SIGTERM or SIGINT.
 
-    Gives what `Workers.run` does.
+    Returns the exit status that `Workers.run` gives.
     """
 
     async def run() -> int:
@@ -160,7 +161,7 @@ def run_workers(count: int) -> int:
 
 
 def when_parent_ends(then: Callable[[], None]) -> None:
-    """In a worker's running loop: call `then` once the parent is gone, however it ended."""
+    """In a worker's running loop: call `then` once the parent is gone, however the parent ended."""
     loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def read() -> None:
@@ -172,7 +173,7 @@ def when_parent_ends(then: Callable[[], None]) -> None:
 
 
 def _tell_to_leave(process: Process) -> None:
-    # SIGTERM whatever the parent got: a SIGINT while Python still starts ends in a traceback.
+    # SIGTERM, also where the parent got SIGINT: a SIGINT while Python starts ends in a traceback.
     # Not Process.send_signal(), which on CPython 3.11 may take the exit status from the watcher.
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""What gateways and processors agree on: who is where, and what a message is."""
+"""Shared by gateways and processors: the registry of nodes and users, and the message format."""

@@ -1,4 +1,4 @@
-"""The registry's protocol: nodes, their leases, where users are, and how long all of it lives."""
+"""The registry's interface: nodes, leases, users' entries, and how long leases and entries live."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 _MAX_PORT: Final = 65_535
-#: Heartbeats that fit into one lease: a lease must survive an outage of 10 s.
+#: Heartbeats that fit into one lease: the lease must survive an outage of Redis of 10 s.
 _LEASE_HEARTBEATS: Final = 5
-#: How long a gateway may take, after a heartbeat, to write the entries of all of its users.
+#: How long a gateway may take to write the entries of all of its users, after the heartbeat by
+#: which the gateway noticed that entries were lost.
 _WRITE_ALL_SECONDS: Final = 5.0
 
 
@@ -25,8 +26,11 @@ _WRITE_ALL_SECONDS: Final = 5.0
 class Node:
     """One start of one gateway process.
 
-    `epoch` is random for each start, so that nothing written by an earlier process of the same
-    name counts. `address` is the internal listener as `host:port`: no scheme, no path.
+    `epoch` is drawn at random at every start, so that nothing written by an earlier process of the
+    same name counts. `address` is the internal listener as `host:port`: no scheme, no path.
+
+    Raises:
+        ValueError: a part breaks its rule; the text says which rule.
     """
 
     name: str
@@ -35,23 +39,24 @@ class Node:
 
     def __post_init__(self) -> None:
         if not (_NAME.fullmatch(self.name) and _NAME.fullmatch(self.epoch)):
-            given = f"{self.name[:80]!r}, {self.epoch[:80]!r}"
-            raise ValueError(f"name and epoch of a node are 1–64 of A–Z a–z 0–9 . _ -: {given}")
+            shown = f"{self.name[:80]!r}, {self.epoch[:80]!r}"
+            raise ValueError(f"name and epoch of a node are 1–64 of A–Z a–z 0–9 . _ -: {shown}")
         if not is_address(self.address):
             raise ValueError(f"the address of a node is host:port: {self.address[:80]!r}")
 
     def __hash__(self) -> int:
-        # Nodes are dictionary keys for every message; an epoch is random, and a str keeps its hash.
+        # Nodes are dictionary keys for every message. The epoch alone tells nodes apart, since an
+        # epoch is random, and a str caches its hash.
         return hash(self.epoch)
 
     @property
     def tag(self) -> bytes:
-        """The node's name in a user's entry."""
+        """`name:epoch`: how this node is named in a user's entry."""
         return f"{self.name}:{self.epoch}".encode()
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` is a host:port that could be connected to."""
+    """Whether `text` is host:port: an IP address or a host name, and a port from 1 to 65,535."""
     if not _ADDRESS.fullmatch(text):
         return False
     host, _, port = text.rpartition(":")
@@ -67,7 +72,7 @@ def is_address(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """How long leases and entries live and how often gateways renew them, in seconds.
+    """How long leases and entries live, and how often gateways renew both; all in seconds.
 
     Gateways and processors of one cluster use the same values.
 
@@ -75,16 +80,18 @@ class Timings:
         ValueError: two values contradict each other; the text names both.
     """
 
-    #: A gateway renews its lease this often.
+    #: The interval of heartbeats: how often a gateway renews its lease.
     heartbeat_seconds: float = 2.0
-    #: A node whose lease was not renewed for this long is dead, and none of its entries count.
+    #: The life of a lease after a heartbeat. A node without a lease is dead, and none of the
+    #: node's elements count.
     lease_seconds: float = 15.0
-    #: A gateway writes each user's entry again within this.
+    #: The period in which a gateway asserts the elements of all of its users once.
     reassertion_seconds: float = 600.0
-    #: A node's element in an entry lives this long.
+    #: The life of a node's element in a user's entry, from the last assertion.
     entry_seconds: int = 1_800
-    #: After a loss or an outage users who are not found are unknown, not offline, for this long:
-    #: what every gateway needs to notice, and to write the entries of all of its users.
+    #: The time in which every gateway notices that entries were lost and writes the entries of all
+    #: of its users again. For so long after a loss or an outage, a user without an entry is
+    #: unknown, not offline.
     registration_seconds: float = 7.0
 
     def __post_init__(self) -> None:
@@ -111,7 +118,7 @@ TIMINGS: Final = Timings()
 
 
 class Lease(enum.Enum):
-    """What a heartbeat found."""
+    """The state of a node's lease, as a heartbeat found it."""
 
     HELD = "the lease was still this node's: its entries count and go on counting"
     LAPSED = "no lease (a start, a long pause), or entries may be lost: assert every entry again"
@@ -119,9 +126,9 @@ class Lease(enum.Enum):
 
 
 class RegistryUnavailable(RegistryError):
-    """The registry did not answer. No user may be called offline on the strength of this.
+    """The registry did not answer. A failed look-up is no reason to call a user offline.
 
-    `where` is the registry's address, without credentials.
+    `reason` says what went wrong; `where` is the registry's address, without credentials.
     """
 
     def __init__(self, reason: str, *, where: str = "") -> None:
@@ -131,36 +138,39 @@ class RegistryUnavailable(RegistryError):
 
 
 class Registry(Protocol):
-    """The push registry. Every method raises RegistryUnavailable when there is no answer."""
+    """The push registry. Every method raises RegistryUnavailable when Redis does not answer."""
 
     async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
-        """Renew the node's lease; `claim` takes it over from an earlier process of that name.
+        """Renew the node's lease; `claim` takes the lease over from an earlier process's epoch.
 
-        The registry's markers are seen to as well: where the registry was emptied or replaced, in
-        whole or in part, since this process's last heartbeat, the answer is LAPSED, though the
-        lease be alive.
+        A heartbeat also checks the generation markers, and makes lost or invalid markers anew.
+        Where the registry was emptied or replaced, in whole or in part, since this process's last
+        heartbeat, the answer is LAPSED although the lease is alive: entries may be lost.
         """
 
     async def retire(self, node: Node) -> None:
-        """Give up the node's lease, if it is still this node's: no entry of it counts any more."""
+        """Give up the node's lease, unless another epoch has taken the lease over.
+
+        From then on none of the node's elements count.
+        """
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
-        """Assert the node's own elements of users that are `here`, remove those that are `gone`.
+        """Assert the node's element of every user in `here`, remove the element of those in `gone`.
 
-        Each user's change is one atomic step that touches only this node's element and drops
-        expired elements. Any number of users.
+        A user's change is one atomic step: the step touches only this node's element, and drops
+        expired elements of all nodes. Both lists may have any length.
         """
 
     async def refresh(self) -> None:
-        """Read the node table afresh; `lookup` filters by it."""
+        """Read the live nodes afresh; `lookup` ignores elements of all other nodes."""
 
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
-        """Return, for each user, the live nodes with a connection of the user; one call.
+        """Return, for every user in turn, the live nodes with a connection of the user; one call.
 
-        `()` is offline. None is unknown: the registry was emptied or replaced, or did not answer,
-        so short a time ago that the user may be connected and not yet registered again. No user is
-        None for longer than registration takes (`Timings.registration_seconds`), once a gateway
-        has noticed the loss.
+        `()` means offline. None means unknown: the registry was emptied or replaced, or did not
+        answer, so short a time ago that the user may be connected and not yet registered again.
+        Once a gateway has noticed the loss, no user stays unknown for longer than registration
+        takes (`Timings.registration_seconds`).
         """
 
     async def close(self) -> None:

@@ -1,4 +1,10 @@
-"""When a user whom no live node holds is offline, and when that can't be known."""
+"""Whether a user who is not found in the registry is offline or unknown.
+
+Usually such a user is offline: every connected user has an entry. But Redis can lose entries: it
+was emptied, restored or replaced, or a failover lost the last writes. Each gateway notices the loss
+at its next heartbeat and writes the entries of all of its users again. Until every gateway has done
+so, a user who is not found may be connected: the user is unknown.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +13,86 @@ import re
 import time
 from collections.abc import Callable
 
-#: "<server> <made>": who holds the keys, and since when, by its own clock, epoch microseconds.
+#: A generation marker, "<server> <made>": the run id of the Redis server that holds the keys, and
+#: when the marker was made, in epoch microseconds by that server's clock. Each heartbeat of a
+#: gateway makes the marker anew where it is absent, of another server (after a failover, or a
+#: restore from a snapshot), or from the future (lua/generation.lua). So a reader needs only the
+#: time: after any loss that a gateway has noticed, the marker is young.
 _MARKER = re.compile(rb"[^ ]{1,64} ([0-9]{1,16})")
 
 
 class Doubt:
-    """Says whether the registry may lack users who are connected.
+    """Judges whether the registry may lack entries of connected users, by two signs.
 
-    It may for `registration_seconds` (what every gateway needs to write all of its users again)
-    after it was emptied or replaced, which its marker tells even to who was not there, and after
-    it did not answer, which may have been a failover that lost the last writes.
+    `registration_seconds` is the most that every gateway takes to notice a loss and to write the
+    entries of all of its users again (`Timings` in directory.py). For so long the registry is
+    doubted after either sign, and a user who is not found is unknown:
+
+    - `may_lack_entries`: the generation marker, read with the entries, is absent or young. The
+      marker is in the registry, so a process that started after the loss sees the sign too. The
+      doubt lasts until the marker is `registration_seconds` old.
+    - `in_outage`: the registry does not answer, or did not a moment ago. The outage may have been a
+      failover, whose new master lacks the last writes and whose marker no gateway has made anew
+      yet. Only a process that saw the outage has this sign; a process that starts just then may
+      call a connected user offline until the next heartbeat of a gateway. The doubt lasts until
+      `registration_seconds` after the first answer.
+
+    The caller (RedisRegistry.lookup) doubts an answer where either is true.
     """
 
     def __init__(
         self, registration_seconds: float, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Take `clock` for the time that passes between two readings of the registry's clock."""
+        """`clock` is this process's monotonic clock, in seconds."""
         self._registration_seconds = registration_seconds
         self._clock = clock
-        self._until = -math.inf
-        self._offset: float | None = None
+        #: When the doubt after an outage ends, by `clock`; infinite during an outage.
+        self._doubt_ends_at = -math.inf
+        #: The registry's clock minus `clock`, in seconds; None before the registry's clock is read.
+        self._clock_offset: float | None = None
 
     @property
     def knows_the_time(self) -> bool:
-        """Whether the registry's clock has been read; a marker means nothing before."""
-        return self._offset is not None
+        """Whether the registry's clock has been read; before, no marker's age can be told."""
+        return self._clock_offset is not None
 
     @property
-    def after_outage(self) -> bool:
-        """Whether the registry does not answer, or did not until a moment ago."""
-        return self._clock() < self._until
+    def in_outage(self) -> bool:
+        """Whether the registry does not answer now, or did not `registration_seconds` ago."""
+        return self._clock() < self._doubt_ends_at
 
     def failed(self) -> None:
-        """Note that the registry did not answer."""
-        self._until = math.inf
+        """Note that the registry did not answer: an outage begins, or goes on."""
+        self._doubt_ends_at = math.inf
 
     def answered(self) -> None:
-        """Note that it did."""
-        if self._until == math.inf:
-            self._until = self._clock() + self._registration_seconds
+        """Note that the registry answered. The first answer after an outage ends the outage."""
+        if self._doubt_ends_at == math.inf:
+            self._doubt_ends_at = self._clock() + self._registration_seconds
 
-    def time_is(self, epoch_seconds: float) -> None:
-        """Note what the registry's clock says now."""
-        self._offset = epoch_seconds - self._clock()
+    def set_time(self, epoch_seconds: float) -> None:
+        """Note the present time of the registry's clock, in epoch seconds.
 
-    def covers(self, marker: bytes | None) -> bool:
-        """Whether keys that were read together with this marker may lack some that belong there.
-
-        No marker: they were lost, and no gateway has noticed. A young one: some may not yet have
-        written theirs again. One from the future is young: a clock was set back, and a gateway's
-        next heartbeat makes the marker anew.
+        Called with every refresh of the node table, about once a second. A reply that was under way
+        for some time makes markers look younger than they are, which only prolongs the doubt.
         """
-        made = _MARKER.fullmatch(marker or b"")
-        if made is None or self._offset is None:
+        self._clock_offset = epoch_seconds - self._clock()
+
+    def may_lack_entries(self, marker: bytes | None) -> bool:
+        """Whether entries may be missing among those read together with `marker`.
+
+        - No marker, or an invalid one: the entries were lost, and no gateway has noticed yet.
+        - A marker younger than `registration_seconds`: a gateway noticed a loss and made the marker
+          anew, and other gateways may not have written the entries of their users again.
+        - A marker from the future counts as young: the server's clock was set back, or a slower
+          clock took over. The next heartbeat of a gateway makes the marker anew.
+        - An older marker: no entry is missing, as far as this sign can tell.
+
+        Always true before the registry's clock has been read.
+        """
+        match = _MARKER.fullmatch(marker or b"")
+        if match is None or self._clock_offset is None:
             return True
-        age_seconds = self._clock() + self._offset - int(made[1]) / 1e6
+        made_seconds = int(match[1]) / 1e6
+        age_seconds = self._clock() + self._clock_offset - made_seconds
         return age_seconds < self._registration_seconds

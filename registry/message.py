@@ -1,7 +1,7 @@
-"""What a message is: read from a Kafka record, carried in the internal batch.
+"""The message: how it is read from a Kafka record, and its form in the internal batch.
 
-The terms are those of Web Push (RFC 8030): `push-ttl` is its TTL, `push-urgency` its Urgency and
-`push-collapse-key` its Topic.
+The terms come from Web Push (RFC 8030): the header `push-ttl` is Web Push's TTL (§5.2),
+`push-urgency` its Urgency (§5.3) and `push-collapse-key` its Topic (§5.4).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from registry.errors import RegistryError
 
 MAX_USER_BYTES: Final = 256
 MAX_NAME_BYTES: Final = 128
-#: A default id is `topic-partition-offset`; Kafka's topic names reach 249 bytes by themselves.
+#: The longest default id, `topic-partition-offset`: Kafka's topic names reach 249 bytes by
+#: themselves, partitions 10 digits, offsets 19.
 MAX_ID_BYTES: Final = 249 + 1 + 10 + 1 + 19
 MAX_BATCH_MESSAGES: Final = 1_000
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_MEDIA_TYPE: Final = "application/msgpack"
-#: The node a batch is meant for; another node answers 421 (RFC 9110 §15.5.20).
+#: Name and epoch of the node that a batch is meant for; any other node answers 421
+#: (RFC 9110 §15.5.20).
 NODE_HEADER: Final = "pushgate-node"
 EPOCH_HEADER: Final = "pushgate-epoch"
 URGENCIES: Final = frozenset({"very-low", "low", "normal", "high"})
@@ -39,7 +41,8 @@ _RESERVED_TYPES = frozenset({"open", "error"})
 class Push(msgspec.Struct, omit_defaults=True, gc=False):
     """One message as it travels from a processor to a gateway: an element of the internal batch.
 
-    `data` is the payload as it was published; None in `type` or `device` means "none given".
+    `data` is the payload as it was published. `type` is None where the publisher gave no type;
+    `device` is None where the message is for all devices of the user.
     """
 
     user: str
@@ -50,7 +53,7 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """A message with what its publisher asked of its delivery; times in epoch milliseconds."""
+    """A message with its publisher's wishes for the delivery; `published_ms` is Unix time in ms."""
 
     push: Push
     published_ms: int
@@ -59,14 +62,21 @@ class Envelope(msgspec.Struct, gc=False):
     collapse_key: str | None = None
 
     def expired(self, now_ms: int) -> bool:
-        """Whether its TTL has passed; a TTL of 0 asks for whoever is connected now (§5.2)."""
+        """Whether the TTL has passed at `now_ms`, Unix time in milliseconds.
+
+        A TTL of 0 never passes: 0 asks for delivery to the clients that are connected now, and
+        for no later delivery (RFC 8030 §5.2).
+        """
         if not self.ttl_seconds:
             return False
         return now_ms > self.published_ms + self.ttl_seconds * 1000
 
 
 class RejectedRecord(RegistryError):
-    """A record that breaks the publishing rules. `reason` is a short name fit for a label."""
+    """A record that breaks the publishing rules.
+
+    `reason` is a short name, fit for a metric's label; `detail` says what is wrong.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -75,17 +85,23 @@ class RejectedRecord(RegistryError):
 
 
 def valid_user(user: str) -> bool:
-    """1–256 bytes of UTF-8, no control characters."""
+    """Whether a user id is 1–256 bytes of UTF-8 without control characters."""
     return _fits(user, MAX_USER_BYTES) and not _CONTROL.search(user)
 
 
 def valid_id(message_id: str) -> bool:
-    """No spaces or control characters: it is the last space-separated part of an SSE cursor."""
+    """Whether a message id is 1–280 bytes of UTF-8 without spaces or control characters.
+
+    No spaces, because the id is the last space-separated part of an SSE cursor.
+    """
     return _fits(message_id, MAX_ID_BYTES) and not _CONTROL_OR_SPACE.search(message_id)
 
 
 def valid_type(event_type: str) -> bool:
-    """1–128 bytes, no control characters, and none of the names that clients reserve."""
+    """Whether a type is 1–128 bytes of UTF-8 without control characters, and not reserved.
+
+    Reserved for clients' own events are `open`, `error` and names that start with `pushgate.`.
+    """
     return (
         _fits(event_type, MAX_NAME_BYTES)
         and not _CONTROL.search(event_type)
@@ -95,7 +111,7 @@ def valid_type(event_type: str) -> bool:
 
 
 def valid_device(device: str) -> bool:
-    """1–128 bytes of UTF-8, no control characters."""
+    """Whether a device id is 1–128 bytes of UTF-8 without control characters."""
     return _fits(device, MAX_NAME_BYTES) and not _CONTROL.search(device)
 
 
@@ -110,10 +126,12 @@ def from_record(
     headers: Iterable[tuple[str, bytes | None]],
     max_payload_bytes: int,
 ) -> Envelope:
-    """Read one Kafka record.
+    """Read the message in one Kafka record: the key is the user, the value the payload.
+
+    `timestamp_ms` is the record's own; the header `ce_time` takes precedence.
 
     Raises:
-        RejectedRecord: the record breaks a publishing rule; its `reason` names which.
+        RejectedRecord: the record breaks a publishing rule; `reason` names the rule.
     """
     if key is None:
         raise RejectedRecord("key", "no key: the record's key is the user id")
@@ -127,22 +145,22 @@ def from_record(
     if not headers:
         push = Push(user, value, f"{topic}-{partition}-{offset}")
         return Envelope(push, timestamp_ms)
-    # A repeated header counts as its last value, as with Kafka's own Headers.lastHeader.
-    given = {name: raw for name, raw in headers if name in _HEADERS}
-    read = {name: _HEADERS[name](name, raw) for name, raw in given.items()}
+    # The last value of a repeated header counts, as with Kafka's own Headers.lastHeader.
+    raw_fields = {name: raw for name, raw in headers if name in _HEADERS}
+    fields = {name: _HEADERS[name](name, raw) for name, raw in raw_fields.items()}
     push = Push(
         user,
         value,
-        read.get("push-id") or read.get("ce_id") or f"{topic}-{partition}-{offset}",
-        read.get("push-type") or read.get("ce_type"),
-        read.get("push-device"),
+        fields.get("push-id") or fields.get("ce_id") or f"{topic}-{partition}-{offset}",
+        fields.get("push-type") or fields.get("ce_type"),
+        fields.get("push-device"),
     )
     return Envelope(
         push,
-        _epoch_ms(read["ce_time"]) if "ce_time" in read else timestamp_ms,
-        int(read["push-ttl"]) if "push-ttl" in read else None,
-        read.get("push-urgency", "normal"),
-        read.get("push-collapse-key"),
+        _epoch_ms(fields["ce_time"]) if "ce_time" in fields else timestamp_ms,
+        int(fields["push-ttl"]) if "push-ttl" in fields else None,
+        fields.get("push-urgency", "normal"),
+        fields.get("push-collapse-key"),
     )
 
 
@@ -151,7 +169,7 @@ def _fits(text: str, limit: int) -> bool:
         return 0 < len(text) <= limit
     try:
         return len(text.encode()) <= limit
-    except UnicodeEncodeError:  # a lone surrogate, which JSON escapes can spell
+    except UnicodeEncodeError:  # a lone surrogate: a JSON escape can spell one
         return False
 
 
@@ -164,11 +182,11 @@ def _text(name: str, raw: bytes | None) -> str:
         raise RejectedRecord(name, f"not UTF-8 at byte {error.start}") from error
 
 
-def _reader(rule: Callable[[str], bool], what: str) -> Callable[[str, bytes | None], str]:
+def _reader(rule: Callable[[str], bool], rule_text: str) -> Callable[[str, bytes | None], str]:
     def read(name: str, raw: bytes | None) -> str:
         text = _text(name, raw)
         if not rule(text):
-            raise RejectedRecord(name, what)
+            raise RejectedRecord(name, rule_text)
         return text
 
     return read
@@ -183,7 +201,7 @@ def _is_time(text: str) -> bool:
         datetime.fromisoformat(text.upper())
     except ValueError:
         return False
-    return bool(_RFC_3339.fullmatch(text))  # ISO 8601 knows more forms
+    return bool(_RFC_3339.fullmatch(text))  # ISO 8601 has forms that RFC 3339 lacks
 
 
 def _epoch_ms(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Which nodes are alive, and what a user's entry means in that light."""
+"""The live nodes, and which of the nodes named in a user's entry are alive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from registry.directory import Node
 
-#: Longer entries are not ours: 256 elements of the longest names would fit.
+#: No gateway writes a longer entry: 256 elements with the longest names would fit.
 MAX_ENTRY_BYTES: Final = 64 * 1024
 _MAX_REMEMBERED: Final = 16_384
 _MAX_REMEMBERED_BYTES: Final = 512
@@ -16,9 +16,10 @@ _EXPIRES = re.compile(rb"[0-9]{1,12}")
 
 
 class AsOf(NamedTuple):
-    """When leases were read: in which generation of keys, after which change among them.
+    """The state of the leases at a reading: the generation of keys, and the last change of a lease.
 
-    Both are opaque; None where Redis has none.
+    Between two readings with equal states no lease was gained or given up. Both values are opaque
+    bytes; None where Redis has no such key.
     """
 
     generation: bytes | None = None
@@ -29,26 +30,28 @@ NEVER: Final = AsOf()
 
 
 class NodeTable:
-    """A snapshot of the live nodes, by which entries are read.
+    """A snapshot of the live nodes, against which users' entries are read.
 
-    An element of a node that is not in the table, or is there with another epoch, does not count.
-    Entries are short and repeat (expiry is in whole minutes), so their meaning is remembered for
-    as long as the snapshot lives: a second or so.
+    An element does not count if its node is missing from the table, or is listed with another
+    epoch, or if the element has expired. Entries are short, and many users have equal entries
+    (expiry is in whole minutes). So the table remembers which nodes an entry means, for as long as
+    the snapshot lives: a second or so.
     """
 
     def __init__(self, nodes: Iterable[Node] = (), *, now: int = 0, as_of: AsOf = NEVER) -> None:
-        """Take `now`, the registry's own time in epoch seconds when the nodes were read."""
+        """`now` is the registry's own time, in epoch seconds, when the nodes were read."""
         self.as_of = as_of
         self.nodes: dict[bytes, Node] = {node.tag: node for node in nodes}
         self._now = now
         self._meanings: dict[bytes, tuple[Node, ...]] = {}
         self._elements: dict[bytes, Node | None] = {}
         self._dead: set[bytes] = set()
-        #: Tags that entries named and this snapshot lacks: dead nodes, or newer than it.
+        #: Tags in entries that the snapshot lacks: of dead nodes, or of nodes newer than the
+        #: snapshot.
         self.strangers: set[bytes] = set()
 
     def live(self, entry: bytes) -> tuple[Node, ...]:
-        """Return the live nodes that an entry names."""
+        """Return the live nodes that an entry names, without duplicates."""
         meaning = self._meanings.get(entry)
         if meaning is None:
             meaning = self._read(entry)
@@ -57,12 +60,15 @@ class NodeTable:
         return meaning
 
     def meanings(self, entries: Sequence[bytes | None]) -> list[tuple[Node, ...] | None]:
-        """Return the live nodes that each entry names; no entry names none."""
+        """Return the live nodes of every entry, in the entries' order; `()` for a missing entry."""
         live = self.live
         return [() if entry is None else live(entry) for entry in entries]
 
     def take_for_dead(self, strangers: Iterable[bytes]) -> None:
-        """Count nodes that a fresh reading did not show as strangers no more."""
+        """Take note that nodes are dead: a fresh reading of the leases did not show them.
+
+        From now on `strangers` does not get their tags.
+        """
         self._dead |= set(strangers)
 
     def _read(self, entry: bytes) -> tuple[Node, ...]:

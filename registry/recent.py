@@ -1,4 +1,4 @@
-"""A bounded map that forgets what is oldest, half of it at once."""
+"""A bounded map that forgets its oldest entries, half of the map at once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Keeps between half of `size` and `size` of the entries that were put last.
+    """Keeps the entries that were put last: at least half of `size`, at most `size`.
 
-    Two dictionaries, since the front of one that is emptied from the front is slow to find.
+    Two dictionaries, a young and an old one: popping the oldest key of a single dict scans the
+    slots of all keys deleted before it, O(n) for every pop.
     """
 
     __slots__ = ("_half", "_old", "_young")
 
     def __init__(self, size: int) -> None:
-        """`size` is 2 or more."""
+        """`size`, in entries, is 2 or more."""
         self._half = size // 2
         self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
@@ -26,18 +27,18 @@ class Recent(Generic[K, V]):
         return len(self._young) + len(self._old)
 
     def get(self, key: K) -> V | None:
-        """Return what was put under `key`, None where that is forgotten."""
+        """Return the value that was put under `key`, None where the value is forgotten."""
         value = self._young.get(key)
         return self._old.get(key) if value is None else value
 
     def put(self, key: K, value: V) -> None:
-        """Remember `value`; it is not None."""
+        """Remember `value` under `key`; None can't be remembered."""
         if len(self._young) >= self._half and key not in self._young:
             self._old, self._young = self._young, {}
         self._young[key] = value
         self._old.pop(key, None)
 
     def forget(self, key: K) -> None:
-        """Forget what was put under `key`. Harmless when repeated."""
+        """Forget the value that was put under `key`. Harmless when repeated."""
         self._young.pop(key, None)
         self._old.pop(key, None)

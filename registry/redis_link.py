@@ -1,9 +1,9 @@
 """A link to Redis: URL, time-outs, masters, scripts, pipelines. Alone in importing redis.
 
-Knows no key: redis_store.py has the keys and their meaning. Used privates of redis-py: a Cluster's
-`nodes_manager` (to send a command to the master of a slot without hashing every key of it, and to
-find masters anew after a time-out of ours cut redis-py's own attempt short).
-tests/unit/test_privates.py fails when they change.
+The keys and their meaning are in redis_store.py. This file uses privates of redis-py: a Cluster's
+`nodes_manager`, to send a command to the master of a slot without hashing every key of the command,
+and to find masters anew after a time-out of this file cut redis-py's own attempt short.
+tests/unit/test_privates.py fails when a used private changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 from registry.directory import RegistryUnavailable
 
 _T = TypeVar("_T")
-#: A command and its arguments, behind a key that says which master of a Cluster the command is for.
+#: A key, and a command with its arguments. On a Cluster the command goes to the key's master.
 Command = tuple[bytes, tuple[Any, ...]]
 
 _REDIS_PORT: Final = 6379
@@ -35,7 +35,7 @@ _SENTINEL_PORT: Final = 26379
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script. A server that has run a script knows it by its SHA-1."""
+    """A Lua script and its SHA-1, by which a server knows a script that was run there before."""
 
     source: str
     sha: str
@@ -53,7 +53,7 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall:
-    """A call of a script, to be sent by the script's SHA-1 or with its source."""
+    """A call of a script, to be sent with the script's SHA-1 or with the script's source."""
 
     script: Script
     keys: Sequence[bytes]
@@ -98,27 +98,30 @@ class RedisLink:
                 await self._find_masters()
                 answer = await commands()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            # In Python 3.11 asyncio.wait_for(), which redis-py uses, may raise the error of the
+            # redis-py uses asyncio.wait_for(). In Python 3.11 wait_for() may raise the error of the
             # awaited command in place of a cancellation.
             if task is not None and task.cancelling() > cancellations:
                 raise asyncio.CancelledError from error
             self._masters_known = False
             reason = str(error) or f"no answer in {self._timeout_seconds} s"
             raise self._unavailable(reason) from error
-        # The same wait_for() can swallow a cancellation. One that had come before this call is the
-        # caller's business: a task that cleans up after its cancellation may still ask.
+        # The same wait_for() can swallow a cancellation. A cancellation from before this call is
+        # the caller's business: a task that cleans up after its cancellation may still ask.
         if task is not None and task.cancelling() > cancellations:
             raise asyncio.CancelledError
         return answer
 
     async def command(self, *command: Any) -> Any:
-        """Run one command, for use within `ask`; on a Cluster all of its keys are in one slot."""
+        """Run a command, for use within `ask`; on a Cluster all of the command's keys share a slot.
+
+        Returns the reply; raises redis-py's errors, which `ask` translates.
+        """
         return await self.client.execute_command(*command)
 
     async def each(self, commands: Sequence[Command]) -> list[Any]:
-        """Run commands, for use within `ask`; commands for one server go in one write.
+        """Run commands, for use within `ask`; commands for the same server go in a single write.
 
-        Returns the replies in order; raises the first error among them.
+        Returns the replies in order; raises the first error among the replies.
         """
         return _raise_first_error(await self._replies(commands))
 
@@ -148,20 +151,21 @@ class RedisLink:
         """Close every connection."""
         await self.client.aclose()
         if self._cluster is not None:
-            # After a failure redis-py wants to find the masters anew, and keeps both sets open.
+            # After a failure redis-py looks for the masters anew, and keeps the connections to the
+            # old and the new masters open.
             await self._cluster.nodes_manager.aclose()
             await self._cluster.nodes_manager.aclose("startup_nodes")
         for sentinel in self._sentinels:
             await sentinel.aclose()
 
     async def _replies(self, commands: Sequence[Command]) -> list[Any]:
-        """Return a reply, or an error in its place, for each command."""
+        """Return the replies in the order of the commands; errors stand in place of replies."""
         pipeline = self.client.pipeline(transaction=False)
         for key, command in commands:
             if self._cluster is None:
                 pipeline.execute_command(*command)
             else:
-                # Without a target redis-py would hash every key of a command to find its master.
+                # Without a target redis-py would hash every key of a command to find the master.
                 slot = self._cluster.keyslot(key)
                 node = self._cluster.nodes_manager.get_node_from_slot(slot)
                 pipeline.execute_command(*command, target_nodes=node)
@@ -173,7 +177,8 @@ class RedisLink:
             return
         await self._cluster.initialize()
         if not self._masters_known:
-            # redis-py finds them anew by itself only where no time-out of ours cut it short.
+            # redis-py's own search for the masters may have been cut short by the time-out of
+            # `ask`, and redis-py does not start the search again by itself.
             await self._cluster.nodes_manager.initialize()
             self._masters_known = True
 
@@ -182,7 +187,7 @@ class RedisLink:
 
 
 def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, Sequence[Redis]]:
-    # No retries here: only the callers know what a late answer is worth.
+    # No retries here: only callers know whether a late answer is still of use.
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
         "socket_connect_timeout": timeout_seconds,
@@ -199,14 +204,15 @@ def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, Seq
         return RedisCluster(startup_nodes=nodes, **login, **options), ()
     name, _, database = parts.path.strip("/").partition("/")
     addresses = [_host_port(host, _SENTINEL_PORT) for host in hosts.split(",")]
-    # Sentinels are asked in turn: a frozen one must leave time for the next, and for the master.
-    share = timeout_seconds / 2 / len(addresses)
-    bounds = {"socket_timeout": share, "socket_connect_timeout": share}
+    # Sentinels are asked in turn: a frozen Sentinel must leave time for the next Sentinel, and for
+    # the master.
+    seconds_a_sentinel = timeout_seconds / 2 / len(addresses)
+    bounds = {"socket_timeout": seconds_a_sentinel, "socket_connect_timeout": seconds_a_sentinel}
     sentinel = Sentinel(addresses, sentinel_kwargs=options | bounds)
     master: Redis = sentinel.master_for(
         name or "mymaster", db=int(database or 0), **login, **options
     )
-    # The master's client does not close those of the Sentinels.
+    # Returned to be closed: closing the master's client does not close the Sentinels' clients.
     return master, sentinel.sentinels
 
 

@@ -6,12 +6,12 @@ Keys, laid out for Cluster (a hash tag first, so that a bucket is one slot):
     {pg-nodes}lease:gw-a  a node's lease with a TTL; see lua/heartbeat.lua
     {pg-nodes}names       the names of nodes
     {pg-nodes}changed     the last change among leases
-    {pg-nodes}generation  is lost when keys are lost; see lua/generation.lua
-    {pg-17}generation     the same for one bucket: a Cluster can lose a single bucket
+    {pg-nodes}generation  the generation marker, lost when keys are lost; see lua/generation.lua
+    {pg-17}generation     the marker of one bucket: a Cluster can lose a single bucket
 
-An entry is a plain string so that a look-up is a plain MGET: one for all users on one Redis, one a
-bucket on a Cluster. The generation marker comes with the same MGET, so the marker describes the
-entries as they were read. Only commands of Redis 6.2 and later are used.
+An entry is a plain string so that a look-up is a plain MGET: a single MGET for all users on one
+Redis, an MGET for every bucket on a Cluster. The generation marker comes with the same MGET, so the
+marker describes the entries as they were read. Commands are limited to those of Redis 6.2.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from registry.node_table import AsOf, NodeTable
 from registry.redis_link import RedisLink, Script
 
 BUCKETS: Final = 64
-#: Keys in one script call: Lua's unpack() takes some 8,000, and a call blocks Redis while it runs.
+#: Keys in one script call: Lua's unpack() takes some 8,000, and a running script blocks Redis.
 MAX_WRITE_KEYS: Final = 500
-#: Keys that one SCAN looks at, and that `entries` reads at once.
+#: How many keys a SCAN looks at, and how many entries `entries` reads at once.
 _SCANNED_KEYS: Final = 500
 _NAMES_KEY: Final = b"{pg-nodes}names"
 _CHANGED_KEY: Final = b"{pg-nodes}changed"
@@ -47,7 +47,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Users' entries, the positions of doubtful ones, and the state of the leases at that time."""
+    """Users' entries, and the state of the leases at the time of reading.
+
+    `doubtful` has the positions of entries in buckets whose marker is in doubt (doubt.py); only on
+    a Cluster.
+    """
 
     entries: Sequence[bytes | None]
     doubtful: Sequence[int]
@@ -62,7 +66,7 @@ class RedisRegistry:
     ) -> None:
         """Connect lazily to `url`; a command takes at most `timeout_seconds` in all.
 
-        `timings` are those of every gateway and processor of the cluster.
+        Every gateway and processor of the cluster has the same `timings`.
         """
         self._link = RedisLink(url, timeout_seconds=timeout_seconds)
         self._lease_ms = int(timings.lease_seconds * 1000)
@@ -75,23 +79,23 @@ class RedisRegistry:
         """Renew the node's lease; `claim` takes the lease over from an earlier process."""
         keys = [_lease_key(node.name), _NAMES_KEY, _CHANGED_KEY]
         args = (node.name, node.epoch, node.address, self._lease_ms, "1" if claim else "0")
-        marked = _BUCKETS_GENERATION_KEYS if self._link.is_cluster else ()
+        bucket_markers = _BUCKETS_GENERATION_KEYS if self._link.is_cluster else ()
         calls = [
             _HEARTBEAT.call(keys, *args),
-            *(_GENERATION.call([key]) for key in (_GENERATION_KEY, *marked)),
+            *(_GENERATION.call([key]) for key in (_GENERATION_KEY, *bucket_markers)),
         ]
-        found, *generations = await self._ask(lambda: self._link.evaluate(calls))
-        lost, self._generations = generations != self._generations, generations
-        lease = Lease[found.decode()]
-        return Lease.LAPSED if lost and lease is Lease.HELD else lease
+        lease_state, *generations = await self._ask(lambda: self._link.evaluate(calls))
+        keys_lost, self._generations = generations != self._generations, generations
+        lease = Lease[lease_state.decode()]
+        return Lease.LAPSED if keys_lost and lease is Lease.HELD else lease
 
     async def retire(self, node: Node) -> None:
-        """Give up the node's lease, if the lease is still this node's."""
+        """Give up the node's lease, unless another epoch has taken the lease over."""
         keys = [_lease_key(node.name), _NAMES_KEY, _CHANGED_KEY]
         await self._ask(lambda: self._link.evaluate([_RETIRE.call(keys, node.name, node.epoch)]))
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
-        """Assert the node's elements of users that are `here`, remove those that are `gone`."""
+        """Assert the node's element of users in `here`; remove the element of users in `gone`."""
         changes = [(_key(user), "1") for user in here] + [(_key(user), "0") for user in gone]
         for start in range(0, len(changes), MAX_WRITE_KEYS):
             part = changes[start : start + MAX_WRITE_KEYS]
@@ -102,31 +106,32 @@ class RedisRegistry:
         self._table = await self._ask(self._read_nodes)
 
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
-        """Return, for each user, the live nodes with a connection of the user; None: unknown."""
+        """Return the live nodes with a connection of every user; `()`: offline, None: unknown."""
         if not self._doubt.knows_the_time:
             await self.refresh()
-        doubted = self._doubt.after_outage
+        all_in_doubt = self._doubt.in_outage
         keys = [_key(user) for user in users]
         reading = await self._ask(lambda: self._read(keys))
         if reading.as_of != self._table.as_of:
             await self.refresh()
         table = self._table
-        found = table.meanings(reading.entries)
+        nodes_by_position = table.meanings(reading.entries)
         if table.strangers:
-            # On a Cluster entries are not read together with the leases, and may be newer.
+            # On a Cluster entries are not read together with the leases, and may be newer: an
+            # unlisted node in an entry may have started since the leases were read.
             await self.refresh()
             strangers, table = table.strangers, self._table
             table.take_for_dead(strangers)
-            found = table.meanings(reading.entries)
-        # A failure of a command beside this one, and markers that the refresh found, cast their
-        # doubt on this answer too.
-        doubted |= self._doubt.after_outage or any(
-            self._doubt.covers(generation)
+            nodes_by_position = table.meanings(reading.entries)
+        # Also in doubt: an answer beside which another command failed, and an answer after which
+        # `refresh` read a young marker.
+        all_in_doubt |= self._doubt.in_outage or any(
+            self._doubt.may_lack_entries(generation)
             for generation in {reading.as_of.generation, table.as_of.generation}
         )
-        for position in range(len(found)) if doubted else reading.doubtful:
-            found[position] = found[position] or None
-        return found
+        for position in range(len(nodes_by_position)) if all_in_doubt else reading.doubtful:
+            nodes_by_position[position] = nodes_by_position[position] or None
+        return nodes_by_position
 
     async def nodes(self) -> list[Node]:
         """Return the live nodes."""
@@ -136,7 +141,7 @@ class RedisRegistry:
     async def entries(self) -> AsyncIterator[tuple[str, tuple[Node, ...]]]:
         """Iterate over all users with the live nodes that a look-up would return, in no order.
 
-        Entries that change meanwhile may be missed, as with SCAN.
+        Entries that change during the iteration may be missed, as with SCAN.
         """
         await self.refresh()
         keys: list[bytes] = []
@@ -156,8 +161,8 @@ class RedisRegistry:
     async def _meanings(self, keys: Sequence[bytes]) -> list[tuple[str, tuple[Node, ...]]]:
         reading = await self._ask(lambda: self._read(keys))
         users = (key.partition(b"}user:")[2].decode(errors="replace") for key in keys)
-        found = self._table.meanings(reading.entries)
-        return [(user, nodes or ()) for user, nodes in zip(users, found, strict=True)]
+        nodes_by_position = self._table.meanings(reading.entries)
+        return [(user, nodes or ()) for user, nodes in zip(users, nodes_by_position, strict=True)]
 
     async def _read(self, keys: Sequence[bytes]) -> _Reading:
         if self._link.is_cluster:
@@ -183,12 +188,13 @@ class RedisRegistry:
         for positions, (generation, *values) in zip(buckets.values(), replies, strict=True):
             for position, value in zip(positions, values, strict=True):
                 entries[position] = value
-            if self._doubt.covers(generation):
+            if self._doubt.may_lack_entries(generation):
                 doubtful += positions
         return _Reading(entries, doubtful, AsOf(*as_of))
 
     async def _read_nodes(self) -> NodeTable:
-        # In this order the leases are as new as the marker and the change read first, or newer.
+        # The leases are read last, so the leases are as new as the marker and the change, or newer.
+        # Older leases beside a newer change would pass for current.
         as_of, names, (seconds, micros) = await self._link.each(
             [
                 (_NAMES_KEY, ("MGET", _GENERATION_KEY, _CHANGED_KEY)),
@@ -196,7 +202,7 @@ class RedisRegistry:
                 (_NAMES_KEY, ("TIME",)),
             ]
         )
-        self._doubt.time_is(seconds + micros / 1e6)
+        self._doubt.set_time(seconds + micros / 1e6)
         keys = [_lease_key(name) for name in names]
         leases = await self._link.command("MGET", *keys) if keys else []
         pairs = zip(names, leases, strict=True)
@@ -221,7 +227,7 @@ class RedisRegistry:
         )
 
     async def _ask(self, commands: Callable[[], Awaitable[_T]]) -> _T:
-        """Run commands over the link, and let their fate feed the doubt about users not found."""
+        """Run commands over the link, and note for `Doubt` whether the registry answered."""
         try:
             answer = await self._link.ask(commands)
         except RegistryUnavailable:
@@ -241,7 +247,7 @@ def _lease_key(name: str | bytes) -> bytes:
 
 
 def _by_bucket(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
-    """Return the positions of keys by their hash tag."""
+    """Return the positions of `keys`, grouped by hash tag."""
     buckets: dict[bytes, list[int]] = {}
     for position, key in enumerate(keys):
         buckets.setdefault(key[: key.index(b"}") + 1], []).append(position)
@@ -249,7 +255,7 @@ def _by_bucket(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
 
 
 def _node(name: bytes, lease: bytes) -> Node | None:
-    """Read a lease; None where a gateway can't have written it."""
+    """Read a lease, "<epoch> <address>"; None for a lease that no gateway can have written."""
     try:
         epoch, address = lease.decode().split(" ")
         return Node(name.decode(), epoch, address)

@@ -1,4 +1,4 @@
-"""How to reach the registry, and how long things in it live."""
+"""How to reach the registry: where Redis is, and how long a command may take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def printable(secret: SecretStr) -> SecretStr:
-    """Refuse a secret that can't stand in an HTTP header."""
+    """Return a secret that can stand in an HTTP field value (RFC 9110 §5.5).
+
+    Raises:
+        ValueError: the secret has other characters, or is empty.
+    """
     if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", secret.get_secret_value()):
         raise ValueError("printable ASCII only, without spaces at the ends")
     return secret

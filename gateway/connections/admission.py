@@ -1,4 +1,4 @@
-"""How much a node takes: who is refused for load, before anything is allocated for them."""
+"""How much a node takes: new connections are refused for load before anything is allocated."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ log = structlog.get_logger("gateway.admission")
 _PAGE_BYTES: Final = resource.getpagesize()
 _STATM: Final = Path("/proc/self/statm")
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
-#: Under a memory mark, new connections come back when this share of it is in use.
-_CALM: Final = 0.95
+#: The memory mark has hysteresis: refusals that begin above the mark end when resident memory is
+#: down to this share of the mark.
+_CALM_SHARE: Final = 0.95
 _LOG_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a node takes; 0 for no limit, but for `connections`."""
+    """The most that a node takes: connections, handshakes, resident memory.
+
+    0 means no limit, except for `connections`. `per_address` and `per_user` are connections of one
+    client address and of one user.
+    """
 
     connections: int
     per_address: int
@@ -32,46 +37,57 @@ class Limits:
 
 
 class Admission:
-    """Counts what is held and says what is too much. Time is passed in, in seconds."""
+    """Counts connections and refuses new connections above the limits.
+
+    Times are passed in, in seconds of a monotonic clock.
+    """
 
     def __init__(self, limits: Limits, *, memory: Callable[[], int]) -> None:
-        """`memory` measures the process, in bytes."""
+        """`memory` measures the process's resident memory, in bytes."""
         self.limits = limits
         self.held = 0
-        self.out_of_sockets = False  # told by who counts them: also those that are still in HTTP
+        # Set by the server on every tick: the public listener alone knows the sockets in HTTP too.
+        self.out_of_sockets = False
         self._memory = memory
         self._short_of_memory = False
         self._addresses: dict[str, int] = {}
-        self._tokens = float(limits.handshakes_per_second)
+        #: A token bucket of handshakes: full after one second without a new connection.
+        self._handshakes = float(limits.handshakes_per_second)
         self._refilled_at = 0.0
-        self._shed = 0
-        self._looked_at = 0.0
+        self._refused = 0  # new connections, since the last log line
+        self._checked_at = 0.0
 
     @property
     def overloaded(self) -> bool:
-        """Whether the node as a whole takes nothing new."""
+        """Whether the node as a whole refuses every new connection."""
         full = self.out_of_sockets or self.held >= self.limits.connections
         return full or self._short_of_memory
 
     def refusal(self, address: str, now: float) -> str | None:
-        """Say why a new connection from `address` is refused, None where it is not.
+        """Return the reason to refuse a new connection from `address`; None to admit it.
 
-        One that is not refused has used up its share of handshakes.
+        With None the new connection has also taken its handshake from `handshakes_per_second`.
         """
         reason = self._refusal(address, now)
         if reason is not None:
-            self._shed += 1
+            self._refused += 1
         return reason
 
     def user_refusal(self, connections: int) -> str | None:
-        """Say why a user with so many connections on this node is refused another one."""
+        """Return the reason to refuse another connection to a user who has `connections` here.
+
+        None to admit the connection.
+        """
         if self.limits.per_user and connections >= self.limits.per_user:
-            self._shed += 1
+            self._refused += 1
             return "too many connections of this user"
         return None
 
     def count_in(self, address: str) -> str | None:
-        """Count a connection that is held; return what `count_out` needs to know of its address."""
+        """Count a connection that the node now holds; return the argument of `count_out`.
+
+        The argument is `address`, or None where there is no limit by address.
+        """
         self.held += 1
         if not self.limits.per_address:
             return None
@@ -79,26 +95,30 @@ class Admission:
         return address
 
     def count_out(self, address: str | None) -> None:
-        """Count a connection out."""
+        """Count a connection that has ended; `address` is the result of its `count_in`."""
         self.held -= 1
         if address is not None:
-            left = self._addresses.pop(address) - 1
-            if left:
-                self._addresses[address] = left
+            remaining = self._addresses.pop(address) - 1
+            if remaining:
+                self._addresses[address] = remaining
 
     def advance(self, now: float) -> None:
-        """Look at the memory, and log what was shed, both once a second at most."""
-        if now - self._looked_at < _LOG_SECONDS:
+        """Measure the memory, and log the number of refusals, both once a second at most."""
+        if now - self._checked_at < _LOG_SECONDS:
             return
-        self._looked_at = now
+        self._checked_at = now
         mark = self.limits.memory_bytes
         if mark:
-            self._short_of_memory = self._memory() > mark * (_CALM if self._short_of_memory else 1)
-        if self._shed:
+            share = _CALM_SHARE if self._short_of_memory else 1
+            self._short_of_memory = self._memory() > mark * share
+        if self._refused:
             log.warning(
-                "refused for load", refused=self._shed, held=self.held, memory=self._short_of_memory
+                "refused for load",
+                refused=self._refused,
+                held=self.held,
+                memory=self._short_of_memory,
             )
-            self._shed = 0
+            self._refused = 0
 
     def _refusal(self, address: str, now: float) -> str | None:
         limits = self.limits
@@ -108,24 +128,24 @@ class Admission:
             return "full"
         if limits.per_address and self._addresses.get(address, 0) >= limits.per_address:
             return "too many connections from this address"
-        if limits.handshakes_per_second and not self._handshake(now):
+        if limits.handshakes_per_second and not self._take_handshake(now):
             return "too many new connections"
         return None
 
-    def _handshake(self, now: float) -> bool:
+    def _take_handshake(self, now: float) -> bool:
         rate = self.limits.handshakes_per_second
-        self._tokens = min(rate, self._tokens + (now - self._refilled_at) * rate)
+        self._handshakes = min(rate, self._handshakes + (now - self._refilled_at) * rate)
         self._refilled_at = now
-        if self._tokens < 1:
+        if self._handshakes < 1:
             return False
-        self._tokens -= 1
+        self._handshakes -= 1
         return True
 
 
 def most_sockets() -> int:
-    """Return how many public sockets the descriptors of this process allow.
+    """Return how many public sockets the descriptor limit of this process (RLIMIT_NOFILE) allows.
 
-    What is left is for listeners, Redis, processors and logs.
+    32 descriptors and 1/128 of the limit are kept for listeners, Redis, processors and logs.
     """
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if descriptors == resource.RLIM_INFINITY:
@@ -136,14 +156,15 @@ def most_sockets() -> int:
 def most_connections() -> int:
     """Return how many connections a node holds by default.
 
-    What is left of its sockets is for those still in HTTP: probes, and whoever is refused.
+    32 public sockets and 1/128 of them all are kept for sockets that are still in HTTP: probes, and
+    clients that are being refused.
     """
     sockets = most_sockets()
     return max(1, sockets - 32 - sockets // 128)
 
 
 def memory_mark() -> int:
-    """Return nine tenths of the control group's memory limit; 0 where there is none."""
+    """Return nine tenths of the control group's memory limit, in bytes; 0 without a limit."""
     try:
         return int(_CGROUP_LIMIT.read_text()) * 9 // 10
     except (OSError, ValueError):  # no such file, or "max"
@@ -151,7 +172,7 @@ def memory_mark() -> int:
 
 
 def resident_bytes() -> int:
-    """Return the process's resident memory; 0 where the system does not tell."""
+    """Return the process's resident memory, in bytes; 0 on systems without /proc/self/statm."""
     try:
         return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
     except OSError:

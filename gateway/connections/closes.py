@@ -1,7 +1,8 @@
-"""Why a connection is closed, and what its client does next: the one table.
+"""The table of closes: the reasons why a connection ends, and the client's next step.
 
-Codes below 4000 are those of RFC 6455 §7.4.1, the others its range for applications (§7.4.2).
-docs/protocol.md and pushgate.js carry the same table; a test compares them.
+Codes below 4000 are defined in RFC 6455 §7.4.1; codes from 4000 on are in the range that §7.4.2
+leaves to applications. docs/protocol.md and pushgate.js have copies of the table; a test compares
+the copies with this file.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-#: How long a client may take to read a goodbye and to answer a Close frame (Zuul's close grace).
+#: How long, in seconds, a client may take to read a goodbye and to answer a Close frame (Zuul's
+#: close grace).
 CLOSE_GRACE_SECONDS: Final = 4.0
 
 
 class Next(enum.Enum):
-    """What the client does next."""
+    """The client's next step after a close."""
 
     NOW = "reconnect now"
     LATER = "reconnect after a delay"
@@ -25,7 +27,7 @@ class Next(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """A close as a value."""
+    """A close as a value: code and reason of the Close frame, and the client's next step."""
 
     code: int
     reason: str
@@ -37,19 +39,19 @@ GOING_AWAY = Close(1001, "node is leaving", Next.LATER)
 PROTOCOL_ERROR = Close(1002, "protocol error", Next.LATER)
 """The client breaks RFC 6455."""
 BAD_TEXT = Close(1007, "text is not UTF-8", Next.LATER)
-"""A text message or a close reason of the client is not UTF-8."""
+"""A text message or a close reason from the client is not UTF-8."""
 TOO_MANY_FRAMES = Close(1008, "too many frames", Next.LATER)
-"""The client sends more frames than it may."""
+"""The client sends more frames than `Bounds.inbound_frames`."""
 TOO_BIG = Close(1009, "message too big", Next.LATER)
-"""A message of the client is larger than it may be."""
+"""A message from the client is larger than `Bounds.inbound_bytes`."""
 TOO_OLD = Close(4000, "maximum age reached", Next.NOW)
-"""The connection has lived its time: the next one may land on another node."""
+"""The connection has reached its maximum age: the next connection may land on another node."""
 TOO_SLOW = Close(4001, "too slow: reconnect and resume", Next.NOW)
-"""The client has not read what was sent, and its buffer is full: it has missed messages."""
+"""The client does not read, and its backlog is full: the client has missed messages."""
 TOKEN_EXPIRED = Close(4002, "token expired", Next.NEW_TOKEN)
-"""The token with which it connected, or the last that refreshed it, is good no longer."""
+"""The token of the connection, or the last token that refreshed the connection, has expired."""
 DISCONNECTED = Close(4003, "disconnected", Next.NEVER)
-"""An operator, or the application behind, has ended it (DELETE /connections)."""
+"""An operator, or the application behind, has ended the connection (DELETE /connections)."""
 
 CLOSES = (
     GOING_AWAY,

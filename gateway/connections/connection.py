@@ -18,21 +18,24 @@ from gateway.connections.identity import Identity
 from gateway.errors import GatewayError
 from gateway.wires import Wire
 
-#: Messages that wait in a connection while its handshake waits for the registry, one second at
-#: most.
+#: The most messages that wait in a connection while the handshake waits for the registry, one
+#: second at most.
 MAX_HANDSHAKE_BACKLOG: Final = 64
 #: The length of one tick of the node's clock; see sweep.py.
 TICK_SECONDS: Final = 0.25
 #: A tick that never comes.
 NEVER: Final = 1 << 62
-#: A client is asked for another token this long before its own expires.
+#: A client is asked for a new token this many seconds before the old token expires.
 EXPIRY_NOTICE_SECONDS: Final = 30.0
 _EXPIRY_NOTICE_TICKS: Final = int(EXPIRY_NOTICE_SECONDS / TICK_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one connection may take and how long it may be silent; shared by a whole node."""
+    """How much one connection may take, and how long its client may be silent.
+
+    All connections of a node share one object. `inbound_bytes` bounds one message of the client.
+    """
 
     heartbeat_seconds: float
     heartbeat_timeout_seconds: float
@@ -53,7 +56,9 @@ class State(enum.Enum):
     CLOSED = "the socket is gone; the connection is released and forgotten"
 
 
-_SPOKEN_TO: Final = (State.OPEN, State.PARTING)
+#: The states in which messages are sent to the client.
+_SENDING: Final = (State.OPEN, State.PARTING)
+#: The states before the release.
 _LIVE: Final = (State.OPENING, State.OPEN, State.PARTING)
 
 
@@ -63,7 +68,7 @@ class Keeper(Protocol):
     bounds: Bounds
 
     def release(self, connection: Connection, reason: str) -> None:
-        """Stop sending messages to a connection. Called once a connection."""
+        """Stop sending messages to a connection. Called once per connection."""
 
     def wake_at(self, connection: Connection, delay_seconds: float) -> None:
         """Call the connection's `wake` after `delay_seconds`; replaces an earlier call."""
@@ -75,27 +80,28 @@ class Keeper(Protocol):
         """Draw how long, in seconds, a client that is told to reconnect waits before it does."""
 
     def refresh(self, connection: Connection, token: str) -> float:
-        """Let the connection live as long as `token`; return for how many seconds that is.
+        """Let the connection live as long as `token`; return the token's remaining seconds.
 
         Raises:
             Unrefreshed: the token is not valid, or is of another user or device.
         """
 
     def dropped(self, connection: Connection, messages: int) -> None:
-        """Count messages that were dropped unsent for a client that is too slow."""
+        """Count messages that were dropped unsent because the client is too slow."""
 
     def forget(self, connection: Connection) -> None:
-        """Wake the connection no more: it is closed. Called once a connection."""
+        """Drop a closed connection from the clock and the counts. Called once per connection."""
 
 
 class Unrefreshed(GatewayError):
-    """A token does not refresh a connection; the text says why, and never repeats the token."""
+    """A token does not refresh a connection. The text says why, and never contains the token."""
 
 
 class Connection:
-    """What the hub holds for each client: a way to send messages to its user.
+    """A client's way to get the messages of its user: a held socket or a poll session.
 
-    One slotted object; no task, no queue, no timer of its own.
+    The hub holds one slotted object per connection. A connection has no task, no queue and no timer
+    of its own.
     """
 
     __slots__ = (
@@ -112,58 +118,61 @@ class Connection:
         "warned",
     )
     transport: ClassVar[str]
-    form: Form  # of a class, or of one connection
-    #: The held socket; None where there is none (any more).
+    form: Form  # set by the class, or by an instance: a WebSocket's subprotocol decides
+    #: The wire of the held socket; None for a poll session, and after the socket is gone.
     wire: Wire | None = None
 
     def __init__(self, identity: Identity, keeper: Keeper) -> None:
         self.user = identity.user
         self.device = identity.device
         self.state = State.OPENING
-        self.address: str | None = None  # where connections are counted by client address
-        self.slot = -1  # of the clock's wheel
+        self.address: str | None = None  # set where connections are counted by client address
+        self.slot = -1  # the connection's slot in the clock's wheel; -1: in no slot
         self.wake_tick = self.age_tick = self.expiry_tick = NEVER
-        self.warned = False  # whether the client was asked for another token
-        self._farewell = TOO_OLD  # the close of a client that was told to reconnect and stays
+        self.warned = False  # whether the client was asked for a new token
+        self._farewell = TOO_OLD  # the close for a client that was told to reconnect and stays
         self._keeper = keeper
 
     def write(self, data: bytes) -> bool:
-        """Take one message in this connection's form; False when the connection can't."""
+        """Take one message, encoded in this connection's form; False if it was not taken."""
         raise NotImplementedError
 
     def close(self, close: Close) -> None:
-        """Tell the client to go, in the transport's own way. Harmless when repeated."""
+        """Tell the client why the connection ends, and end it. Harmless when repeated."""
         raise NotImplementedError
 
     def part(self, close: Close, delay_seconds: float) -> None:
-        """Tell the client to reconnect after `delay_seconds`, as `close` would; it closes first."""
+        """Tell the client to reconnect after `delay_seconds`; `close` has the reason.
+
+        A client that understands `reconnect` gets messages until it closes, or its grace ends.
+        """
         raise NotImplementedError
 
     def wake(self) -> None:
-        """Do what the transport asked `wake_at` for."""
+        """Do the work for which the transport called `wake_at`, for example a heartbeat."""
         raise NotImplementedError
 
     def warn(self, seconds: float) -> None:
         """Tell the client that its token is valid for `seconds` more."""
 
     def expired(self) -> None:
-        """End what the token was for."""
+        """End what the token was for: the connection, or a long-poll client's parked request."""
         self.close(TOKEN_EXPIRED)
 
     def aged(self) -> None:
-        """OPEN → PARTING at the maximum age; PARTING → CLOSING where the client did not go."""
+        """OPEN → PARTING at the maximum age; PARTING → CLOSING where the client has stayed."""
         if self.state is State.PARTING:
             self.close(self._farewell)
         else:
             self.part(TOO_OLD, self._keeper.reconnect_delay())
 
     def next_tick(self) -> int:
-        """Return the first tick at which something of this connection is due."""
+        """Return the first tick at which the connection has something due."""
         warning = 0 if self.warned else _EXPIRY_NOTICE_TICKS
         return min(self.wake_tick, self.age_tick, self.expiry_tick - warning)
 
     def due(self, tick: int) -> None:
-        """Do everything that has become due by `tick`."""
+        """Do the work that has become due by `tick`: wake-up, then expiry, age or warning."""
         if tick >= self.wake_tick:
             self.wake_tick = NEVER
             self.wake()
@@ -180,7 +189,7 @@ class Connection:
             self.warn((self.expiry_tick - tick) * TICK_SECONDS)
 
     def _release(self, reason: str) -> bool:
-        """OPENING, OPEN, PARTING → CLOSING: be released, once; False where that was before."""
+        """OPENING, OPEN, PARTING → CLOSING: release, once; return False if released before."""
         if self.state not in _LIVE:
             return False
         self.state = State.CLOSING
@@ -189,7 +198,7 @@ class Connection:
         return True
 
     def _forget(self, reason: str) -> None:
-        """Any → CLOSED: be released where that is still to do, and be forgotten, once."""
+        """Any → CLOSED: release the connection if still necessary; forget it, once."""
         self._release(reason)
         if self.state is not State.CLOSED:
             self.state = State.CLOSED
@@ -198,7 +207,7 @@ class Connection:
 
 
 class StreamConnection(Connection):
-    """A connection that is a held socket: WebSocket and SSE."""
+    """A connection with a held socket: WebSocket and SSE."""
 
     __slots__ = ("_handshake_backlog", "wire")
 
@@ -208,19 +217,19 @@ class StreamConnection(Connection):
         self._handshake_backlog: list[bytes] | None = None
 
     def attach(self, wire: Wire) -> None:
-        """Take the socket; nothing is written to it before `open`."""
+        """Take the wire of the socket; nothing is written before `open`."""
         self.wire = wire
 
     def open(self, head: bytes, *, early: bytes = b"") -> None:
-        """OPENING → OPEN: send the handshake's answer, then the messages that waited for it.
+        """OPENING → OPEN: send `head`, the handshake's answer, then the messages that waited.
 
         `early` are bytes that the client sent behind its request, without waiting for the answer.
         """
         if self.state is not State.OPENING or self.wire is None:
             return
         self.state = State.OPEN
-        waiting, self._handshake_backlog = self._handshake_backlog or (), None
-        self.wire.write(b"".join((head, *waiting)))
+        messages, self._handshake_backlog = self._handshake_backlog or (), None
+        self.wire.write(b"".join((head, *messages)))
         self.opened()
         if early:
             self.received(early)
@@ -228,8 +237,11 @@ class StreamConnection(Connection):
             self.wire.listen()
 
     def part(self, close: Close, delay_seconds: float) -> None:
-        """OPEN → PARTING where the client can be told; else close: the client waits by itself."""
-        if self.state is State.OPENING or not self.can_be_told():
+        """OPEN → PARTING where the client understands `reconnect`; otherwise close.
+
+        After a close the client chooses its own delay.
+        """
+        if self.state is State.OPENING or not self.understands_reconnect():
             self.close(close)
         elif self.state is State.OPEN:
             self.state = State.PARTING
@@ -238,7 +250,10 @@ class StreamConnection(Connection):
             self.tell_to_reconnect(close, delay_seconds)
 
     def close(self, close: Close) -> None:
-        """OPENING, OPEN, PARTING → CLOSING: say goodbye; before a handshake there is none."""
+        """OPENING, OPEN, PARTING → CLOSING: say goodbye; in OPENING, cut the socket off instead.
+
+        Before the handshake's answer the client understands no goodbye.
+        """
         if self.state is State.OPENING:
             self.abort(close.reason)
         elif self._release(close.reason):
@@ -247,26 +262,28 @@ class StreamConnection(Connection):
     def ended(self, reason: str, last_words: bytes) -> None:
         """OPEN, PARTING, CLOSING → CLOSING: the peer has ended; send `last_words` and close."""
         if self.wire is not None:
-            spoken_to = self.state in _SPOKEN_TO  # a client whose answer is due expects only that
-            if self._release(reason) and spoken_to:
+            # In OPENING the client expects the handshake's answer, and nothing before the answer.
+            was_sending = self.state in _SENDING
+            if self._release(reason) and was_sending:
                 self.wire.write(last_words)
             self.wire.close()
 
     def abort(self, reason: str) -> None:
-        """Any → CLOSING: close without a word and without waiting. Harmless when repeated."""
+        """Any → CLOSING: close at once, without a goodbye. Harmless when repeated."""
         self._release(reason)
         if self.wire is not None:
             self.wire.abort()
 
     def overflowed(self) -> bool:
-        """Drop the oldest messages, or end a client that does not read, as the bounds say."""
-        if self.wire is None or self.state not in _SPOKEN_TO:
+        """Make room in the wire's full backlog, or close: `Bounds.drops_oldest` decides."""
+        if self.wire is None or self.state not in _SENDING:
             self.abort(TOO_SLOW.reason)
             return False
         if self._keeper.bounds.drops_oldest:
             self._keeper.dropped(self, self.wire.drop_oldest(self.gap_notice()))
             return True
-        self.wire.drop_all()  # the client misses the next message: the rest is of no use to it
+        # The client will miss the next message, and has to resume: the backlog is of no use.
+        self.wire.drop_all()
         self.close(TOO_SLOW)
         return False
 
@@ -276,13 +293,16 @@ class StreamConnection(Connection):
         self._forget("lost")
 
     def write(self, data: bytes) -> bool:
-        """Hand bytes to the wire; False when the connection takes no more."""
+        """Hand a message, or control bytes of the transport, to the wire; False if not taken.
+
+        In OPENING the bytes wait for the handshake.
+        """
         wire = self.wire
-        if wire is None or self.state not in _SPOKEN_TO:
+        if wire is None or self.state not in _SENDING:
             return self.state is State.OPENING and self._wait_for_handshake(data)
         if wire.write(data):
             return True
-        if self.state in _SPOKEN_TO:
+        if self.state in _SENDING:
             self.abort("lost")
         return False
 
@@ -296,25 +316,25 @@ class StreamConnection(Connection):
         return True
 
     def received(self, data: bytes) -> None:
-        """Take inbound bytes."""
+        """Take bytes from the client."""
         raise NotImplementedError
 
     def opened(self) -> None:
-        """Start what the transport does on opening."""
+        """Start the transport's own work, such as heartbeats: the connection is open."""
         raise NotImplementedError
 
-    def can_be_told(self) -> bool:
-        """Whether the client understands being told to reconnect."""
+    def understands_reconnect(self) -> bool:
+        """Whether the client understands `reconnect`, and so can be told to reconnect."""
         raise NotImplementedError
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
-        """Tell the client to reconnect after a delay."""
+        """Send `reconnect`: the client is to connect again after `delay_seconds`."""
         raise NotImplementedError
 
     def gap_notice(self) -> bytes:
-        """Return what stands in place of messages that were dropped; maybe nothing."""
+        """Return the bytes that stand in place of dropped messages; may be empty."""
         raise NotImplementedError
 
     def say_goodbye(self, close: Close) -> None:
-        """Tell the client why its connection closes, and see to it that the wire ends."""
+        """Tell the client why the connection closes, and make sure that the wire is closed."""
         raise NotImplementedError

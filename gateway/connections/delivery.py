@@ -1,4 +1,4 @@
-"""One message on its way out: encoded once a form, however many connections get it."""
+"""A message on its way to connections: encoded once per form, for any number of connections."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import msgspec
 
+#: Encodes a message for one kind of connection: a frame, an event, a JSON object.
 Form = Callable[["Delivery"], bytes]
 
 
 class Delivery:
     """A message as the transports see it.
 
-    `text` is the payload where it is UTF-8, else None: then the JSON forms carry base64.
+    `text` is the payload decoded as UTF-8. `text` is None where the payload is not UTF-8: then the
+    JSON forms carry base64.
     """
 
     __slots__ = ("_encoded", "id", "payload", "text", "type")
@@ -26,7 +28,7 @@ class Delivery:
         event_type: str | None = None,
         text: str | None = None,
     ) -> None:
-        """`text` is the payload as it was before it was encoded, where that is known."""
+        """`text` is the payload before UTF-8 encoding, where known: saves the decoding."""
         self.payload = payload
         self.id = message_id
         self.type = event_type
@@ -34,11 +36,11 @@ class Delivery:
         self._encoded: dict[Form, bytes] = {}
 
     def encoded(self, form: Form) -> bytes:
-        """Return the message in `form`, encoding it the first time."""
-        known = self._encoded.get(form)
-        if known is None:
-            known = self._encoded[form] = form(self)
-        return known
+        """Return the message in `form`; the first call for a form encodes the message."""
+        encoded = self._encoded.get(form)
+        if encoded is None:
+            encoded = self._encoded[form] = form(self)
+        return encoded
 
 
 def _decoded(payload: bytes) -> str | None:

@@ -1,4 +1,7 @@
-"""Leaving slowly: how many clients have been told to go by when. Time is passed in, in seconds."""
+"""A node's slow departure: how many clients are told to reconnect, and when.
+
+Times are passed in, in seconds of a monotonic clock.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ from typing import Final
 
 from gateway.connections.closes import CLOSE_GRACE_SECONDS
 
-#: What of a window may go to its settling, and to the farewell of those told last.
-_SHARE: Final = 0.25
+#: The largest share of a window for the settling at its start, and also for the farewell at its
+#: end: the delay and the grace of the clients that are told last.
+_MOST_SHARE: Final = 0.25
 
 
 class Drain:
-    """A node's way out over a window.
+    """The schedule of a node's way out, over a window of time.
 
-    Settling: readyz is 503, new clients are still taken. Then clients are told, in equal steps,
-    early enough for the last one's delay and grace. Who is left at `ends_at` is closed.
+    The window starts with the settling: `/readyz` answers 503, and new clients are still taken.
+    Then clients are told to reconnect, in equal steps, and early enough for the last client's delay
+    and grace. Connections that remain at `ends_at` are closed.
     """
 
     def __init__(
@@ -27,40 +32,43 @@ class Drain:
         reconnect_delay_seconds: float,
         rate: float,
     ) -> None:
-        """`rate` clients are told a second at most; 0 for no limit."""
-        share = window_seconds * _SHARE
-        farewell = min(reconnect_delay_seconds + CLOSE_GRACE_SECONDS, share)
-        self.settled_at = began + min(settle_seconds, share)
+        """At most `rate` clients are told in one second; 0 for no limit."""
+        longest_phase = window_seconds * _MOST_SHARE
+        farewell = min(reconnect_delay_seconds + CLOSE_GRACE_SECONDS, longest_phase)
+        self.settled_at = began + min(settle_seconds, longest_phase)
         self.ends_at = began + window_seconds
-        #: How long a client that is told may wait before it reconnects, at most.
+        #: The longest delay, in seconds, between being told to reconnect and reconnecting.
         self.longest_delay = max(0.0, min(reconnect_delay_seconds, farewell - CLOSE_GRACE_SECONDS))
-        self._told_by = self.ends_at - farewell
+        self._all_told_at = self.ends_at - farewell
         self._rate = rate
-        self._told = 0
+        self._told_clients = 0
 
     def hasten(self, now: float) -> None:
-        """Tell everybody, now."""
-        self.settled_at = self._told_by = self.ends_at = min(now, self.ends_at)
+        """End the window now: every remaining client is told at once, without a delay."""
+        self.settled_at = self._all_told_at = self.ends_at = min(now, self.ends_at)
         self.longest_delay = 0.0
         self._rate = 0.0
 
     def settled(self, now: float) -> bool:
-        """Whether new clients are to be refused."""
+        """Whether the settling is over: new clients are to be refused."""
         return now >= self.settled_at
 
-    def over(self, now: float) -> bool:
-        """Whether those that are left are to be closed."""
+    def has_ended(self, now: float) -> bool:
+        """Whether the window is over: the remaining connections are to be closed."""
         return now >= self.ends_at
 
     def step(self, now: float, *, untold: int) -> int:
-        """Return how many of the clients not told yet are to be told now; they count as told."""
+        """Return how many of the `untold` clients to tell now; the caller tells them at once.
+
+        The returned number counts as told.
+        """
         if not self.settled(now):
             return 0
-        span = self._told_by - self.settled_at
+        span = self._all_told_at - self.settled_at
         share = min(1.0, (now - self.settled_at) / span) if span > 0 else 1.0
-        target = math.ceil((self._told + untold) * share)
+        target = math.ceil((self._told_clients + untold) * share)
         if self._rate:
             target = min(target, math.ceil((now - self.settled_at) * self._rate))
-        count = max(0, min(untold, target - self._told))
-        self._told += count
+        count = max(0, min(untold, target - self._told_clients))
+        self._told_clients += count
         return count

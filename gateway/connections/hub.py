@@ -1,4 +1,4 @@
-"""User → connections on this node: the truth of which the registry is only a hint."""
+"""User → connections on this node. The hub is the truth; the registry is only a hint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gateway.wires.burst import write_at_once
 
 
 class Refusal(enum.Enum):
-    """Why no connection of a user who is on this node took a message."""
+    """The reason why no connection took a message, though the user is connected to this node."""
 
-    NO_DEVICE = "no-device"
-    OVERLOADED = "overloaded"
+    NO_DEVICE = "no-device"  # no connection here is of the message's device
+    OVERLOADED = "overloaded"  # connections are here, and none took the message
 
 
 #: A message, its user, and the one device that the message is for (None: all devices).
@@ -22,7 +22,7 @@ Addressed = tuple[Delivery, str, str | None]
 
 
 class Hub:
-    """Connections by user. Tuples: most users have one connection, and all are read-only."""
+    """Connections by user, as tuples: most users have one connection, and tuples are read-only."""
 
     def __init__(self) -> None:
         self._users: dict[str, tuple[Connection, ...]] = {}
@@ -51,16 +51,16 @@ class Hub:
             yield from connections
 
     def add(self, connection: Connection) -> bool:
-        """Add a connection; True if it is the user's first."""
+        """Add a connection; return True where the user had no connection before."""
         user = connection.user
         earlier = self._users.get(user, ())
         self._users[user] = (*earlier, connection)
         return not earlier
 
     def remove(self, connection: Connection) -> bool:
-        """Remove a connection; True if it was the user's last."""
+        """Remove a connection; return True where the user has no connection any more."""
         user = connection.user
-        remaining = tuple(other for other in self._users[user] if other is not connection)
+        remaining = tuple(held for held in self._users[user] if held is not connection)
         if remaining:
             self._users[user] = remaining
             return False
@@ -68,35 +68,41 @@ class Hub:
         return True
 
     def deliver(self, batch: Sequence[Addressed]) -> list[int | Refusal]:
-        """Send each message to each of its user's connections, or to those of its device.
+        """Send every message to all connections of its user, or to those of its device.
 
-        Returns, for each message, how many connections took it; 0 where the user is not here.
+        Returns a result for every message: the number of connections that took the message, 0 where
+        the user has no connection here, or a Refusal where no connection of the user took it.
         """
         users = self._users
-        taken: list[int] = []
+        taken_counts: list[int] = []  # of every message, in the order of the batch
+        # The writes: connections[n] is to get encoded[n], the form of batch[message_numbers[n]].
         connections: list[Connection] = []
-        datas: list[bytes] = []
-        numbers: list[int] = []  # connections[n] is to get batch[numbers[n]]
+        encoded: list[bytes] = []
+        message_numbers: list[int] = []
         for number, (delivery, user, device) in enumerate(batch):
-            before = len(connections)
+            earlier_writes = len(connections)
             for connection in users.get(user, ()):
                 if device is None or connection.device == device:
                     connections.append(connection)
-                    datas.append(delivery.encoded(connection.form))
-                    numbers.append(number)
-            taken.append(len(connections) - before)
-        for position in write_at_once([held.wire for held in connections], datas):
-            if not connections[position].write(datas[position]):
-                taken[numbers[position]] -= 1
-        if all(taken):
-            return [*taken]
+                    encoded.append(delivery.encoded(connection.form))
+                    message_numbers.append(number)
+            taken_counts.append(len(connections) - earlier_writes)
+        for position in write_at_once([held.wire for held in connections], encoded):
+            if not connections[position].write(encoded[position]):
+                taken_counts[message_numbers[position]] -= 1
+        if all(taken_counts):
+            return [*taken_counts]
         return [
             count or self._not_taken(user, device)
-            for count, (_, user, device) in zip(taken, batch, strict=True)
+            for count, (_, user, device) in zip(taken_counts, batch, strict=True)
         ]
 
     def _not_taken(self, user: str, device: str | None) -> int | Refusal:
-        """Return why no connection took a message, or 0 after the last one turned out gone."""
+        """Return why no connection took a message.
+
+        0 where the user has no connection, or the user's last connection turned out to be gone
+        during the writes of this batch.
+        """
         connections = self._users.get(user)
         if connections is None:
             return 0

@@ -1,4 +1,4 @@
-"""The user and device that a credential was issued for."""
+"""The user and the device that a credential was issued for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A user, the device where the token names one, and the token's expiry (Unix time, seconds)."""
+    """A user, the device in the token (None: no device), and the token's expiry (Unix seconds)."""
 
     user: str
     device: str | None

@@ -1,4 +1,7 @@
-"""The node: what happens to a connection between its handshake and its end."""
+"""The node: what happens to a connection between its handshake and its end.
+
+Every connection of the node is held here, and released and forgotten here.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,29 @@ from gateway.connections.registrar import Registrar
 from gateway.connections.sweep import Sweep
 from registry.directory import Node
 
-#: The 101 or 200 follows registration, or this, whichever comes first.
+#: The 101 or 200 is sent when the user is registered, or after this many seconds at the latest.
 REGISTRATION_SECONDS: Final = 1.0
 _opened: Final = cache(metrics.OPENED.labels)
 _connections: Final = cache(metrics.CONNECTIONS.labels)
 _closed: Final = cache(metrics.CLOSED.labels)
-#: Tells whom a token speaks for; raises Unrefreshed.
+#: Returns the user, device and expiry of a token; raises Unrefreshed for an invalid token.
 Identify = Callable[[str], Identity]
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """How long connections live, in seconds; 0 for as long as they like."""
+    """How long connections live, in seconds.
+
+    A `max_age` of 0 is no maximum. The maximum age of one connection is below `max_age` by up to
+    `max_age_jitter`. `reconnect_delay` is the longest wait of a client that is told to reconnect.
+    """
 
     max_age: float
     max_age_jitter: float
     reconnect_delay: float
 
     def draw_age(self) -> float | None:
-        """Draw one connection's maximum age; None for none."""
+        """Draw the maximum age of a connection; None for no maximum."""
         if not self.max_age:
             return None
         jitter = min(self.max_age_jitter, self.max_age)
@@ -48,7 +55,7 @@ class Lifetime:
 
 
 class GatewayNode:
-    """Holds connections: hub, registry and clock are told together, here alone."""
+    """Holds connections. Here alone hub, registrar and clock are told, and always together."""
 
     def __init__(
         self,
@@ -70,7 +77,7 @@ class GatewayNode:
         self.bounds = bounds
         self.sweep = Sweep(now=clock())
         self.drain: Drain | None = None
-        self.empty = asyncio.Event()  # nothing is held, not even to say goodbye
+        self.empty = asyncio.Event()  # no connection is left, not even one that says goodbye
         self.empty.set()
         self._lifetime = lifetime
         self._identify = identify
@@ -79,9 +86,9 @@ class GatewayNode:
 
     @property
     def status(self) -> str:
-        """How it stands with new connections; `ready` is the one that `/readyz` answers 200 for.
+        """Readiness for new connections, as text: `/readyz` answers 200 for `ready` only.
 
-        Once ready, a lost registry does not change it.
+        Once ready, a node stays ready when the registry is lost.
         """
         if self.drain is not None:
             return "draining"
@@ -91,20 +98,23 @@ class GatewayNode:
 
     @property
     def takes_new(self) -> bool:
-        """Whether new connections are taken, load aside: also while a drain settles."""
+        """Whether new connections are taken, apart from load: also while a drain settles."""
         drain = self.drain
         return self.registrar.ready.is_set() and not (drain and drain.settled(self._clock()))
 
     def refusal(self, address: str) -> str | None:
-        """Say why a new connection from `address` is refused for load, None where it is not."""
+        """Return the reason to refuse a new connection from `address` for load; None to admit."""
         return self.admission.refusal(address, self._clock())
 
     def user_refusal(self, user: str) -> str | None:
-        """Say why another connection of `user` is refused, None where it is not."""
+        """Return the reason to refuse another connection of `user`; None to admit."""
         return self.admission.user_refusal(self.hub.count(user))
 
     def hold(self, connection: Connection, *, expires_at: int, address: str) -> None:
-        """Take a connection in: from now on it gets messages. `expires_at` is Unix time."""
+        """Take a connection in: from now on the connection gets its user's messages.
+
+        `expires_at` is the expiry of the token (Unix time, seconds), `address` the client's.
+        """
         connection.address = self.admission.count_in(address)
         self.empty.clear()
         _opened(connection.transport).inc()
@@ -119,26 +129,29 @@ class GatewayNode:
         await self.registrar.written(connection.user, timeout_seconds=REGISTRATION_SECONDS)
 
     def release(self, connection: Connection, reason: str) -> None:
-        """Take a connection out: it gets no more messages, and its entry goes with the last."""
+        """Take a connection out: the connection gets no more messages.
+
+        With the user's last connection here, the node's element of the user is removed.
+        """
         if self.hub.remove(connection):
             self.registrar.changed(connection.user)
         _connections(connection.transport).dec()
         _closed(connection.transport, reason).inc()
 
     def forget(self, connection: Connection) -> None:
-        """Drop a connection from the clock: it is closed."""
+        """Drop a closed connection from the clock and from what admission counts."""
         self.sweep.forget(connection)
         self.admission.count_out(connection.address)
         if not self.admission.held:
             self.empty.set()
 
     def wake_at(self, connection: Connection, delay_seconds: float) -> None:
-        """Call the connection's `wake` after `delay_seconds`."""
+        """Call the connection's `wake` after `delay_seconds`; replaces an earlier call."""
         connection.wake_tick = Sweep.tick_at(self._clock() + delay_seconds)
         self.sweep.place(connection)
 
     def age_at(self, connection: Connection, delay_seconds: float | None) -> None:
-        """Call the connection's `aged` after `delay_seconds`, or at its maximum age."""
+        """Call the connection's `aged` after `delay_seconds`, or (None) at its maximum age."""
         if delay_seconds is None:
             delay_seconds = self._lifetime.draw_age()
         if delay_seconds is not None:
@@ -146,12 +159,16 @@ class GatewayNode:
         self.sweep.place(connection)
 
     def reconnect_delay(self) -> float:
-        """Draw how long a client that is told to reconnect waits before it does."""
+        """Draw how long, in seconds, a client that is told to reconnect is to wait."""
         longest = self.drain.longest_delay if self.drain else self._lifetime.reconnect_delay
         return random.uniform(0.0, longest)  # noqa: S311
 
     def refresh(self, connection: Connection, token: str) -> float:
-        """Let a connection live as long as `token`, which must be of its user and device."""
+        """Let a connection live as long as `token`; return for how many seconds that is.
+
+        Raises:
+            Unrefreshed: the token is not valid, or is of another user or device.
+        """
         identity = self._identify(token)
         if (identity.user, identity.device) != (connection.user, connection.device):
             raise Unrefreshed("the token is another's")
@@ -159,7 +176,7 @@ class GatewayNode:
         return identity.expires_at - self._wall_clock()
 
     def renew(self, connection: Connection, identity: Identity) -> None:
-        """Let a connection live as long as its user's newest credential."""
+        """Let a connection live as long as `identity`, its user's newest credential."""
         connection.warned = False
         connection.expiry_tick = self._tick_of(identity.expires_at)
         self.sweep.place(connection)
@@ -169,14 +186,16 @@ class GatewayNode:
         metrics.DROPPED.labels(connection.transport).inc(messages)
 
     def disconnect(self, user: str, device: str | None) -> int:
-        """End a user's connections, or those of one device; return how many."""
-        connections = [c for c in self.hub.of(user) if device is None or c.device == device]
+        """Close the connections of a user, or of a device of the user; return their number."""
+        connections = [
+            held for held in self.hub.of(user) if device is None or held.device == device
+        ]
         for connection in connections:
             connection.close(DISCONNECTED)
         return len(connections)
 
     def advance(self) -> None:
-        """Do what is due: for connections, for admission, for a drain."""
+        """Do everything that is due for connections, for admission and for a drain."""
         now = self._clock()
         self.sweep.advance(now)
         self.admission.advance(now)
@@ -184,20 +203,20 @@ class GatewayNode:
             self._step_drain(self.drain, now)
 
     def begin_drain(self, drain: Drain) -> None:
-        """Begin to leave; again, with the drain hastened, to leave faster."""
+        """Begin to leave; called again, with the drain hastened, leave faster."""
         self.drain = drain
         self._step_drain(drain, self._clock())
 
     def _step_drain(self, drain: Drain, now: float) -> None:
-        if drain.over(now):
+        if drain.has_ended(now):
             for connection in self.hub.connections():
                 connection.close(GOING_AWAY)
             return
-        # Those that were told because of their age are on their way as well.
-        untold = [c for c in self.hub.connections() if c.state is State.OPEN]
+        # Connections that were told to reconnect because of their age are leaving already.
+        untold = [held for held in self.hub.connections() if held.state is State.OPEN]
         for connection in islice(untold, drain.step(now, untold=len(untold))):
             connection.part(GOING_AWAY, self.reconnect_delay())
 
     def _tick_of(self, expires_at: int) -> int:
-        # From here on monotonic: a jump of the wall clock ends no connection.
+        # Ticks count monotonic time: a later jump of the wall clock ends no connection.
         return Sweep.tick_at(self._clock() + expires_at - self._wall_clock())

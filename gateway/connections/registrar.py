@@ -1,8 +1,9 @@
-"""Keeps the registry in step with the hub: what a node's users have in Redis.
+"""Keeps the registry in step with the hub: the node's lease, and its elements in users' entries.
 
-Only users that changed are written, whatever their state is by then: the hub is the truth, so a
-write that is late or repeated writes what is true. One write is in flight at a time and takes all
-that came in the meantime with it, so batches grow with load and a lone connect waits for nobody.
+Only users who came or went since the last write are written. A write takes the state of its users
+from the hub at the time of the write, not of the change: the hub is the truth, so even a late or a
+repeated write writes the truth. One write is in flight at a time, and the next write takes all
+changes that came in the meantime. So batches grow with load, and a lone connect is written at once.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from gateway import metrics
 from gateway.connections.hub import Hub
 from registry.directory import Lease, Node, Registry, RegistryUnavailable, Timings
 
-_BATCH: Final = 1_000
+_USERS_A_WRITE: Final = 1_000
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 
 log = structlog.get_logger("gateway.registrar")
 
 
 class Registrar:
-    """Writes one node's lease and its users' elements."""
+    """Writes the lease of one node, and the node's elements in the entries of its users."""
 
     def __init__(
         self,
@@ -35,43 +36,44 @@ class Registrar:
         *,
         timings: Timings,
     ) -> None:
-        self.ready = asyncio.Event()
+        self.ready = asyncio.Event()  # set once the node's name is claimed
         self._registry = registry
         self._node = node
         self._hub = hub
         self._timings = timings
-        self._changed: dict[str, None] = {}  # as ordered sets: first come, first written
-        self._writing: dict[str, None] = {}
+        # Dicts as ordered sets: the user who changed first is written first.
+        self._changed: dict[str, None] = {}  # users to be written
+        self._writing: dict[str, None] = {}  # users of the write in flight
         self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
-        self._wake = asyncio.Event()
-        self._failing = False
-        self._named = True
+        self._any_changed = asyncio.Event()
+        self._failing = False  # whether the last call of the registry failed
+        self._owns_name = True  # False while another process has a lease under this node's name
 
     def changed(self, user: str) -> None:
-        """Note that a user came or went; written as soon as the write before is done."""
+        """Note that a user came or went: to be written when the write in flight is done."""
         self._changed[user] = None
-        self._wake.set()
+        self._any_changed.set()
 
     async def written(self, user: str, *, timeout_seconds: float) -> bool:
-        """Wait until a user's last change is in the registry; False when that takes too long."""
+        """Wait until a user's last change is in the registry; False after `timeout_seconds`."""
         if user not in self._changed and user not in self._writing:
             return True
         # A future and a timer: asyncio.wait() takes three times as long, on every handshake.
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        waiting = self._waiters.setdefault(user, [])
-        waiting.append(waiter)
+        user_waiters = self._waiters.setdefault(user, [])
+        user_waiters.append(waiter)
         timer = loop.call_later(timeout_seconds, _settle, waiter, False)
         try:
             return await waiter
         finally:
             timer.cancel()
-            waiting.remove(waiter)
-            if not waiting and self._waiters.get(user) is waiting:
+            user_waiters.remove(waiter)
+            if not user_waiters and self._waiters.get(user) is user_waiters:
                 del self._waiters[user]
 
     async def run(self) -> None:
-        """Claim the node's name, then keep lease and entries until cancelled."""
+        """Claim the node's name, then keep the lease and the entries until cancelled."""
         await self._claim()
         self.ready.set()
         async with asyncio.TaskGroup() as tasks:
@@ -80,14 +82,17 @@ class Registrar:
             tasks.create_task(self._reassert_paced())
 
     async def retire(self, *, timeout_seconds: float) -> None:
-        """Write what is left and give up the lease, as far as the time allows."""
+        """Write the remaining changes and give up the lease, within `timeout_seconds`.
+
+        Where the time is too short, or the registry does not answer, a warning is logged.
+        """
         try:
             async with asyncio.timeout(timeout_seconds):
                 while self._changed:
-                    await self._write_some()
+                    await self._write_batch()
                 await self._registry.retire(self._node)
         except (RegistryUnavailable, TimeoutError) as error:
-            # Nothing is lost: the lease lapses by itself, and with it every entry.
+            # No harm: the lease lapses by itself, and no entry of a node counts without a lease.
             log.warning("left without goodbye", error=str(error))
 
     async def _claim(self) -> None:
@@ -111,7 +116,7 @@ class Registrar:
             except RegistryUnavailable as error:
                 self._failed(error)
                 continue
-            self._named_as(self._node.name, own=lease is not Lease.TAKEN)
+            self._note_owner(self._node.name, own=lease is not Lease.TAKEN)
             if lease is Lease.LAPSED:
                 self._assert_all()
             self._recovered()
@@ -119,9 +124,9 @@ class Registrar:
     async def _keep_entries(self) -> None:
         attempt = 0
         while True:
-            await self._wake.wait()
+            await self._any_changed.wait()
             try:
-                await self._write_some()
+                await self._write_batch()
             except RegistryUnavailable as error:
                 self._failed(error)
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
@@ -130,8 +135,8 @@ class Registrar:
                 attempt = 0
                 self._recovered()
 
-    async def _write_some(self) -> None:
-        batch = list(islice(self._changed, _BATCH))
+    async def _write_batch(self) -> None:
+        batch = list(islice(self._changed, _USERS_A_WRITE))
         self._writing = dict.fromkeys(batch)
         for user in batch:
             del self._changed[user]
@@ -139,36 +144,40 @@ class Registrar:
         gone = [user for user in batch if user not in self._hub]
         try:
             await self._registry.write(self._node, here, gone)
-        except BaseException:
+        except BaseException:  # a cancellation too
+            # Written again, before users who changed later.
             self._changed = self._writing | self._changed
             raise
         finally:
             self._writing = {}
             if not self._changed:
-                self._wake.clear()
+                self._any_changed.clear()
             metrics.REGISTRY_PENDING.set(len(self._changed))
         for user in batch:
+            # Waiters of a user who changed during the write wait for the next write.
             if user not in self._changed:
                 for waiter in self._waiters.pop(user, ()):
                     _settle(waiter, True)
 
     async def _reassert_paced(self) -> None:
+        """Assert every element once in `reassertion_seconds`, an equal share a second."""
         while True:
             users = self._hub.users()
-            share = math.ceil(len(users) / self._timings.reassertion_seconds)
+            users_a_second = math.ceil(len(users) / self._timings.reassertion_seconds)
             for _ in range(math.ceil(self._timings.reassertion_seconds)):
                 await asyncio.sleep(1.0)
-                for user in users[-share:] if share else ():
+                for user in users[-users_a_second:] if users_a_second else ():
                     if user in self._hub:
                         self.changed(user)
-                del users[len(users) - share :]
+                del users[len(users) - users_a_second :]
 
-    def _named_as(self, name: str, *, own: bool) -> None:
-        # Not fought for: the newer start is who was meant, and two that claim in turn would both
-        # be lost. Its lease ends with it, and then the next heartbeat has the name again.
-        if own == self._named:
+    def _note_owner(self, name: str, *, own: bool) -> None:
+        # The name is not claimed back: the newer process is the process that the operator meant,
+        # and if two processes claimed a name in turn, the users of both would be lost. The newer
+        # process's lease ends with the process; then this node's next heartbeat has the name again.
+        if own == self._owns_name:
             return
-        self._named = own
+        self._owns_name = own
         metrics.REGISTRY_NAME_TAKEN.set(not own)
         if own:
             log.info("this node's name is its own again", node=name)
@@ -192,7 +201,8 @@ class Registrar:
 
     def _recovered(self) -> None:
         if self._failing:
-            # A command that timed out here may have been carried out late, over a newer one.
+            # Redis may have run a command that timed out here late: after a newer command, whose
+            # effect is then undone.
             self._failing = False
             self._assert_all()
             log.info("registry is back; every entry is asserted again")

@@ -1,4 +1,10 @@
-"""What comes again: a processor that dies before it commits leaves its batch to another one."""
+"""Repeats: messages that a processor sends again, after this node has delivered them.
+
+When a processor dies before its commit, another processor reads the same messages from Kafka and
+forwards them once more. A repeat is answered with the result of the first delivery, and is not
+sent. Everything is in the memory of one process: a user who has moved to another node, or whose
+node was restarted, may get a message twice.
+"""
 
 from __future__ import annotations
 
@@ -8,86 +14,123 @@ from itertools import islice
 from gateway import metrics
 from gateway.connections.hub import Addressed, Refusal
 
-#: What makes a message: its user, its id and the one device it is for.
+#: The identity of a message: its user, its id, and the one device it is for (None: all devices).
 Name = tuple[str, str, str | None]
-#: What each message of a batch came to, in its order.
-Taken = list[int | Refusal]
-Deliver = Callable[[Sequence[Addressed]], Taken]
+#: The results of a batch, in the order of its messages: how many connections took a message, or
+#: why no connection did (`Refusal` is no int). A message that some of a user's connections took
+#: counts as delivered; its repeat does not reach the other connections.
+Results = list[int | Refusal]
+#: Sends a batch, which may be empty, to this node's connections.
+Deliver = Callable[[Sequence[Addressed]], Results]
 
 
 class Repeats:
-    """The results of the latest messages that were delivered here.
+    """The results of the latest messages that this node has delivered.
 
-    A message is known by 64 bits: its name's hash, under a key that each process draws (Python's
-    own hash randomisation). That is some 75 bytes instead of its names' hundreds. A message whose
-    hash is that of another would be taken for its repeat: answered, and never sent. With the
-    default window one in 10¹⁴ meets that; at 25,000 a second, one in two centuries.
+    Names are stored as 64-bit hashes. Python hashes strings with a key that is drawn at the start
+    of the process (hash randomisation), so a publisher can't construct two ids with one hash. An
+    entry takes some 75 bytes (measured); the names themselves would take hundreds. The price is a
+    collision: a new message with the hash of a remembered message is taken for a repeat, so it is
+    answered and never sent. With the default window (65,536; twice as many are remembered at most)
+    the probability is 2 × 65,536 / 2⁶⁴, 1 in 10¹⁴ per message: at 25,000 messages a second on a
+    node, one collision in two centuries.
 
-    Two generations: when the young one is full it becomes the old one, which goes as a whole.
-    Whoever takes the oldest out of one dict looks through all the places of those before it.
+    Results are kept in two dicts, the young and the old generation. New results go to the young
+    generation. When they do not fit, the young generation becomes the old one, the previous old
+    generation is dropped as a whole, and the new results begin a young generation. A single dict
+    was rejected: popping the oldest key of a dict scans the slots of all keys deleted before.
     """
 
     __slots__ = ("_old", "_window", "_young")
 
     def __init__(self, window: int) -> None:
-        """Know at least the last `window` messages again, at most twice as many; 0: none."""
+        """Remember at least the last `window` delivered messages, and at most twice as many.
+
+        0: remember nothing, so no message is a repeat.
+        """
         self._window = window
-        self._young: dict[int, int] = {}
+        self._young: dict[int, int] = {}  # hash of a name → connections that took the message
         self._old: dict[int, int] = {}
 
     def deliver(
         self, batch: Sequence[Addressed], names: Mapping[int, Name], deliver: Deliver
-    ) -> Taken:
-        """Let `deliver` have a batch but for its repeats, which come to what the first did.
+    ) -> Results:
+        """Pass a batch to `deliver` without its repeats; return a result for every message.
 
-        `names` has those that may be repeats, by position. What came to 0 or to a refusal was
-        taken by nobody, and is tried afresh.
+        `names` maps the positions of messages that may be repeats (messages with an id) to their
+        names; its positions ascend, as `_deliver_new` needs an original before its repeats. A
+        repeat gets the result of the first delivery, also where both are in this batch. A message
+        with a result of 0 or a refusal was taken by no connection. Such a result is not remembered:
+        when the message comes in a later batch, delivery is tried afresh.
         """
         if not names or not self._window:
             return deliver(batch)
-        marks = list(map(hash, names.values()))
-        if self._all_new(marks):
-            taken = deliver(batch)
-        else:
-            taken = self._deliver_new(batch, dict(zip(names, marks, strict=True)), deliver)
-        self._remember(marks, taken if len(names) == len(taken) else [taken[at] for at in names])
-        return taken
+        hashes = list(map(hash, names.values()))
+        if self._all_new(hashes):
+            results = deliver(batch)
+            all_named = len(names) == len(results)  # then the list need not be copied
+            self._remember(hashes, results if all_named else [results[at] for at in names])
+            return results
+        hash_by_position = dict(zip(names, hashes, strict=True))
+        results = self._deliver_new(batch, hash_by_position, deliver)
+        # Results that the young generation has already must not count towards its size: repeats
+        # would push out messages that were delivered after them.
+        unremembered = [at for at, name in hash_by_position.items() if name not in self._young]
+        self._remember(
+            [hash_by_position[at] for at in unremembered], [results[at] for at in unremembered]
+        )
+        return results
 
-    def _all_new(self, marks: Sequence[int]) -> bool:
+    def _all_new(self, hashes: Sequence[int]) -> bool:
+        """Whether no message is a repeat, of an earlier batch or within this batch."""
         return (
-            self._young.keys().isdisjoint(marks)
-            and self._old.keys().isdisjoint(marks)
-            and len(set(marks)) == len(marks)
+            self._young.keys().isdisjoint(hashes)
+            and self._old.keys().isdisjoint(hashes)
+            and len(set(hashes)) == len(hashes)
         )
 
     def _deliver_new(
-        self, batch: Sequence[Addressed], marks: Mapping[int, int], deliver: Deliver
-    ) -> Taken:
-        first: dict[int, int] = {}  # mark → position of the first in this batch
-        known: dict[int, int] = {}  # position → result in an earlier batch
-        twins: dict[int, int] = {}  # position → that of the first, in this batch
-        for at, mark in marks.items():
-            if result := self._young.get(mark) or self._old.get(mark):
-                known[at] = result
-            elif (earlier := first.setdefault(mark, at)) != at:
-                twins[at] = earlier
-        metrics.REPEATS.inc(len(known) + len(twins))
-        new = [each for at, each in enumerate(batch) if at not in known and at not in twins]
-        results = iter(deliver(new))
-        taken: Taken = []
-        for at in range(len(batch)):
-            taken.append(taken[twins[at]] if at in twins else known.get(at) or next(results))
-        return taken
+        self, batch: Sequence[Addressed], hash_by_position: Mapping[int, int], deliver: Deliver
+    ) -> Results:
+        """Deliver a batch in which some messages are repeats; return all results in order."""
+        position_by_hash: dict[int, int] = {}  # the first message with a hash, in this batch
+        earlier_results: dict[int, int] = {}  # by position: repeats of earlier batches
+        original_positions: dict[int, int] = {}  # by position: repeats within this batch
+        for position, name_hash in hash_by_position.items():
+            # Remembered results are never 0, so 0 is not among the values of either `get`.
+            result = self._young.get(name_hash) or self._old.get(name_hash)
+            original = position_by_hash.setdefault(name_hash, position)
+            if result is not None:
+                earlier_results[position] = result
+            elif original != position:
+                original_positions[position] = original
+        metrics.REPEATS.inc(len(earlier_results) + len(original_positions))
+        new_messages = [
+            message
+            for position, message in enumerate(batch)
+            if position not in earlier_results and position not in original_positions
+        ]
+        new_results = iter(deliver(new_messages))
+        results: Results = []
+        for position in range(len(batch)):
+            if position in original_positions:
+                results.append(results[original_positions[position]])
+            elif position in earlier_results:
+                results.append(earlier_results[position])
+            else:
+                results.append(next(new_results))
+        return results
 
-    def _remember(self, marks: Sequence[int], results: Taken) -> None:
+    def _remember(self, hashes: Sequence[int], results: Results) -> None:
         delivered = {
-            mark: result
-            for mark, result in zip(marks, results, strict=True)
+            name_hash: result
+            for name_hash, result in zip(hashes, results, strict=True)
             if isinstance(result, int) and result
         }
         if len(self._young) + len(delivered) <= self._window:
             self._young.update(delivered)
             return
+        # A generation holds at most `window` results. Of a larger batch the last ones are kept.
         surplus = max(0, len(delivered) - self._window)
         self._old = self._young
         self._young = dict(islice(delivered.items(), surplus, None)) if surplus else delivered

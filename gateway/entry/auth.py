@@ -1,4 +1,4 @@
-"""Credentials → Identity: which credential decides, and whom it speaks for."""
+"""From credentials to an Identity: which credential of a request decides, and for which user."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from gateway.entry.jwks import KeyRing
 from gateway.errors import GatewayError
 from registry.message import valid_device, valid_user
 
-#: What fits the head of a request with common proxies; more is work for nothing.
+#: The longest token. Common proxies let no longer token through in the head of a request, so to
+#: verify a longer token would be work for nothing.
 MAX_TOKEN_BYTES: Final = 8_192
+#: The name of the cookie for a token.
 COOKIE: Final = "pushgate_token"
 #: A WebSocket subprotocol with this prefix carries a token.
 BEARER_PREFIX: Final = "bearer."
@@ -26,10 +28,11 @@ _BEARER: Final = "bearer "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
-    """What a token has to be; None in `audience` or `issuer` accepts any.
+    """The operator's rules for tokens.
 
-    `algorithms` are names of RFC 7518 §3.1, `secret` is the key of HS256, and `max_seconds` bounds
-    how far ahead `exp` may lie.
+    `algorithms` are names of RFC 7518 §3.1, `secret` is the key of HS256. `audience` and `issuer`
+    are required values of `aud` and `iss`; None accepts any value. `max_seconds` bounds how far
+    ahead `exp` may lie.
     """
 
     algorithms: frozenset[str]
@@ -40,38 +43,42 @@ class TokenRules:
 
 
 class Unauthenticated(GatewayError):
-    """No credential, or not a good one. Says why, never with the token."""
+    """A request has no credential, or its token is not valid. The text never repeats the token."""
 
 
-class _LookedOver(HMACAlgorithm):
-    """HS256 with a secret that was looked over: PyJWT does it on each token, 10 of its 23 µs."""
+class _CheckedHMAC(HMACAlgorithm):
+    """HS256 with a secret that was checked before.
+
+    PyJWT checks the secret again for every token: 10 of the 23 µs that a token takes.
+    """
 
     def prepare_key(self, key: str | bytes) -> bytes:
-        """Take the secret as it is."""
+        """Take the secret without a check."""
         return key.encode() if isinstance(key, str) else key
 
 
 class UnknownKey(Unauthenticated):
-    """The token names a key that is not there, or not yet."""
+    """The token names a key that is not in the key set, or not yet."""
 
 
 class Authenticator:
     """Verifies JWTs (RFC 7519): `sub` is the user, `exp` is required, `device` optional.
 
-    Which algorithms count is the settings' word, and each has keys of its own: HS256 the secret,
-    whatever `kid` says, RS256 and ES256 the key ring's for that very algorithm. A token chooses
-    among these and brings none: `jku`, `jwk`, `x5u` and `x5c` mean nothing here.
+    The settings say which algorithms are accepted, and every algorithm has keys of its own
+    (RFC 8725 §3.1): HS256 has the secret, regardless of `kid`; RS256 and ES256 have the keys that
+    the key ring holds for the same algorithm. A token can choose among the algorithms and keys, and
+    can't bring a key: the header parameters `jku`, `jwk`, `x5u` and `x5c` are ignored.
     """
 
     def __init__(self, rules: TokenRules, keys: KeyRing | None) -> None:
-        """`keys` verify RS256 and ES256.
+        """`keys` is the key ring for RS256 and ES256; None where HS256 alone is accepted.
 
         Raises:
-            ValueError: there are no keys, though an algorithm needs them.
+            ValueError: there is no key ring, though an accepted algorithm needs a key ring.
         """
         if keys is None and rules.algorithms != {"HS256"}:
             raise ValueError("RS256 and ES256 need a key ring")
-        self._secret = None if rules.secret is None else _looked_over(rules.secret)
+        self._secret = None if rules.secret is None else _checked_key(rules.secret)
         self._algorithms = rules.algorithms
         self._keys = keys
         self._audience = rules.audience
@@ -79,18 +86,20 @@ class Authenticator:
         self._max_seconds = rules.max_seconds
         self._jwt = jwt.PyJWT(
             {
-                # PyJWT takes a token without `exp` unless told otherwise.
+                # Unless `exp` is required here, PyJWT accepts a token without `exp`.
                 "require": ["exp", "sub"],
-                # It refuses any `aud` where none is asked for.
+                # With this check on and no audience set, PyJWT refuses every token with an `aud`.
                 "verify_aud": self._audience is not None,
             }
         )
 
     async def authenticate(self, token: str) -> Identity:
-        """Return whom `token` speaks for; for a new key's sake the key set may be read first.
+        """Verify `token` and return its user, device and expiry.
+
+        Where the token names an unknown key, the key set is read again first: the key may be new.
 
         Raises:
-            Unauthenticated: the token is not valid, or no longer.
+            Unauthenticated: the token is not valid, or has expired.
         """
         try:
             return self.identify(token)
@@ -100,11 +109,11 @@ class Authenticator:
         return self.identify(token)
 
     def identify(self, token: str) -> Identity:
-        """Return whom `token` speaks for, by the keys there are.
+        """Verify `token` with the keys known now, and return its user, device and expiry.
 
         Raises:
-            UnknownKey: its key is not there; it may be once the key set is read again.
-            Unauthenticated: the token is not valid, or no longer.
+            UnknownKey: the token's key is unknown, and may be known after a reading of the key set.
+            Unauthenticated: the token is not valid, or has expired.
         """
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated(f"token refused: over {MAX_TOKEN_BYTES} bytes")
@@ -114,23 +123,24 @@ class Authenticator:
             reason = type(error).__name__
         else:
             return self._identity(claims)
-        # Not within the handler: the error's text, and a decoder's attributes, repeat the token.
+        # Raised outside of the handler, so that PyJWT's error is not chained: the text of the error
+        # and the attributes of a decoder's error repeat the token.
         raise Unauthenticated(f"token refused: {reason}")
 
     def _claims(self, token: str) -> dict[str, Any]:
-        """Verify and return the claims."""
+        """Verify `token` and return its claims."""
         key, algorithm = self._key(token)
         decoded = self._jwt.decode_complete(
             token, key, algorithms=[algorithm], audience=self._audience, issuer=self._issuer
         )
         if "crit" in decoded["header"]:
-            # PyJWT knows `b64`, which no JWT may use (RFC 7797 §7).
+            # PyJWT accepts the critical parameter `b64`, which no JWT may use (RFC 7797 §7).
             raise Unauthenticated("token refused: crit")
         claims: dict[str, Any] = decoded["payload"]
         return claims
 
     def _key(self, token: str) -> tuple[jwt.PyJWK, str]:
-        """Return the key that has to verify `token`, and the one algorithm it is for."""
+        """Return the key that has to verify `token`, and the only algorithm for the key."""
         if self._keys is None and self._secret is not None:
             return self._secret, "HS256"
         header = jwt.get_unverified_header(token)
@@ -147,7 +157,7 @@ class Authenticator:
 
     def _identity(self, claims: dict[str, Any]) -> Identity:
         user, device, expires = claims["sub"], claims.get("device"), claims["exp"]
-        # PyJWT takes what int() takes, "1790000000" too.
+        # PyJWT accepts as `exp` all that int() accepts, the string "1790000000" too.
         if not isinstance(expires, int | float):
             raise Unauthenticated("token refused: exp is no number")
         expires_at = int(expires)
@@ -160,12 +170,15 @@ class Authenticator:
         return Identity(user, device, expires_at)
 
 
-def _looked_over(secret: str) -> jwt.PyJWK:
-    """Return a secret as a key, looked over once (the settings have refused what is no secret)."""
+def _checked_key(secret: str) -> jwt.PyJWK:
+    """Return the HS256 secret as a key that is checked once, here.
+
+    The settings have already refused a string that is not fit to be a secret.
+    """
     raw = HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
     encoded = urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
     key = jwt.PyJWK({"kty": "oct", "k": encoded}, "HS256")
-    key.Algorithm = _LookedOver(HMACAlgorithm.SHA256)
+    key.Algorithm = _CheckedHMAC(HMACAlgorithm.SHA256)
     return key
 
 
@@ -177,12 +190,14 @@ def credential(
     cookies: Mapping[str, str],
     origin_allowed: bool,
 ) -> str:
-    """Return the first credential present: it decides, good or bad.
+    """Return the token of the first credential that is present.
 
-    A cookie counts only with an allowed Origin: browsers add it to requests of any page.
+    The order is Authorization, subprotocol, query, cookie. The first credential decides, good or
+    bad: later credentials are not tried. A cookie counts only with an allowed Origin, because
+    browsers add cookies to requests of any web page.
 
     Raises:
-        Unauthenticated: there is none.
+        Unauthenticated: the request has no credential.
     """
     if authorization is not None and authorization[: len(_BEARER)].lower() == _BEARER:
         return authorization[len(_BEARER) :].strip()

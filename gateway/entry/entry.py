@@ -1,6 +1,7 @@
 """The way in: a request is admitted or refused; its socket is held for good, or parked.
 
-Transports call `admit` first and then return `hold` or `park` as the request's response.
+A transport calls `admit` first, and then returns the result of `hold` (the socket stays held until
+the connection ends) or of `park` (the socket goes back to HTTP after one answer) as the response.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from gateway.http.responses import field_lines
 from gateway.wires import Holder, Wire
 from gateway.wires.choice import Wires
 
-#: The range of Retry-After for clients that are refused for load, in seconds; drawn for each.
+#: The range of Retry-After for clients that are refused for load, in seconds. Drawn for every
+#: client, so that refused clients do not come back all at once.
 RETRY_AFTER_SECONDS: Final = (1, 10)
 
 _FOREIGN_ORIGIN: Final = "this origin is not allowed; see PUSHGATE_ORIGINS"
@@ -36,7 +38,7 @@ _FOREIGN_ORIGIN: Final = "this origin is not allowed; see PUSHGATE_ORIGINS"
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may connect; `cors` are the CORS fields of its response."""
+    """A request that may connect: for whom, from where, and with which CORS fields to answer."""
 
     identity: Identity
     cors: dict[str, str]
@@ -49,24 +51,25 @@ class Admitted:
 
 
 class Parkable(Holder, Protocol):
-    """A request whose answer waits for a message."""
+    """A request whose answer waits for a message, as the entry sees it."""
 
     @property
     def most_answer_bytes(self) -> int:
-        """The length that the answer may reach."""
+        """The greatest length of the answer, in bytes."""
 
     def attach(self, wire: Wire, resume: Resume | None) -> None:
-        """Take the socket and wait. `resume` gives the socket back to HTTP after the answer.
+        """Take the socket and wait for a message.
 
-        Without `resume` the answer is the last on its connection.
+        `resume` gives the socket back to HTTP after the answer. Without `resume` the answer is the
+        last on its connection.
         """
 
     def vanished(self) -> None:
-        """Take note that the client had gone before its socket could be taken."""
+        """Take note that the client had disconnected before the socket could be taken."""
 
 
 class Entry:
-    """Admits requests to one node, and has the node hold their sockets."""
+    """Admits requests to one node, and has the node hold the connections."""
 
     def __init__(
         self, node: GatewayNode, *, origins: Origins, auth: Authenticator, wires: Wires
@@ -79,36 +82,39 @@ class Entry:
     async def admit(
         self, head: Head, subprotocols: Sequence[str] = (), *, new: bool = True
     ) -> Admitted:
-        """Let a request in, or refuse it before anything is allocated for it.
+        """Let a request in, or refuse the request before anything is allocated for it.
 
         The checks, in order: Origin, body, load of the node, credential, load by user and address.
-        A request for a session that the node holds already is not `new`: no load refuses it.
+        A request for a session that the node holds already is not `new`, and is never refused for
+        load.
 
         Raises:
-            Overloaded: the node, or the share of this user or address, is full.
-            HTTPException: 401, 403 or 413, with the CORS fields of the refused request.
+            Overloaded: the node is full, or the share of the user or the address is used up.
+            HTTPException: 401 (credential), 403 (Origin) or 413 (body), with the CORS fields of
+                the refused request.
         """
         origin = head.fields.get("origin")
         cors = self.cors(head)
         if origin is not None and not cors:
             raise HTTPException(403, _FOREIGN_ORIGIN)
         if head.has_body:
-            # The listener ends the connection unless the body is complete. With "connection: close"
-            # uvicorn would end it at once, and a client that still sends might lose the answer.
+            # Where the body is incomplete, the listener closes the connection gracefully. With a
+            # field "connection: close" uvicorn would close at once, and a client that still sends
+            # might lose the answer (RFC 9112 §9.6).
             raise HTTPException(413, "no body is taken here", cors)
         if new and self.node.admission.overloaded:
             raise Overloaded(cors, self.node.refusal(head.address))
         identity = await self._identify(head, subprotocols, cors)
         admitted = Admitted(identity, cors, head.address)
         if new:
-            self.refuse_for_load(admitted)
+            self.check_load(admitted)
         return admitted
 
-    def refuse_for_load(self, admitted: Admitted) -> None:
-        """Refuse a new connection where its user's or its address's share is used up.
+    def check_load(self, admitted: Admitted) -> None:
+        """Refuse a new connection where the share of its user or its address is used up.
 
         Raises:
-            Overloaded: it is refused.
+            Overloaded: the connection is refused, or the node takes no new connections at all.
         """
         if not self.node.takes_new:
             raise Overloaded(admitted.cors, "not taking connections now")
@@ -118,31 +124,38 @@ class Entry:
             raise Overloaded(admitted.cors, reason)
 
     def hold(self, connection: StreamConnection, admitted: Admitted, answer: bytes) -> ASGIApp:
-        """Return the response that detaches the socket for `connection`, and then is `answer`."""
+        """Return the response for a held connection, to be called as an ASGI application.
+
+        The response detaches the socket for `connection`, has the connection registered, and then
+        sends `answer`, the bytes of the head.
+        """
         return _Hold(self, connection, admitted, answer)
 
     def park(self, request: Parkable) -> ASGIApp:
-        """Return the response that detaches the socket until `request` has its answer."""
+        """Return the response that detaches the socket until `request` has its answer.
+
+        The response is called as an ASGI application.
+        """
         return _Park(self, request)
 
     async def register(self, connection: Connection, admitted: Admitted) -> None:
-        """Have the node hold a connection, and wait for its user's entry, a second at most."""
+        """Have the node hold `connection`; wait until its user is registered, a second at most."""
         expires_at = admitted.identity.expires_at
         self.node.hold(connection, expires_at=expires_at, address=admitted.address)
         await self.node.registered(connection)
 
     def take_wire(self, detached: Detached, connection: StreamConnection) -> None:
-        """Give a connection the wire of its detached socket."""
+        """Make the wire of a detached socket, and give it to `connection`."""
         connection.attach(self._wires.hold(detached.transport, connection))
 
     def lend_wire(self, detached: Detached, request: Parkable) -> None:
-        """Give a parked request the wire of its detached socket, until it is answered."""
-        room = request.most_answer_bytes
-        wire = self._wires.lend(detached.transport, request, answer_bytes=room)
+        """Make the wire of a detached socket, and lend it to `request` until the answer."""
+        answer_bytes = request.most_answer_bytes
+        wire = self._wires.lend(detached.transport, request, answer_bytes=answer_bytes)
         request.attach(wire, detached.resume if detached.keep_alive else None)
 
     def cors(self, head: Head) -> dict[str, str]:
-        """Return the CORS fields for an allowed Origin; none for a foreign one or without one."""
+        """Return the CORS fields for an allowed Origin; none for a foreign or a missing Origin."""
         origin = head.fields.get("origin")
         host = head.fields.get("host", "")
         if origin is None or not self._origins.allow(origin, host=host):
@@ -158,17 +171,17 @@ class Entry:
         """Answer OPTIONS (Fetch standard, "CORS-preflight fetch").
 
         Raises:
-            HTTPException: 403, the origin is foreign.
+            HTTPException: 403, the Origin is not allowed.
         """
         cors = self.cors(head)
         if not cors:
             raise HTTPException(403, _FOREIGN_ORIGIN)
-        allowed = {
+        allowed_fields = {
             "access-control-allow-methods": "GET",
             "access-control-allow-headers": "authorization, last-event-id",
             "access-control-max-age": "600",
         }
-        return Response(status_code=204, headers={**cors, **allowed})
+        return Response(status_code=204, headers={**cors, **allowed_fields})
 
     async def _identify(
         self, head: Head, subprotocols: Sequence[str], cors: dict[str, str]
@@ -187,21 +200,21 @@ class Entry:
 
 
 class Overloaded(GatewayError, HTTPException):
-    """503 with a jittered Retry-After. Its connection ends: the next may reach another node."""
+    """503 with a drawn Retry-After. The connection ends: the next try may reach another node."""
 
     def __init__(self, headers: dict[str, str], reason: str | None) -> None:
         wait = random.randint(*RETRY_AFTER_SECONDS)  # noqa: S311
-        always = {"retry-after": str(wait), "connection": "close"}
-        HTTPException.__init__(self, 503, reason or "overloaded", {**always, **headers})
+        retry_fields = {"retry-after": str(wait), "connection": "close"}
+        HTTPException.__init__(self, 503, reason or "overloaded", {**retry_fields, **headers})
 
 
 def count_refusal(refusal: HTTPException) -> None:
-    """Count a request that is refused on the public listener, by status."""
+    """Count a request that is refused on the public listener, by status code."""
     metrics.REFUSED.labels(str(refusal.status_code)).inc()
 
 
 class _Hold:
-    """A response that detaches its socket and keeps it."""
+    """A response that detaches the request's socket for good."""
 
     def __init__(
         self, entry: Entry, connection: StreamConnection, admitted: Admitted, answer: bytes
@@ -212,7 +225,11 @@ class _Hold:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Detach the socket, be registered, then answer: the client is told last."""
+        """Detach the socket, register the user, then answer.
+
+        The answer comes last: the user of an answered client is in the registry, or a second has
+        passed.
+        """
         detached: Detached | None = scope["extensions"][DETACH]()
         if detached is None:
             return
@@ -220,19 +237,19 @@ class _Hold:
         entry.take_wire(detached, connection)
         await entry.register(connection, self._admitted)
         connection.open(self._answer, early=detached.rest)
-        if not entry.node.takes_new:  # the drain went on while this handshake was under way
+        if not entry.node.takes_new:  # the drain has settled while the handshake was under way
             connection.close(GOING_AWAY)
 
 
 class _Park:
-    """A response that detaches its socket until there is an answer."""
+    """A response that detaches the request's socket until there is an answer."""
 
     def __init__(self, entry: Entry, request: Parkable) -> None:
         self._entry = entry
         self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Detach the socket and lend it to the request."""
+        """Detach the socket and lend it to the parked request."""
         detached: Detached | None = scope["extensions"][DETACH]()
         if detached is None:
             self._request.vanished()

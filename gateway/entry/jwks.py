@@ -1,7 +1,7 @@
-"""The public keys that tokens are verified with: a JWK Set (RFC 7517), read again and again.
+"""The public keys that verify tokens: a JWK Set (RFC 7517), read at regular intervals.
 
-The gateway's only file that imports httpx. No token ever reaches this file: it is asked for an
-algorithm and a key id.
+The gateway's only file that imports httpx. No token ever reaches this file: callers ask for a key
+by algorithm and key id.
 """
 
 from __future__ import annotations
@@ -21,40 +21,47 @@ import structlog
 
 from gateway.errors import GatewayError
 
-#: How long one reading may take, connecting included.
+#: How long one reading of the key set may take, connecting included.
 READ_SECONDS: Final = 5.0
+#: The longest document that is read.
 MAX_SET_BYTES: Final = 1024 * 1024
-#: An issuer has a handful; thousands would hold up every connection while they are taken in.
+#: Keys of a set that are used. An issuer has a handful of keys; to import thousands would hold up
+#: every connection of the node meanwhile.
 MAX_KEYS: Final = 100
-#: Bits of an RSA modulus: RFC 7518 §3.3 asks for 2,048; far above, one signature takes too long.
+#: The least and the most bits of an RSA modulus. RFC 7518 §3.3 asks for 2,048 at least; with a
+#: modulus far above 8,192 bits, to verify one signature takes too long.
 RSA_BITS: Final = (2_048, 8_192)
-#: Tokens that name unknown keys, also made-up ones, have the set read once in this time.
+#: Tokens with unknown keys cause one reading of the key set in this time at most: the names of
+#: unknown keys may be made up.
 RENEW_SECONDS: Final = 5.0
+#: Waits after the first, second and further failed readings in a row.
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-#: What verifies with keys of a type, and the curve (RFC 7518 §3.1). `oct` is not here: a secret in
-#: a public document is none.
+#: The algorithm for keys of a type and curve (RFC 7518 §3.1). The type `oct` is left out: a secret
+#: in a public document is no secret.
 _ALGORITHMS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256"}
 
 log = structlog.get_logger("gateway.jwks")
+#: Keys by algorithm and key id. None stands for the id of a key without id, and for the id of an
+#: algorithm's only key.
 _Keys = Mapping[tuple[str, str | None], jwt.PyJWK]
 
 
 class Unreadable(GatewayError):
-    """The key set can't be read now; the text says why."""
+    """The key set can't be read now; the text gives the reason."""
 
 
 class Source(Protocol):
-    """Where the key set is."""
+    """A place from which the document of a key set is read."""
 
     async def read(self) -> bytes:
         """Return the document, of at most `MAX_SET_BYTES`.
 
         Raises:
-            Unreadable: it can't be had.
+            Unreadable: the document can't be read, or is longer.
         """
 
     async def close(self) -> None:
-        """Let go of what is held. Harmless when repeated."""
+        """Release the resources of the source. Harmless when repeated."""
 
 
 class UrlSource:
@@ -63,27 +70,28 @@ class UrlSource:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = httpx.AsyncClient(
-            # The system's certificates, not certifi's: a private issuer's CA is installed there.
+            # The CA certificates of the system, not certifi's: the CA of a private issuer is
+            # installed in the system.
             verify=ssl.create_default_context(),
             timeout=READ_SECONDS,
-            # Readings are minutes apart: a connection kept for the next one would be stale.
+            # Readings are minutes apart: a connection kept for the next reading would be stale.
             limits=httpx.Limits(max_keepalive_connections=0),
-            # What is read is never decompressed: it could grow to any size.
+            # The document is never decompressed: a compressed document could grow to any size.
             headers={"accept": "application/json", "accept-encoding": "identity"},
-            # Who may sign is the URL's word alone; no proxy and no redirect may change it.
+            # The URL alone says whose signatures count: no proxy and no redirect may change that.
             trust_env=False,
             follow_redirects=False,
         )
 
     async def read(self) -> bytes:
-        """GET it; only a whole, plain 200 counts."""
+        """GET the document; only a complete answer with status 200 counts."""
         try:
             async with self._client.stream("GET", self._url) as response:
                 if response.status_code != httpx.codes.OK:
                     raise Unreadable(f"status {response.status_code}")
                 return await _read_body(response)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            # ValueError: a name that is none (IDNA), which is found out on the way.
+            # ValueError: an invalid host name (IDNA), which httpx finds out on the request only.
             raise Unreadable(f"{type(error).__name__}: no whole answer") from error
 
     async def close(self) -> None:
@@ -98,7 +106,7 @@ class FileSource:
         self._path = Path(path)
 
     async def read(self) -> bytes:
-        """Read it, off the loop: it may lie on a network."""
+        """Read the file in a thread: the file may lie on a network, and block the event loop."""
         try:
             document = await asyncio.to_thread(self._start)
         except OSError as error:
@@ -107,18 +115,19 @@ class FileSource:
         return document
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held between readings."""
 
     def _start(self) -> bytes:
+        """Return the start of the file, with a byte too many where the file is too large."""
         with self._path.open("rb") as file:
             return file.read(MAX_SET_BYTES + 1)
 
 
 class KeyRing:
-    """The keys there are now. Made inside the running loop; `run` keeps them fresh.
+    """The keys that verify tokens now. Made inside the running loop; `run` keeps the keys fresh.
 
-    A set that is read replaces all keys: what its issuer took out verifies nothing any more. While
-    it can't be read, or is no key set, the keys stay.
+    Every reading of the key set replaces all keys, so a key that the issuer has taken out verifies
+    nothing any more. While the document can't be read, or is no key set, the known keys stay.
     """
 
     def __init__(
@@ -128,8 +137,8 @@ class KeyRing:
         refresh_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read `source` each `refresh_seconds`; `clock` is for the limit on `renew`."""
-        #: Set once there is a key.
+        """Read `source` every `refresh_seconds`; `clock` (seconds) is for the limit of `renew`."""
+        #: Set once the ring has a key.
         self.loaded = asyncio.Event()
         self._source = source
         self._refresh_seconds = refresh_seconds
@@ -150,7 +159,10 @@ class KeyRing:
         file: str | None,
         refresh_seconds: float,
     ) -> Self | None:
-        """Return the ring of the key set behind `url` or in `file`; None where none is needed."""
+        """Return the ring of the key set behind `url` or in `file`.
+
+        None where HS256 is the only algorithm, or where neither `url` nor `file` is set.
+        """
         if set(algorithms) <= {"HS256"}:
             return None
         if url is not None:
@@ -160,13 +172,17 @@ class KeyRing:
         return None
 
     def find(self, algorithm: str, kid: str | None) -> jwt.PyJWK | None:
-        """Return the key for `algorithm` under an id; without one, the only key there is."""
+        """Return the key for `algorithm` with the id `kid`; None where the ring has no such key.
+
+        For a token without `kid`, return the only key for `algorithm`.
+        """
         return self._keys.get((algorithm, kid))
 
     async def renew(self) -> bool:
-        """Read the set because a key is missing; False where that failed or was just done.
+        """Read the key set because a key is missing.
 
-        All who ask at the same time wait for one reading, `READ_SECONDS` at most.
+        Returns False where the reading failed, or where the last `renew` was less than
+        `RENEW_SECONDS` ago. Concurrent callers wait for the same reading, `READ_SECONDS` at most.
         """
         if self._reading is None:
             now = self._clock()
@@ -176,7 +192,10 @@ class KeyRing:
         return await self._read()
 
     async def run(self) -> None:
-        """Read the set now and each `refresh_seconds`, sooner after a failure, until cancelled."""
+        """Read the key set now and every `refresh_seconds`, until cancelled.
+
+        After a failure, or a set without a usable key, the next reading comes sooner.
+        """
         failures = 0
         while True:
             if await self._read() and self._keys:
@@ -188,7 +207,7 @@ class KeyRing:
                 await asyncio.sleep(min(delay, self._refresh_seconds))
 
     async def close(self) -> None:
-        """Give up a reading that is under way, and the source. Harmless when repeated."""
+        """Cancel a reading that is under way, and close the source. Harmless when repeated."""
         self._closed = True
         if self._reading is not None:
             self._reading.cancel()
@@ -196,7 +215,10 @@ class KeyRing:
         await self._source.close()
 
     async def _read(self) -> bool:
-        """Read, or wait for the reading that is under way; it outlives those who wait for it."""
+        """Read the key set, or wait for the reading that is under way.
+
+        A reading is a task of its own, so that it outlives callers that are cancelled.
+        """
         if self._closed:
             return False
         if self._reading is None:
@@ -220,6 +242,7 @@ class KeyRing:
         return True
 
     def _failed(self, error: str) -> bool:
+        """Log the first of several failed readings in a row; return False."""
         if not self._failing:
             self._failing = True
             log.error("can't read the key set; known keys stay, trying on", error=error)
@@ -242,7 +265,7 @@ class _Set(msgspec.Struct):
 
 
 class _Skipped(GatewayError):
-    """A key that is not for us; the text says why."""
+    """A key of the set is not usable; the text gives the reason."""
 
 
 async def _read_body(response: httpx.Response) -> bytes:
@@ -259,7 +282,11 @@ def _check_size(document: bytes | bytearray) -> None:
 
 
 def _usable(document: bytes) -> tuple[_Keys, list[str]]:
-    """Return the keys for our algorithms, and for each other one why it is none."""
+    """Return the usable keys of a document, and the reasons why the remaining keys are skipped.
+
+    Raises:
+        Unreadable: the document is no JWK Set.
+    """
     try:
         entries = msgspec.json.decode(document, type=_Set).keys
     except (ValueError, RecursionError) as error:
@@ -277,14 +304,20 @@ def _usable(document: bytes) -> tuple[_Keys, list[str]]:
     if len(entries) > MAX_KEYS:
         skipped.append(f"all behind the first {MAX_KEYS}")
     for algorithm in _ALGORITHMS.values():
-        of_algorithm = [key for (name, _), key in keys.items() if name == algorithm]
-        if len(of_algorithm) == 1:  # a token need not name a key where there is no choice
-            keys[algorithm, None] = of_algorithm[0]
+        algorithm_keys = [key for (name, _), key in keys.items() if name == algorithm]
+        if len(algorithm_keys) == 1:  # a token need not name its key where there is no choice
+            keys[algorithm, None] = algorithm_keys[0]
     return keys, skipped
 
 
 def _key(entry: object) -> jwt.PyJWK:
-    """Return a key that verifies; what its members say of its use counts (RFC 7517 §4)."""
+    """Return an entry of the set as a key that verifies tokens.
+
+    The members by which an entry restricts the use of its key are obeyed (RFC 7517 §4).
+
+    Raises:
+        _Skipped: the key is not usable.
+    """
     if not isinstance(entry, dict):
         raise _Skipped("no object")
     kty, crv, kid = entry.get("kty"), entry.get("crv"), entry.get("kid")
@@ -309,8 +342,8 @@ def _built(entry: dict[str, Any], algorithm: str) -> jwt.PyJWK:
     try:
         key = jwt.PyJWK(entry, algorithm)
     except Exception as error:
-        # Whatever a library makes of odd numbers: one key must not cost the others. Its text
-        # would repeat the key.
+        # Broad: a library may raise any error for odd numbers, and one bad key must not cost the
+        # good keys of the set. The error's text is left out, because it would repeat the key.
         raise _Skipped(type(error).__name__) from None
     if algorithm == "RS256" and not RSA_BITS[0] <= key.key.key_size <= RSA_BITS[1]:
         raise _Skipped(f"RSA of {key.key.key_size} bits")

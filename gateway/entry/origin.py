@@ -12,16 +12,17 @@ _ORIGIN: Final = re.compile(
 
 
 class Origins:
-    """An exact allow-list; a host may start with `*.`, which stands for whole labels.
+    """An allow-list of origins, compared exactly, but for hosts that start with `*.`.
 
-    Empty means the same host only: that of the request's Host header.
+    `*.` stands for one or more whole labels of a host name. An empty list allows the same host
+    only: the host of the request's Host header.
     """
 
     def __init__(self, allowed: str) -> None:
         """Take a comma list of `scheme://host[:port]`.
 
         Raises:
-            ValueError: an element is not of that form.
+            ValueError: an element of the list is not an origin of this form.
         """
         self._exact: set[tuple[str, str, int]] = set()
         self._below: set[tuple[str, str, int]] = set()

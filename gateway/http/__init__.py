@@ -1,7 +1,9 @@
-"""Sockets to requests: how a listener accepts, what it bounds, and how a socket leaves HTTP.
+"""HTTP listeners: from an accepted socket to a request, and the way of a socket out of HTTP.
 
-`listener` binds and accepts, `http` is uvicorn's protocol with bounds, `door` counts and ends
-sockets; `head` and `responses` read and spell HTTP heads, `detach` is what a request's application
-is offered. This wing is a leaf: it imports no other part of the gateway. Other wings may import
-`head`, `responses` and `detach`, the server also `door` and `listener`.
+`listener` binds a port and accepts sockets. `http` is uvicorn's HTTP/1.1 protocol with bounds on
+size and time. `door` counts sockets and closes sockets that are too many or too slow. `head` reads
+the head of a request, `responses` writes the heads of responses, and `detach` defines how an
+application takes a request's socket out of HTTP. This wing (a package of the gateway) is a leaf:
+of the gateway it imports `errors` alone. Other wings may import `head`, `responses` and `detach`;
+the server may import `door` and `listener` as well.
 """

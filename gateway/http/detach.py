@@ -1,7 +1,7 @@
-"""What the listener offers an application beside ASGI: a request's socket, and a short answer.
+"""Two extensions of ASGI: an application detaches its request's socket, or answers in one write.
 
-Both are extensions of the ASGI scope (ASGI 3.0, "Extensions"): an application that finds its name
-in `scope["extensions"]` may call what stands there.
+The listener puts a function for both into `scope["extensions"]` (ASGI 3.0, "Extensions"), under the
+names below. An application that finds a name there may call the function.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-#: Names the extension by which an application detaches its request's socket from HTTP: a function
-#: without arguments that returns a Detached, or None when the client has gone already.
+#: The name of the extension to detach a request's socket from HTTP: a function without arguments.
+#: Returns a Detached, or None when the client has disconnected already.
 DETACH: Final = "pushgate.detach"
-#: Names the extension by which an application answers 200 in one write: a coroutine function of a
-#: content type and a body.
+#: The name of the extension to answer 200 in one write: a coroutine function of a content type and
+#: a body, both bytes.
 ANSWER: Final = "pushgate.answer"
 
-#: Gives a detached socket back to HTTP, with the bytes that arrived while it was detached.
+#: Gives a detached socket back to HTTP. The argument holds the bytes that arrived in the meantime.
 Resume = Callable[[bytes], None]
 
 
@@ -26,9 +26,10 @@ Resume = Callable[[bytes], None]
 class Detached:
     """A socket that has left HTTP.
 
-    `rest` are the bytes that arrived behind the request. `keep_alive` says whether the client may
-    send another request on this socket (RFC 9112 §9.3); `resume` gives the socket back to HTTP for
-    it, or closes the socket where `keep_alive` is False.
+    `rest` holds the bytes that arrived behind an upgrade request; after other requests `rest` is
+    empty. `keep_alive` says whether the client may send another request on the socket (RFC 9112
+    §9.3). `resume` gives the socket back to HTTP for the next request, or closes the socket where
+    `keep_alive` is False.
     """
 
     transport: asyncio.Transport

@@ -1,4 +1,4 @@
-"""Which sockets a listener keeps: their number, the deadline of a request's head, idle ones."""
+"""How many sockets a listener keeps, and how long each may take to send a request's head."""
 
 from __future__ import annotations
 
@@ -12,109 +12,152 @@ import structlog
 
 from gateway.http.proxy_header import Network, within
 
-#: While a node drains, a socket on which no request has begun is closed after this.
+#: While a node drains, a socket that was never used is closed this long after its accept.
 _UNUSED_SECONDS: Final = 0.5
+#: Shortest time between two reports of sockets that were turned away.
 _LOG_SECONDS: Final = 1.0
 
 log = structlog.get_logger("gateway.listener")
 
 
 @dataclass(frozen=True, slots=True)
-class HeadBounds:
-    """How many seconds and bytes a request's head may take, and how many sockets may be open."""
+class DoorBounds:
+    """How long and how large a request's head may be, and how many sockets may be open.
 
-    seconds: float
-    size: int
+    `sockets` is None where the number of sockets is not bounded. The bound on a head's size is
+    kept by the parser's side (http.py), since the door sees no bytes.
+    """
+
+    head_seconds: float
+    head_bytes: int
     sockets: int | None = None
 
 
 class HttpSocket(Protocol):
-    """An accepted socket and its HTTP parser, as the door sees them. Hashed by identity."""
+    """An accepted socket and its HTTP parser, as the door sees both. Hashed by identity."""
 
     transport: asyncio.Transport
 
     @property
     def unused(self) -> bool:
-        """Whether no byte of a request has ever arrived."""
+        """Whether no byte of any request has arrived on the socket since its accept."""
 
     def shutdown(self) -> None:
-        """Close the socket, after the answer of a request that is under way."""
+        """Close the socket: at once, or after the answer to a request that is under way."""
 
 
 class Door:
-    """Counts and bounds the HTTP sockets of one listener."""
+    """Bounds the HTTP sockets of one listener.
+
+    Every accepted socket passes `admit`. A client that owes the node something has a time limit,
+    `head_seconds`: from the accept, until the head of the first request is complete; from the first
+    byte of each later head, until that head is complete; and after a graceful close by the node,
+    until the client closes its own half. The socket's protocol (http.py) says when a limit starts
+    (`expect`) and ends (`satisfied`). An idle socket between two requests has no limit here: it is
+    uvicorn's keep-alive that closes such a socket. `advance` cuts off sockets over their limit, and
+    is called on every tick of the node's clock.
+    """
 
     __slots__ = (
+        "_expected",
         "_logged_at",
         "_turned_away",
-        "awaited_heads",
         "bounds",
-        "closing",
-        "detached_sockets",
+        "count_detached",
+        "draining",
         "is_balancer",
     )
 
     def __init__(
         self,
-        bounds: HeadBounds,
+        bounds: DoorBounds,
         *,
         balancers: Sequence[Network] = (),
-        detached_sockets: Callable[[], int] = lambda: 0,
+        count_detached: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`detached_sockets` counts open sockets that have left HTTP: they have descriptors too."""
+        """Bound the sockets of a listener.
+
+        `balancers` are the networks from which connections start with a PROXY header.
+        `count_detached` returns the number of this listener's sockets that have left HTTP (held
+        WebSockets and event streams, parked polls): they use file descriptors too, so
+        `bounds.sockets` covers HTTP and detached sockets together.
+        """
         self.bounds = bounds
-        #: Tells balancers, whose connections start with a PROXY header; None where there are none.
+        #: A function: is an address a balancer's? None where no balancers are configured.
         self.is_balancer = within(balancers) if balancers else None
-        self.detached_sockets = detached_sockets
-        #: Set while the node drains: each answer is then the last of its connection.
-        self.closing = False
-        #: Sockets whose request head is incomplete, with the event loop's time at which it began.
-        #: Every head has the same deadline, so insertion order is deadline order.
-        self.awaited_heads: dict[HttpSocket, float] = {}
+        self.count_detached = count_detached
+        #: Set while the node drains. Sockets are still accepted, and every answer is the last on
+        #: its connection (http.py).
+        self.draining = False
+        #: Sockets with a time limit, and the event loop's time at which each limit began. All
+        #: limits are equally long and begin at the present time, so insertion order is the order
+        #: in which limits end.
+        self._expected: dict[HttpSocket, float] = {}
         self._turned_away: Counter[str] = Counter()
         self._logged_at = 0.0
 
     def is_full(self, http_sockets: int) -> bool:
-        """Whether the next accepted socket would be one too many."""
-        most = self.bounds.sockets
-        return most is not None and http_sockets + self.detached_sockets() >= most
+        """Whether no further socket fits beside so many HTTP sockets and the detached ones."""
+        max_sockets = self.bounds.sockets
+        return max_sockets is not None and http_sockets + self.count_detached() >= max_sockets
 
     def admit(self, accepted: HttpSocket, now: float, *, http_sockets: int) -> bool:
-        """Start the deadline of a socket's first head; False closes one socket too many at once.
+        """Start the time limit of the socket's first head, or close the socket if there is no room.
 
-        `http_sockets` are open beside it.
+        `http_sockets` is the number of open HTTP sockets without the accepted one, `now` the event
+        loop's time. Returns False when the accepted socket was closed.
         """
         if self.is_full(http_sockets):
             self.turn_away(accepted, "no descriptors for more clients")
             return False
-        self.awaited_heads[accepted] = now
+        self._expected[accepted] = now
         return True
 
+    def expect(self, http_socket: HttpSocket, now: float) -> None:
+        """Start a socket's time limit at `now`; a limit that runs already goes on."""
+        self._expected.setdefault(http_socket, now)
+
+    def satisfied(self, http_socket: HttpSocket) -> None:
+        """End a socket's time limit: the head is complete, or the socket is gone."""
+        self._expected.pop(http_socket, None)
+
+    def expects(self, http_socket: HttpSocket) -> bool:
+        """Whether a socket's time limit runs."""
+        return http_socket in self._expected
+
     def turn_away(self, refused: HttpSocket, reason: str) -> None:
-        """Close a socket without an answer; `reason` is logged by `advance`."""
+        """Close a socket without an answer, and count the close for the log.
+
+        `reason` is the text of a log event: a few fixed texts, no client's bytes.
+        """
         self._turned_away[reason] += 1
         refused.transport.abort()
 
     def close_unused(self, now: float) -> None:
-        """Close sockets on which no request has begun for half a second.
+        """Close sockets that were accepted half a second ago and never used, while a node drains.
 
-        Browsers open sockets ahead of need, and would send their next request to this node. A
-        request that is on its way to the node gets its answer.
+        Browsers open sockets ahead of need, and would send their next request to the draining node.
+        The half second is for requests that are already on their way to the node: such a request
+        still gets its answer. A socket without a limit has had a request, so it is not unused.
         """
-        for waiting, since in list(self.awaited_heads.items()):
-            if waiting.unused and now - since >= _UNUSED_SECONDS:
-                waiting.shutdown()
+        for http_socket, since in list(self._expected.items()):  # a close changes the dict
+            if http_socket.unused and now - since >= _UNUSED_SECONDS:
+                http_socket.shutdown()
 
     def advance(self, now: float) -> None:
-        """Cut off sockets whose head is overdue; log sockets turned away, once a second at most."""
-        overdue = []
-        for waiting, since in self.awaited_heads.items():
-            if now - since < self.bounds.seconds:
+        """Cut off sockets over their time limit, without an answer; log sockets turned away.
+
+        `now` is the event loop's time. Log events are at least a second apart. A socket over its
+        limit is not logged.
+        """
+        overdue_sockets = []
+        for http_socket, since in self._expected.items():
+            if now - since < self.bounds.head_seconds:
                 break
-            overdue.append(waiting)
-        for waiting in overdue:
-            del self.awaited_heads[waiting]
-            waiting.transport.abort()
+            overdue_sockets.append(http_socket)
+        for http_socket in overdue_sockets:
+            del self._expected[http_socket]
+            http_socket.transport.abort()
         if self._turned_away and now - self._logged_at >= _LOG_SECONDS:
             for reason, count in self._turned_away.items():
                 log.warning(reason, closed=count)

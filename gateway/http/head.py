@@ -1,6 +1,7 @@
-"""The head of a request that wants to connect, read once.
+"""The head of a request on a transport's path: method, client address, header fields, query.
 
-A dozen fields are looked at on each handshake; starlette's headers look through the list each time.
+A handshake reads a dozen fields. starlette's headers scan the list of all fields for every read, so
+the fields are put into a dict once.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from starlette.types import Scope
 
 
 class Head:
-    """A request's method, address and fields. A field that comes repeatedly is joined.
+    """A request's method, client address and header fields; names of fields are in lower case.
 
-    (RFC 9110 §5.3.) So a second Origin or Authorization makes neither count.
+    The values of a repeated field are joined with commas (RFC 9110 §5.3). Two Origin or two
+    Authorization fields therefore make one invalid value, and neither field counts.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -32,23 +34,23 @@ class Head:
 
     @cached_property
     def query(self) -> Mapping[str, str]:
-        """The query's parameters; of repeated ones the last."""
+        """The query's parameters; of a repeated parameter the last value."""
         return QueryParams(self._query) if self._query else {}
 
     @property
     def cookies(self) -> Mapping[str, str]:
-        """The cookies."""
+        """The cookies of the Cookie field, by name."""
         cookie = self.fields.get("cookie")
         return cookie_parser(cookie) if cookie else {}
 
     @property
     def subprotocols(self) -> list[str]:
-        """What Sec-WebSocket-Protocol offers, in its order."""
+        """The names that Sec-WebSocket-Protocol offers, in the client's order of preference."""
         offered = self.fields.get("sec-websocket-protocol")
         return [name.strip() for name in offered.split(",")] if offered else []
 
     @property
     def has_body(self) -> bool:
-        """Whether something follows the head."""
+        """Whether a body follows the head (RFC 9112 §6)."""
         length = self.fields.get("content-length", "0")
         return length != "0" or "transfer-encoding" in self.fields

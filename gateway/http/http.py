@@ -1,8 +1,9 @@
-"""uvicorn's HTTP/1.1, with bounds on what a client sends, and with a way out for sockets.
+"""uvicorn's HTTP/1.1, with bounds on a client's requests, and with a way for sockets to leave HTTP.
 
-Alone in importing uvicorn. Subclassed privates: `HttpToolsProtocol` with its `RequestResponseCycle`
-(its public interface has no way to detach a socket) and `Server.startup` (which gives a TLS
-handshake no deadline). tests/unit/test_privates.py fails when they change.
+The only file that imports uvicorn. Private interfaces of uvicorn are subclassed and used:
+`HttpToolsProtocol` with its `RequestResponseCycle` (uvicorn's public interface has no way to detach
+a socket), and `Server.startup` (which gives a TLS handshake no deadline).
+tests/unit/test_privates.py fails when uvicorn changes these interfaces.
 """
 
 from __future__ import annotations
@@ -29,30 +30,33 @@ from gateway.http.proxy_header import BadProxyHeader, read
 
 #: Connections that the kernel completes ahead of `accept` (listen(2)).
 BACKLOG: Final = 4_096
+#: How long an idle connection stays open between two requests.
 _KEEP_ALIVE_SECONDS: Final = 75
+#: How long requests under way may take after the listener was stopped.
 _STOP_SECONDS: Final = 1
-#: Bytes that may follow an upgrade request before the application detaches its socket.
+#: Bytes that may follow an upgrade request before the application detaches the socket.
 _MAX_REST_BYTES: Final = 65_536
-#: Fields of a request's head.
+#: Header fields that the head of a request may have.
 MAX_HEADERS: Final = 100
-#: Requests that may wait behind the one that is answered: 18 bytes of a client cost kilobytes here.
+#: Pipelined requests that may wait for the answer to an earlier request. The bound is low because
+#: a request of 18 bytes costs kilobytes of memory here.
 MAX_WAITING_REQUESTS: Final = 16
 
 
 class DetachableHTTP(HttpToolsProtocol):
     """One HTTP/1.1 connection, whose socket an application can detach from HTTP.
 
-    Upgrade requests are routed like any other. A connection that uvicorn or starlette goes on
-    holding takes 20–45 KB; of this object nothing remains once its socket is detached. uvicorn and
-    httptools bound neither the size of a head nor its time (measured: an idle socket stays for
-    ever), so both bounds are here.
+    Upgrade requests are routed like all others. A connection that uvicorn or starlette
+    goes on holding takes 20–45 KB; after a detach nothing of this object remains. uvicorn and
+    httptools bound neither the size of a request's head nor the time that a head may take
+    (measured: an idle socket stays for ever), so this class sets both bounds.
     """
 
-    _rest: bytes | None = None  # bytes behind an upgrade request; None before one
+    _rest: bytes | None = None  # bytes behind an upgrade request; None before an upgrade request
     _proxy_header: bytes | None = None  # the part of an awaited PROXY header that has arrived
     _head_bytes = 0  # bytes of the incomplete head
-    _in_body = False
-    _refused = False
+    _in_body = False  # the head is complete, the request is not
+    _refused = False  # nothing more is read from the client
 
     def __init__(
         self,
@@ -66,10 +70,10 @@ class DetachableHTTP(HttpToolsProtocol):
         self._door = door
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the head's deadline, or turn the socket away where there are too many."""
+        """Start the deadline of the first head, or close the socket where there are too many."""
         super().connection_made(transport)
         door = self._door
-        # uvicorn has counted this connection among its own already.
+        # uvicorn has added this connection to `connections` already.
         if not door.admit(self, self.loop.time(), http_sockets=len(self.connections) - 1):
             return
         if door.is_balancer is not None and self.client and door.is_balancer(self.client[0]):
@@ -78,7 +82,10 @@ class DetachableHTTP(HttpToolsProtocol):
     def connection_resumed(
         self, transport: asyncio.Transport, client: tuple[str, int] | None
     ) -> None:
-        """Continue on a socket that was detached, between two requests of `client`."""
+        """Continue HTTP on a socket that was detached, between two requests of `client`.
+
+        `client` is passed on, because the PROXY header that names the client comes only once.
+        """
         super().connection_made(transport)
         self.client = client
         self.timeout_keep_alive_task = self.loop.call_later(
@@ -87,16 +94,19 @@ class DetachableHTTP(HttpToolsProtocol):
 
     @property
     def unused(self) -> bool:
-        """Whether no byte of a request has ever arrived."""
+        """Whether no byte of a request has arrived on the socket."""
         return self.cycle is None and not self._head_bytes
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the head's deadline."""
-        self._door.awaited_heads.pop(self, None)
+        """Stop the deadline of an incomplete head."""
+        self._door.satisfied(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; keep the bytes behind an upgrade request: they are not HTTP."""
+        """Feed the parser, with no more bytes of a head than `bounds.head_bytes`.
+
+        Bytes behind an upgrade request are not HTTP, and are kept for the application.
+        """
         if self._rest is not None:
             self._keep_rest(data)
             return
@@ -107,15 +117,15 @@ class DetachableHTTP(HttpToolsProtocol):
             if self._in_body:
                 self._feed(data)
                 return
-            room = self._door.bounds.size - self._head_bytes
+            room = self._door.bounds.head_bytes - self._head_bytes
             piece, data = data[:room], data[room:]
             self._head_bytes += len(piece)
-            self._door.awaited_heads.setdefault(self, self.loop.time())
+            self._door.expect(self, self.loop.time())
             self._feed(piece)
             if self._rest is not None:
                 self._keep_rest(data)
                 return
-            if self._head_bytes >= self._door.bounds.size and data:
+            if self._head_bytes >= self._door.bounds.head_bytes and data:
                 self._refuse(431, "the head of the request is too large")
 
     def _feed(self, data: bytes) -> None:
@@ -123,14 +133,18 @@ class DetachableHTTP(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._rest = b""
-            self.cycle.keep_alive = False  # the bytes that follow are of another protocol
+            self.cycle.keep_alive = False  # the bytes behind the head are not HTTP
             self._keep_rest(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             if not self._refused:
                 self._refuse(400, "this is no HTTP request")
 
     def _without_proxy_header(self, data: bytes) -> bytes:
-        """Return the bytes behind the PROXY header, once the header is complete."""
+        """Read the PROXY header at the start of `data`, and return the bytes behind the header.
+
+        Returns no bytes while the header is incomplete, and after a bad header, for which the
+        socket is closed.
+        """
         try:
             header = read(data)
         except BadProxyHeader:
@@ -145,8 +159,11 @@ class DetachableHTTP(HttpToolsProtocol):
         return data[header.size :]
 
     def on_headers_complete(self) -> None:
-        """Offer the request's socket to the application."""
-        self._door.awaited_heads.pop(self, None)
+        """Hand the request to the application, or refuse a head beyond the bounds.
+
+        The scope offers the application the extensions DETACH and ANSWER.
+        """
+        self._door.satisfied(self)
         self._head_bytes = 0
         self._in_body = True
         if len(self.headers) > MAX_HEADERS:
@@ -157,52 +174,61 @@ class DetachableHTTP(HttpToolsProtocol):
             raise _HeadRefused
         super().on_headers_complete()
         self.scope["extensions"] = self._extensions(self.cycle)
-        if self._door.closing:
+        if self._door.draining:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        """Expect another head."""
+        """Take note that the request is complete: the next bytes belong to a new head."""
         self._in_body = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, unless the body of this one would be awaited for ever."""
+        """Go on with the next request, or close if the answered request's body is incomplete.
+
+        The body has no deadline: the wait for the rest of it, and for the next head, might never
+        end.
+        """
         if not self.pipeline and self.cycle is not None and self.cycle.more_body:
             self._close_gracefully()
-        if self.scope is not self.cycle.scope:  # another head has begun behind this request
-            self._door.awaited_heads.setdefault(self, self.loop.time())
+        if self.scope is not self.cycle.scope:  # the head of a pipelined request has begun
+            self._door.expect(self, self.loop.time())
         super().on_response_complete()
 
     def _close_gracefully(self) -> None:
-        """Close our half; the client has a head's time to stop sending and to close its own.
+        """Close the server's half of the connection, and wait for the client to close the other.
 
-        Closing a socket with unread bytes resets the connection, and the client might lose the
-        answer (RFC 9112 §9.6).
+        The client has as long as a head may take. To close a socket with unread bytes resets the
+        connection, and the client might lose the answer (RFC 9112 §9.6).
         """
         self._refused = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._door.awaited_heads.setdefault(self, self.loop.time())
+            self._door.expect(self, self.loop.time())
         else:  # TLS has no half-closed state
             self.transport.close()
 
     def _refuse(self, status: int, text: str) -> None:
         self._refused = True
-        self._door.awaited_heads.pop(self, None)
+        self._door.satisfied(self)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
-            # The request before is complete: it gets its answer, and the connection ends with it.
+            # An earlier request is complete: the connection ends with the answer to that request,
+            # and the refusal is not sent.
             cycle.keep_alive = False
             return
         self.transport.write(responses.refusal(status, text))
         self.transport.close()
 
     def _extensions(self, cycle: RequestResponseCycle) -> dict[str, Any]:
-        # Bound to the request's own cycle: with pipelined requests `self.cycle` is a later one.
+        # Bound to the request's own cycle: with pipelined requests `self.cycle` belongs to a later
+        # request.
         return {DETACH: partial(self.detach, cycle), ANSWER: partial(self.answer, cycle)}
 
     async def answer(self, cycle: RequestResponseCycle, content_type: bytes, body: bytes) -> None:
-        """Answer the request of `cycle` with 200, in one write: uvicorn's two cost 15 µs more."""
+        """Answer the request of `cycle` with 200, in one write.
+
+        uvicorn writes the head and the body of an answer apart, which costs 15 µs more.
+        """
         if self.flow.write_paused:
             await self.flow.drain()
         if cycle.disconnected:
@@ -216,11 +242,12 @@ class DetachableHTTP(HttpToolsProtocol):
         cycle.on_response()
 
     def detach(self, cycle: RequestResponseCycle) -> Detached | None:
-        """Detach the socket for the request of `cycle`; None when the client has gone already."""
+        """Detach the socket for the request of `cycle`; None when the client has disconnected."""
         transport = self.transport
         if cycle.disconnected or transport.is_closing():
             return None
-        # A request that has begun behind this one gets no answer: its client repeats it.
+        # A pipelined request that has begun behind the request of `cycle` gets no answer, and
+        # the connection closes: the client repeats the request (RFC 9112 §9.3.2).
         keep_alive = cycle.keep_alive and self.scope is cycle.scope
         resume = self._resume(keep_alive=keep_alive)
         detached = Detached(transport, self._rest or b"", keep_alive, resume)
@@ -229,11 +256,14 @@ class DetachableHTTP(HttpToolsProtocol):
         return detached
 
     def _keep_rest(self, data: bytes) -> None:
+        """Keep bytes behind an upgrade request; cut off a client that sends too many."""
         self._rest = (self._rest or b"") + data
         if len(self._rest) > _MAX_REST_BYTES:
             self.transport.abort()
 
     def _resume(self, *, keep_alive: bool) -> Resume:
+        """Return the function that gives the socket back to HTTP, to a new DetachableHTTP."""
+        # Locals: a reference to `self` would keep this object while the socket is detached.
         config, state, app_state = self.config, self.server_state, self.app_state
         loop, transport, door, client = self.loop, self.transport, self._door, self.client
 
@@ -252,9 +282,9 @@ class DetachableHTTP(HttpToolsProtocol):
         return resume
 
     def _drop_references(self, cycle: RequestResponseCycle) -> None:
-        """Break every reference cycle through this object, so that it is freed at once."""
+        """Break every reference cycle through this object: its memory is then freed at once."""
         self.connections.discard(self)
-        self._door.awaited_heads.pop(self, None)
+        self._door.satisfied(self)
         self._unset_keepalive_if_required()
         cycle.scope.pop("extensions", None)
         nothing: Any = None
@@ -265,23 +295,23 @@ class DetachableHTTP(HttpToolsProtocol):
 
 
 class _HeadRefused(GatewayError):
-    """Stops the parser from within a callback; the parser then raises an HttpParserError."""
+    """Stops the parser when raised in a callback; the parser then raises an HttpParserError."""
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server over listening sockets that are bound already."""
+    """uvicorn's server, over listening sockets that are bound already."""
 
     def __init__(self, app: ASGIApp, door: Door, *, tls: ssl.SSLContext | None) -> None:
         config = uvicorn.Config(
             app,
-            http=DetachableHTTP,  # `startup` makes them: they need the door
+            http=DetachableHTTP,  # made by `startup`, because the protocol needs the door
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             date_header=False,
-            proxy_headers=False,  # a balancer names its client in a PROXY header
+            proxy_headers=False,  # a balancer names the client in a PROXY header, not in a field
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
@@ -291,11 +321,11 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the process, which has more than one listener."""
+        """Leave signals to the process, which has more than one listener to stop."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept, with a deadline for the TLS handshake: uvicorn gives none."""
+        """Begin to accept, with a deadline for the TLS handshake, for which uvicorn has none."""
         loop = asyncio.get_running_loop()
 
         def protocol() -> DetachableHTTP:
@@ -303,23 +333,23 @@ class HttpServer(uvicorn.Server):
 
         tls: dict[str, Any] = {}
         if self._tls is not None:
-            tls = {"ssl": self._tls, "ssl_handshake_timeout": self._door.bounds.seconds}
+            tls = {"ssl": self._tls, "ssl_handshake_timeout": self._door.bounds.head_seconds}
         self.servers = [
-            await loop.create_server(protocol, sock=listening, backlog=BACKLOG, **tls)
-            for listening in sockets or ()
+            await loop.create_server(protocol, sock=bound_socket, backlog=BACKLOG, **tls)
+            for bound_socket in sockets or ()
         ]
         self.started = True
 
     @property
     def http_sockets(self) -> int:
-        """The number of sockets that speak HTTP now."""
+        """The number of open sockets that speak HTTP: accepted, and not detached."""
         return len(self.server_state.connections)
 
     def close_between_requests(self) -> None:
-        """Close each socket after the request that is under way; incomplete heads go on."""
+        """Close idle sockets at once, and busy sockets after the request that is under way.
+
+        A socket with an incomplete head is left alone: the request gets its answer.
+        """
         for connection in list(self.server_state.connections):
-            if (
-                isinstance(connection, DetachableHTTP)
-                and connection not in self._door.awaited_heads
-            ):
+            if isinstance(connection, DetachableHTTP) and not self._door.expects(connection):
                 connection.shutdown()

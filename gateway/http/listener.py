@@ -1,4 +1,4 @@
-"""A listening socket with the application behind it: bind, accept, stop."""
+"""A listening socket with the ASGI application behind it: bind, accept, stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.http.http import BACKLOG, HttpServer
 
 
 class Listener:
-    """A listening socket and the application behind it."""
+    """Accepts sockets on a bound port, and serves one application on these sockets."""
 
     def __init__(
         self,
@@ -27,27 +27,33 @@ class Listener:
         self._server = HttpServer(app, door, tls=tls)
 
     async def serve(self) -> None:
-        """Accept until `stop`; then finish the requests under way, one second at most."""
+        """Accept until `stop`; then finish requests that are under way, one second at most."""
         await self._server.serve(sockets=[self._socket])
 
     @property
     def full(self) -> bool:
-        """Whether the next socket would be closed at once."""
+        """Whether the next accepted socket would be closed at once."""
         return self._door.is_full(self._server.http_sockets)
 
     def advance(self, now: float) -> None:
-        """Cut off sockets whose request head is overdue; `now` is the event loop's time."""
+        """Close sockets whose request head is overdue; while the node drains, also unused sockets.
+
+        `now` is the event loop's time.
+        """
         self._door.advance(now)
-        if self._door.closing:
+        if self._door.draining:
             self._door.close_unused(now)
 
     def stop_keep_alive(self) -> None:
-        """Let each connection end with its next answer: a next request may go to another node."""
-        self._door.closing = True
+        """Close every connection after its next answer.
+
+        A later request then needs a new connection, and may go to another node.
+        """
+        self._door.draining = True
         self._server.close_between_requests()
 
     def stop(self) -> None:
-        """Accept no more."""
+        """Accept no more sockets; `serve` then returns."""
         self._server.should_exit = True
 
 
@@ -59,12 +65,13 @@ def bind(
     kernel_buffer_bytes: int = 0,
     unacknowledged_seconds: float = 0.0,
 ) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one.
+    """Return a listening TCP socket; port 0 takes a free port.
 
-    With `reuse_port`, other processes of the same user that ask for it too share the port, and the
-    kernel distributes connections among them. Accepted sockets inherit the other two options:
-    SO_SNDBUF, and TCP_USER_TIMEOUT (RFC 5482), after which a peer that acknowledges nothing, or
-    whose window stays closed, counts as gone. 0 leaves either option to the kernel.
+    With `reuse_port` (SO_REUSEPORT), processes of the same user share the port if all of them set
+    the option, and the kernel distributes connections among the processes. Accepted sockets inherit
+    the two other options. `kernel_buffer_bytes` is SO_SNDBUF. `unacknowledged_seconds` is
+    TCP_USER_TIMEOUT (RFC 5482), after which a peer that acknowledges nothing, or keeps its window
+    closed, counts as gone. 0 leaves either option to the kernel.
 
     Raises:
         OSError: the address can't be bound; the text names the address.
@@ -90,13 +97,14 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
     """Return the TLS context (1.2 or later) of the public listener, from PEM files.
 
     Raises:
-        OSError: a file can't be read or is no such file; the text names the settings.
+        OSError: a file can't be read, or has no certificate or key; the text names the settings.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        # Without a password OpenSSL would ask the terminal for the password of an encrypted key.
+        # With no password given, OpenSSL would ask for the password of an encrypted key on the
+        # terminal.
         context.load_cert_chain(certificate, key, password="")
     except OSError as error:
         raise OSError(

@@ -1,6 +1,7 @@
-"""The PROXY protocol's header, versions 1 and 2: who is behind a layer-4 balancer.
+"""The PROXY protocol's header, versions 1 and 2: the client's address behind a layer-4 balancer.
 
-The specification is HAProxy's `proxy-protocol.txt`. Bytes in, an address out; nothing is read here.
+The specification is HAProxy's `proxy-protocol.txt`. Bytes go in and an address comes out; sockets
+are read elsewhere.
 """
 
 from __future__ import annotations
@@ -18,36 +19,43 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from gateway.errors import GatewayError
 
-#: The longest line that §2.1 allows, CRLF included.
+#: The longest header of version 1, a line, that §2.1 allows; CRLF included.
 MAX_V1_BYTES: Final = 107
-#: Version 2 counts up to 64 KiB; addresses and the TLVs of balancers take some hundred bytes.
+#: The longest header of version 2 that is accepted. The length field of §2.2 goes up to 64 KiB;
+#: addresses and the TLVs of balancers take some hundred bytes.
 MAX_V2_BYTES: Final = 4_096
 
 _V1: Final = b"PROXY "
 _V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+#: Signature, version and command, family, and the length of the remaining header (§2.2).
 _V2_START_BYTES: Final = 16
+#: Addresses for which the answer of `within` is remembered.
 _KNOWN_PEERS: Final = 256
 
 Network = IPv4Network | IPv6Network
 
 
 class BadProxyHeader(GatewayError):
-    """What a connection starts with is no PROXY header that is accepted."""
+    """A balancer's connection does not start with an acceptable PROXY header."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """A header of `size` bytes; `client` is None where it names nobody but the balancer itself."""
+    """A complete header of `size` bytes.
+
+    `client` is the address and port of the balancer's client; None where the header names no
+    client, because the balancer speaks for itself.
+    """
 
     size: int
     client: tuple[str, int] | None
 
 
 def read(data: bytes) -> ProxyHeader | None:
-    """Return the header that `data` starts with; None while more bytes are needed to tell.
+    """Return the header at the start of `data`; None while the header is incomplete.
 
     Raises:
-        BadProxyHeader: it does not start with one, or with one that is too long.
+        BadProxyHeader: `data` does not start with a header, or the header is bad or too long.
     """
     if data.startswith(_V1[: len(data)]):
         return _read_line(data)
@@ -57,9 +65,10 @@ def read(data: bytes) -> ProxyHeader | None:
 
 
 def within(networks: Sequence[Network]) -> Callable[[str], bool]:
-    """Return what tells whether an address is in one of `networks`.
+    """Return a function that tells whether an address is in one of `networks`.
 
-    IPv4 addresses in IPv6 clothing count as IPv4 ones. Answers are remembered: balancers are few.
+    An IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2) counts as its IPv4 address. Answers are
+    remembered: balancers are few.
     """
 
     @lru_cache(_KNOWN_PEERS)
@@ -93,12 +102,13 @@ def _read_binary(data: bytes) -> ProxyHeader | None:
         return None
     try:
         return ProxyHeader(size, _client(ProxyProtocolV2().unpack(data[:size])))
-    except (ValueError, struct.error) as error:  # too few bytes for an address are the latter
+    except (ValueError, struct.error) as error:  # struct.error: too few bytes for an address
         raise BadProxyHeader(str(error)) from error
 
 
 def _client(result: ProxyResult) -> tuple[str, int] | None:
-    # LOCAL, UNKNOWN, and families that no IP client has: the connection is the peer's own.
+    # LOCAL, UNKNOWN, and families other than IP name no client: the connection is the balancer's
+    # own, for example a health check.
     if is_ipv4(result) or is_ipv6(result):
         address, port = result.source
         return str(_plain(address)), port

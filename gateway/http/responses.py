@@ -1,6 +1,6 @@
-"""Heads of the HTTP responses that are written past ASGI; no other file spells one.
+"""Heads of the HTTP responses that are written past ASGI. No other file spells out a head.
 
-A head is a status line (RFC 9112 §4) and field lines (§5), each ended by CRLF, and an empty line.
+A head is a status line (RFC 9112 §4) and field lines (§5), all ended by CRLF, and an empty line.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
-#: Ends a head whose field lines are complete.
+#: The empty line that ends a head, behind the last field line.
 END_HEAD: Final = b"\r\n"
-#: Announces that a response is the last on its connection (RFC 9112 §9.6).
+#: The field line that announces the last response on a connection (RFC 9112 §9.6).
 CLOSE_LINE: Final = b"connection: close\r\n"
 
 _ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b"
@@ -19,16 +19,17 @@ _CONTENT_LENGTH: Final = b"content-length: %d\r\n"
 
 
 def start_head(status: int, fields: Mapping[str, str]) -> bytes:
-    """Return a status line with field lines. More lines may follow, then `END_HEAD` must.
+    """Return a status line with field lines. More field lines may follow; `END_HEAD` must follow.
 
-    Heads of held connections begin alike, so each transport makes its beginning once.
+    The heads of all held connections of a transport begin alike, so a transport calls this function
+    once and keeps the result.
     """
     status_line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
     return status_line.encode("ascii") + field_lines(fields)
 
 
 def field_lines(fields: Mapping[str, str]) -> bytes:
-    """Return fields as they stand in a head; names and values are ASCII."""
+    """Return header fields as lines of a head; names and values are ASCII."""
     return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("ascii")
 
 
@@ -38,12 +39,12 @@ def with_body(head: bytes, body: bytes) -> bytes:
 
 
 def answer(content_type: bytes, body: bytes, *, last: bool) -> bytes:
-    """Return a whole 200; `last` announces that the connection closes behind it."""
+    """Return a whole 200 response; `last` announces that the connection closes afterwards."""
     return _ANSWER % (content_type, len(body), CLOSE_LINE if last else b"", body)
 
 
 def refusal(status: int, text: str) -> bytes:
-    """Return a whole response of one line of text, behind which the connection closes."""
+    """Return a whole response with one line of text, after which the connection closes."""
     body = text.encode("ascii") + b"\n"
     head = start_head(status, {"content-type": "text/plain; charset=utf-8"})
     return with_body(head + CLOSE_LINE, body)

@@ -1,6 +1,7 @@
-"""The transports: each brings its own way in and its own bytes.
+"""The transports: WebSocket, SSE and long-poll, all with a way in and bytes of their own.
 
-A transport's file has `connect(head, entry)`, which answers a request on the transport's path, and
-a Connection that frames messages and reads what the client sends. It may import entry,
-connections, wires and http, and no other transport.
+The file of a transport has `connect(head, entry)`, which answers a request on the transport's path,
+and a subclass of `Connection`, which frames messages and reads the client's bytes. A transport may
+import entry, connections, wires and http, and no second transport. `inbound` is a part of the
+WebSocket transport.
 """

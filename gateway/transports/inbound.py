@@ -1,4 +1,4 @@
-"""What a WebSocket client sends: bytes to whole messages (RFC 6455 §5 and §8.1)."""
+"""From a WebSocket client's bytes to whole messages (RFC 6455 §5 and §8.1)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from websockets.streams import StreamReader
 
 from gateway.connections.closes import BAD_TEXT, CLOSES, PROTOCOL_ERROR, TOO_MANY_FRAMES
 
-#: What is parsed at once: a flood of empty frames is seen to be one before it takes long.
+#: Bytes that are parsed at once. The limit on frames is checked after every piece, so a flood of
+#: empty frames is recognised before parsing takes long.
 _PIECE_BYTES: Final = 2_048
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+#: Reasons by close code.
 _REASONS: Final = {close.code: close.reason for close in CLOSES}
+#: The logger of the parser; silent, because the parser logs what clients send.
 _SILENT = logging.getLogger("gateway.websocket")
 _SILENT.setLevel(logging.CRITICAL)
 
 
 class Inbound:
-    """A parser that is made when bytes come and let go of between messages.
+    """A parser of one client's frames, made when bytes arrive and dropped between messages.
 
-    Frames are websockets' to parse, kept in bounds by `max_bytes` a message. Their messages are
-    put together here, and text is checked as it comes.
+    An idle connection therefore has no parser. The library websockets parses frames, and refuses
+    messages of more than `max_bytes`. This class joins the fragments of a message, and checks text
+    as the fragments arrive. `frames` counts the parsed frames; the connection sets it back to 0 at
+    every heartbeat.
     """
 
     __slots__ = ("_kept", "_opcode", "_parser", "_text", "frames")
@@ -35,11 +40,15 @@ class Inbound:
         self.frames = 0
         self._parser = Protocol(SERVER, state=State.OPEN, max_size=max_bytes, logger=_SILENT)
         self._text = codecs.getincrementaldecoder("utf-8")()
-        self._opcode = Opcode.CONT
-        self._kept = bytearray()
+        self._opcode = Opcode.CONT  # of the message, from its first frame
+        self._kept = bytearray()  # the payload of an incomplete message
 
     def messages(self, data: bytes, *, max_frames: int) -> Iterator[str | bytes]:
-        """Take bytes; yield each message that is whole. At most `max_frames` frames are taken."""
+        """Take inbound bytes; yield every whole message, text as str and binary as bytes.
+
+        The connection ends with TOO_MANY_FRAMES when `frames` exceeds `max_frames`. Once the
+        connection has ended (see `end`), no further bytes are parsed.
+        """
         for start in range(0, len(data), _PIECE_BYTES):
             self._parser.receive_data(data[start : start + _PIECE_BYTES])
             for event in self._parser.events_received():
@@ -47,7 +56,7 @@ class Inbound:
                 if isinstance(event, Frame) and event.opcode in _DATA:
                     yield from self._message(event)
                 if self.end == BAD_TEXT.reason:
-                    return  # RFC 6455 §7.1.7: nothing behind it is read
+                    return  # RFC 6455 §7.1.7: no data behind the bad text is processed
             if self.open and self.frames > max_frames:
                 self._parser.fail(TOO_MANY_FRAMES.code, TOO_MANY_FRAMES.reason)
             if not self.open:
@@ -55,12 +64,12 @@ class Inbound:
 
     @property
     def open(self) -> bool:
-        """Whether nothing has ended the connection."""
+        """Whether the connection goes on: neither side has sent a Close frame."""
         return self._parser.state is State.OPEN
 
     @property
     def end(self) -> str | None:
-        """Why it has ended, None where it has not."""
+        """The reason why the connection has ended; None while the connection is open."""
         if self.open:
             return None
         sent, received = self._parser.close_sent, self._parser.close_rcvd
@@ -70,10 +79,11 @@ class Inbound:
 
     @property
     def between_messages(self) -> bool:
-        """Whether nothing is under way, so that this can be let go of.
+        """Whether no frame or message is incomplete, so that the parser can be dropped.
 
-        At a frame's start the parser waits in `StreamReader.at_eof`, elsewhere in the frame's own
-        generator; `current_size` is the size so far of a message in fragments.
+        websockets has no property for that. Between frames its parser, a generator, waits in
+        `StreamReader.at_eof`, and within a frame in a generator of the frame. `current_size` is
+        the size so far of a fragmented message, and None between messages.
         """
         waiting_in = cast("GeneratorType[None, None, None]", self._parser.parser).gi_yieldfrom
         return (
@@ -83,15 +93,16 @@ class Inbound:
         )
 
     def answer(self) -> bytes:
-        """Return the Pongs, or the Close, that are due."""
+        """Return the frames that are due to the client: Pongs, or a Close."""
         return b"".join(self._parser.data_to_send())
 
     def _message(self, frame: Frame) -> Iterator[str | bytes]:
+        """Add a data frame to its message; yield the message if the frame is the last."""
         if frame.opcode is not Opcode.CONT:
             self._opcode = frame.opcode
         if self._opcode is Opcode.TEXT:
             try:
-                # Checked now, kept as bytes: a character may be cut by a fragment's end.
+                # Checked now, but kept as bytes: a fragment may end within a character.
                 self._text.decode(frame.data, final=frame.fin)
             except UnicodeDecodeError:
                 if self.open:
@@ -99,5 +110,5 @@ class Inbound:
                 return
         self._kept += frame.data
         if frame.fin:
-            whole, self._kept = bytes(self._kept), bytearray()
-            yield whole.decode() if self._opcode is Opcode.TEXT else whole
+            payload, self._kept = bytes(self._kept), bytearray()
+            yield payload.decode() if self._opcode is Opcode.TEXT else payload

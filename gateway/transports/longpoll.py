@@ -1,4 +1,10 @@
-"""Long-poll: a session that outlives its requests, with a bounded buffer."""
+"""Long-poll: a poll session that outlives the client's requests, with a bounded buffer.
+
+A poll is one request. It is answered at once with the messages in the session's buffer. Where the
+buffer is empty the request is parked: its socket leaves HTTP, and a wire (gateway/wires) holds the
+socket until a message arrives or the wait is over. Then the socket goes back to HTTP for the
+client's next request. Between two polls the session goes on buffering for a grace period.
+"""
 
 from __future__ import annotations
 
@@ -23,28 +29,31 @@ from gateway.http.head import Head
 from gateway.http.responses import CLOSE_LINE, start_head, with_body
 from gateway.wires import Wire
 
+#: How long a poll waits for a message where the request has no `wait`.
 POLL_WAIT_SECONDS: Final = 25.0
+#: The longest `wait` that counts; a longer `wait` is shortened.
 MAX_POLL_WAIT_SECONDS: Final = 60.0
-#: Bytes that a client may send behind a parked poll before it is cut off.
+#: Bytes that a client may send behind a parked poll; a client that sends more is cut off.
 _MAX_EARLY_BYTES: Final = 16_384
-#: Stands in a session's buffer for messages that were missed. A gap takes a place in the count of
-#: messages, so a client that has been told of the gap acknowledges it like a message.
+#: Stands in a session's buffer for messages that the client missed. A gap takes a place in the
+#: count of messages, so the client acknowledges a gap like a message. No message is empty: each is
+#: a JSON object.
 _GAP: Final = b""
 _COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 _HEAD: Final = start_head(200, {"content-type": "application/json", "cache-control": "no-store"})
 
 
-class Poll(enum.Enum):
-    """Whether a request of a session's client is waiting."""
+class Waiting(enum.Enum):
+    """Whether a request of the session's client waits for its answer."""
 
     NONE = "no request waits; the session ends when its grace does"
     PARKED = "a request waits for a message"
-    DUE = "a request waits and a message is there; it is answered at the end of the loop's turn"
+    DUE = "a request waits and a message has come; the request is answered in the loop's next turn"
 
 
 class ParkedPoll:
-    """A request whose answer waits for a message: the holder of a lent wire until then."""
+    """A request that waits for a message, and holds the lent wire of its socket meanwhile."""
 
     __slots__ = ("_cors_lines", "_early", "_resume", "_session", "_wait_seconds", "_wire")
 
@@ -58,32 +67,39 @@ class ParkedPoll:
 
     @property
     def most_answer_bytes(self) -> int:
-        """The length that the answer may reach: a full buffer, and the message that joins it."""
+        """An upper bound of the answer's length, in bytes; see PollSession."""
         return self._session.most_answer_bytes
 
     def attach(self, wire: Wire, resume: Resume | None) -> None:
         """Take the socket and wait for a message.
 
-        `resume` gives the socket back to HTTP; without it, the answer is the connection's last.
+        Called in the turn of the event loop in which the session had no message: no message and no
+        other poll can come in between. `resume` gives the socket back to HTTP after the answer; it
+        is None where the client wants no further request on this connection. Then, and when the
+        session has reached its maximum age, the answer is the last on its HTTP connection.
         """
         self._wire = wire
-        self._resume = None if self._session.moves_next() else resume
+        self._resume = None if self._session.take_move() else resume
         wire.listen()
         self._session.park(self, wait_seconds=self._wait_seconds)
 
     def vanished(self) -> None:
-        """Take note that the client had gone before its socket could be taken."""
-        self._session.rest()
+        """Take note that the client had disconnected before the socket could be taken."""
+        self._session.await_next_poll()
 
     def answer(self, body: bytes, *, last: bool = False) -> None:
-        """Answer, and give the socket back to HTTP with the bytes behind the request, or close."""
+        """Send the answer, then give the socket back to HTTP, or close the socket.
+
+        The bytes that arrived behind the request go back to HTTP with the socket. `last` closes the
+        socket in any case.
+        """
         wire, self._wire = self._wire, None
         if wire is None:
             return
         resume = None if last else self._resume
         head = b"".join((_HEAD, self._cors_lines, CLOSE_LINE if resume is None else b""))
-        written = wire.write(with_body(head, body))
-        if not written:
+        is_written = wire.write(with_body(head, body))
+        if not is_written:
             wire.abort()
         elif resume is None:
             wire.close()
@@ -91,33 +107,39 @@ class ParkedPoll:
             resume(self._early)
 
     def abort(self) -> None:
-        """Cut the request off."""
+        """Close the socket of the request without an answer."""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.abort()
 
     def overflowed(self) -> bool:
-        """Make no room: a client that does not read its earlier answers is cut off."""
+        """Make no room in the full wire: a client that does not read its answers is cut off."""
         return False
 
     def received(self, data: bytes) -> None:
-        """Keep a pipelined request for later."""
+        """Keep the bytes of pipelined requests for later; cut off a client that sends too many."""
         self._early += data
         if len(self._early) > _MAX_EARLY_BYTES:
             self._session.unpark(self)
             self.abort()
 
     def lost(self) -> None:
-        """Take note that the client went away; its session waits for the next poll."""
+        """Take note that the client has disconnected; the session waits for the next poll."""
         self._wire = None
         self._session.unpark(self)
 
 
 class PollSession(Connection):
-    """The connection of a long-poll client: a bounded buffer that is there between polls too.
+    """The connection of a long-poll client: a bounded buffer that stays between polls.
 
-    A message stays in the buffer until a cursor acknowledges it. A cursor is
-    `<key>.<count of messages so far>`: the key names the session, the count what the client has.
+    Every answer carries a cursor, `<key>.<count>`: the key names the session, and the count says
+    how many messages and gaps the session has sent, up to the end of the answer. The client puts
+    the cursor of its last answer into the next poll, and so acknowledges all messages up to the
+    count. A message stays in the buffer until a cursor acknowledges the message.
+
+    A poll may come with either of two counts. With `_answered`, the count of the last answer, the
+    client acknowledges the last answer and gets newer messages. With `_acknowledged`, the count
+    before, the client repeats a poll whose answer was lost, and gets the same messages again.
     """
 
     __slots__ = (
@@ -127,8 +149,8 @@ class PollSession(Connection):
         "_bytes",
         "_moves",
         "_parked",
-        "_poll",
         "_sessions",
+        "_waiting",
         "key",
     )
     transport: ClassVar[str] = "poll"
@@ -141,137 +163,173 @@ class PollSession(Connection):
         self.key = secrets.token_urlsafe(12)
         self.state = State.OPEN  # there is no handshake to wait for
         self._sessions = sessions
-        self._buffer = [_GAP] if gap else []  # a deque takes 760 bytes, empty
-        self._bytes = 0
+        # Every message and gap that is not acknowledged. A list, since sessions are many and mostly
+        # idle: an empty deque takes 760 bytes.
+        self._buffer = [_GAP] if gap else []
+        self._bytes = 0  # of the messages in the buffer
         self._acknowledged = 0  # messages that the client is known to have
         self._answered = 0  # messages up to the end of the last answer
-        self._poll = Poll.NONE
-        self._parked: ParkedPoll | None = None  # the waiting request; None in Poll.NONE
-        self._moves = False  # the next answer is its connection's last: time for another node
+        self._waiting = Waiting.NONE
+        self._parked: ParkedPoll | None = None  # the waiting request; None in Waiting.NONE
+        # Set at the maximum age. The next poll's answer is then the last on its HTTP connection, so
+        # that the client's next connection may reach another node, where it gets a new session.
+        self._moves = False
 
     def write(self, data: bytes) -> bool:
-        """Buffer one message; a parked poll is answered at the end of the loop's turn."""
+        """Buffer one message; a parked poll is answered in the event loop's next turn.
+
+        Returns False for a message that does not fit the buffer; the next answer tells the client
+        of the gap.
+        """
         fits = self._bytes + len(data) <= self._keeper.bounds.poll_buffer_bytes
         if fits:
             self._buffer.append(data)
             self._bytes += len(data)
         elif self._all_answered() or self._buffer[-1] is not _GAP:
+            # One gap stands for all messages that are missed in a row, until an answer has the gap.
+            # (An empty buffer is all answered.)
             self._buffer.append(_GAP)
-        if self._poll is Poll.PARKED:
-            self._poll = Poll.DUE
-            self._sessions.soon(self._answer_due)  # the rest of the batch goes with the answer
+        if self._waiting is Waiting.PARKED:
+            self._waiting = Waiting.DUE
+            # Later, so that the answer has all messages of the batch that is being delivered.
+            self._sessions.soon(self._answer_due)
         return fits
 
     @property
     def most_answer_bytes(self) -> int:
-        """The length that an answer may reach: a full buffer, and the message that joins it."""
+        """An upper bound of an answer's length, in bytes, for the limit of the lent wire.
+
+        Twice a full buffer: the second half is for the head, the cursor and the separators.
+        """
         return 2 * self._keeper.bounds.poll_buffer_bytes
 
     def belongs_to(self, identity: Identity) -> bool:
-        """Whether a credential is of the user and device that opened this session."""
+        """Whether `identity` has the user and device for which the session was opened."""
         return (self.user, self.device) == (identity.user, identity.device)
 
     def knows(self, count: int) -> bool:
-        """Whether a cursor's count is one that this session can still answer."""
+        """Whether the session can still answer a cursor with this count: see the class."""
         return count in (self._acknowledged, self._answered)
 
     def poll(self, count: int) -> bytes | None:
-        """Acknowledge up to `count`; return an answer, or None where there is nothing to say."""
-        self._answer_parked(self.empty())
-        if count == self._answered:
-            self._acknowledge()
-        elif self._answered > self._acknowledged:
-            return self._outstanding()  # the same cursor again gives the same answer again
-        return self._fresh()
+        """Acknowledge messages up to `count`; return an answer, or None where no message waits.
 
-    def empty(self) -> bytes:
-        """Return the answer of a poll for which no message came."""
+        `count` is a count that the session `knows`.
+        """
+        # One request waits at a time: a second poll ends the first with an empty answer.
+        self._answer_parked(self.empty_answer())
+        if count != self._answered:
+            return self._outstanding()  # the same cursor again gets the same answer again
+        self._acknowledge()
+        return self._all_buffered()
+
+    def empty_answer(self) -> bytes:
+        """Return the answer to a poll for which no message came."""
         return self._body([])
 
     def park(self, parked: ParkedPoll, *, wait_seconds: float) -> None:
-        """NONE → PARKED: let a request wait for a message."""
-        self._poll, self._parked = Poll.PARKED, parked
+        """NONE → PARKED: let a request wait for a message, `wait_seconds` at most."""
+        self._waiting, self._parked = Waiting.PARKED, parked
         self._keeper.wake_at(self, wait_seconds)
 
     def unpark(self, parked: ParkedPoll) -> None:
-        """PARKED, DUE → NONE: a waiting request is gone; the session waits for the next."""
-        if self._parked is parked:
-            self._poll, self._parked = Poll.NONE, None
-            self.rest()
+        """PARKED, DUE → NONE: the waiting request is gone; the session waits for the next poll.
 
-    def rest(self) -> None:
-        """Wait for the next poll, for the grace."""
+        A late call, by a request that no longer waits, changes nothing.
+        """
+        if self._parked is parked:
+            self._waiting, self._parked = Waiting.NONE, None
+            self.await_next_poll()
+
+    def await_next_poll(self) -> None:
+        """Begin the grace period: the session ends after it unless another poll comes.
+
+        The session has one alarm (`wake_at`), which each call sets anew.
+        """
         self._keeper.wake_at(self, self._keeper.bounds.poll_grace_seconds)
 
     def wake(self) -> None:
-        """End the wait of a parked poll, or a session whose client does not poll any more."""
-        if self._poll is Poll.NONE:
+        """End the wait of a parked poll, or end a session whose client has stopped polling."""
+        if self._waiting is Waiting.NONE:
             self._end("expired")
         else:
-            self._answer_parked(self.empty())
+            self._answer_parked(self.empty_answer())  # in DUE too: the next poll gets the message
 
     def close(self, close: Close) -> None:
-        """Answer a parked poll at once and end the session."""
-        body = self._fresh() or self.empty()
+        """Answer a parked poll at once, with all messages in the buffer, and end the session."""
+        body = self._all_buffered() or self.empty_answer()
         self._answer_parked(body, last=True)
         self._end(close.reason)
 
     def part(self, close: Close, delay_seconds: float) -> None:  # noqa: ARG002
-        """Answer a parked poll at once and end the session: the next poll is its reconnect."""
+        """Answer a parked poll at once and end the session: the next poll is the reconnect.
+
+        No delay: the node parts from its clients one after the other (drain.py), spread over time.
+        """
         self.close(close)
 
     def aged(self) -> None:
-        """Let the next answer close its connection; the session lives on."""
+        """Let the next poll's answer close its HTTP connection; the session lives on.
+
+        A poll that waits already keeps its connection: its answer may be far off.
+        """
         self._moves = True
 
-    def moves_next(self) -> bool:
-        """Whether the answer that is being made closes its connection; the next one does not."""
+    def take_move(self) -> bool:
+        """Whether the present poll's answer closes its HTTP connection.
+
+        True for one poll after each maximum age that the session reaches; the next age begins here.
+        """
         moves, self._moves = self._moves, False
         if moves:
             self._keeper.age_at(self, None)
         return moves
 
     def expired(self) -> None:
-        """Answer a parked poll at once: the next one needs another token."""
-        self._answer_parked(self.empty())
+        """Answer a parked poll at once, since the token has expired: the next needs another one."""
+        self._answer_parked(self.empty_answer())
 
     def _end(self, reason: str) -> None:
+        """Any → CLOSED: drop the session; no cursor finds the session any more."""
         self._sessions.forget(self.key)
         self._forget(reason)
 
     def _answer_due(self) -> None:
-        if self._poll is Poll.DUE and (body := self._fresh()):
+        if self._waiting is Waiting.DUE and (body := self._all_buffered()):
             self._answer_parked(body)
 
     def _answer_parked(self, body: bytes, *, last: bool = False) -> None:
-        """PARKED, DUE → NONE: answer the waiting request, if there is one."""
+        """PARKED, DUE → NONE: answer the waiting request, if a request waits."""
         parked, self._parked = self._parked, None
-        self._poll = Poll.NONE
+        self._waiting = Waiting.NONE
         if parked is not None:
             parked.answer(body, last=last)
-            self.rest()
+            self.await_next_poll()
 
     def _all_answered(self) -> bool:
+        """Whether the last answer has everything that is in the buffer."""
         return len(self._buffer) == self._answered - self._acknowledged
 
     def _acknowledge(self) -> None:
+        """Drop the messages of the last answer from the buffer."""
         count = self._answered - self._acknowledged
         self._bytes -= sum(map(len, self._buffer[:count]))
         del self._buffer[:count]
         self._acknowledged = self._answered
 
-    def _fresh(self) -> bytes | None:
-        """Return an answer of everything in the buffer; None where it is empty."""
+    def _all_buffered(self) -> bytes | None:
+        """Answer with everything in the buffer, which then counts as answered; None if empty."""
         if not self._buffer:
             return None
         self._answered = self._acknowledged + len(self._buffer)
         return self._outstanding()
 
     def _outstanding(self) -> bytes:
-        """Return the last answer again: everything answered and not acknowledged."""
+        """Return the last answer: all messages that were answered and are not acknowledged."""
         return self._body(self._buffer[: self._answered - self._acknowledged])
 
     def _body(self, items: list[bytes]) -> bytes:
+        """Return the JSON object of an answer with the first messages of the buffer, `items`."""
         cursor = b"%s.%d" % (self.key.encode("ascii"), self._acknowledged + len(items))
         messages = b", ".join(item for item in items if item is not _GAP)
         gap = b', "gap": true' if _GAP in items else b""
@@ -279,57 +337,66 @@ class PollSession(Connection):
 
 
 class PollSessions:
-    """The way in of a node's long-poll clients, and their sessions by the key in their cursors."""
+    """The poll sessions of a node, by the key in the cursors, and the way in of the clients."""
 
     def __init__(self, *, soon: Callable[[Callable[[], None]], object] | None = None) -> None:
-        """`soon` defers a call to the end of the loop's turn: call_soon of the running loop."""
+        """`soon` defers a call to the event loop's next turn: call_soon of the running loop."""
         self.soon = soon or asyncio.get_running_loop().call_soon
         self._sessions: dict[str, PollSession] = {}
 
     async def connect(self, head: Head, entry: Entry) -> ASGIApp:
-        """Answer `GET /poll?cursor=C&wait=S`: at once, or park it; or refuse the request.
+        """Answer `GET /poll?cursor=C&wait=S`: respond at once, park the request, or refuse.
 
         Raises:
             HTTPException: the request is refused, or `wait` is no number of seconds.
         """
         cursor = head.query.get("cursor")
-        held = cursor is not None and self.holds(cursor)
-        admitted = await entry.admit(head, new=not held)
+        session_is_held = cursor is not None and self.holds(cursor)
+        admitted = await entry.admit(head, new=not session_is_held)
         identity = admitted.identity
         wait_seconds = _wait_seconds(head)
-        found = self.find(cursor, identity) if cursor else None
-        if found is None:
-            if held:  # another user's session, or a count that is not the session's
-                entry.refuse_for_load(admitted)
+        session_and_count = self.find(cursor, identity) if cursor else None
+        if session_and_count is None:
+            # The cursor named a session of another user, or a count that the session does not know,
+            # or the session has ended meanwhile. Then the request needs a new session after all,
+            # and is refused where the node, the user or the address has no room (Overloaded).
+            if session_is_held:
+                entry.check_load(admitted)
             session, count = self.open(identity, entry.node, gap=bool(cursor)), 0
             await entry.register(session, admitted)
         else:
-            session, count = found
+            session, count = session_and_count
             entry.node.renew(session, identity)
         body = session.poll(count)
         if body is None and wait_seconds > 0 and session.state is State.OPEN:
             cors_lines = admitted.cors_lines
             return entry.park(ParkedPoll(session, cors_lines=cors_lines, wait_seconds=wait_seconds))
         if session.state is State.OPEN:
-            session.rest()
+            session.await_next_poll()
         headers = {"cache-control": "no-store", **admitted.cors}
-        if session.moves_next():
+        if session.take_move():
             headers["connection"] = "close"
-        return Response(body or session.empty(), media_type="application/json", headers=headers)
+        return Response(
+            body or session.empty_answer(), media_type="application/json", headers=headers
+        )
 
     def open(self, identity: Identity, keeper: Keeper, *, gap: bool) -> PollSession:
-        """Make a session; a `gap` tells the client that it may have missed messages."""
+        """Open a session; `gap` tells the client that messages may have been missed."""
         session = PollSession(identity, keeper, self, gap=gap)
         self._sessions[session.key] = session
-        session.rest()
+        session.await_next_poll()
         return session
 
     def holds(self, cursor: str) -> bool:
-        """Whether a cursor is of a session of this node, whichever user's."""
+        """Whether the cursor names a session of this node, of any user."""
         return cursor.rpartition(".")[0] in self._sessions
 
     def find(self, cursor: str, identity: Identity) -> tuple[PollSession, int] | None:
-        """Return the session and count that a cursor names, if this user's session knows both."""
+        """Return the session and the count that a cursor names.
+
+        None where no session has the key, where the session is not for the user and device of
+        `identity`, or where the session can't answer the count.
+        """
         key, _, count = cursor.rpartition(".")
         session = self._sessions.get(key)
         if session is None or not session.belongs_to(identity):
@@ -344,6 +411,11 @@ class PollSessions:
 
 
 def _wait_seconds(head: Head) -> float:
+    """Return the query's `wait` in seconds, within 0 and `MAX_POLL_WAIT_SECONDS`.
+
+    Raises:
+        HTTPException: 400, `wait` is no number, or is negative.
+    """
     text = head.query.get("wait")
     if text is None:
         return POLL_WAIT_SECONDS

@@ -17,14 +17,16 @@ from gateway.entry.entry import Entry, Overloaded, count_refusal
 from gateway.http.head import Head
 from gateway.http.responses import END_HEAD, start_head
 
+#: The type of events whose payload is not UTF-8.
 BINARY_TYPE: Final = "pushgate.binary"
-#: The client's own delay before it reconnects, drawn per client, in milliseconds.
+#: The range of a client's own delay before a reconnect (`retry:`), drawn per client, in
+#: milliseconds.
 RETRY_MS: Final = (1_000, 5_000)
-#: The same where its turn to reconnect was drawn for it already.
+#: The same range for a client whose turn to reconnect was drawn already, or is now.
 _PARTING_RETRY_MS: Final = (100, 1_000)
 _COMMENT: Final = b":\n\n"
-# The stream ends with its connection: without a content-length or chunks each event is framed once
-# less, and a connection that is cut ends the stream cleanly.
+# The stream ends with the connection (RFC 9112 §6.3). Without a content-length or chunks, events
+# are framed once less, and a connection that is cut ends the stream cleanly.
 _HEAD: Final = start_head(
     200,
     {
@@ -43,8 +45,8 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
     except Overloaded as overloaded:
         if "text/event-stream" not in head.fields.get("accept", ""):
             raise
-        # An EventSource that gets a 503 never reconnects; when a stream ends, it does. The metric
-        # counts the refusal that it is.
+        # An EventSource never reconnects after a 503, but does reconnect after the end of a stream:
+        # the refusal is a stream that ends at once. The metric counts a refusal with 503.
         count_refusal(overloaded)
         headers = {"cache-control": "no-store", "connection": "close", **entry.cors(head)}
         return Response(retry(), media_type="text/event-stream", headers=headers)
@@ -53,12 +55,18 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
 
 
 def stream_head(cors_lines: bytes) -> bytes:
-    """Return the response's head and a comment, at which intermediaries pass the head on."""
+    """Return the response's head and a comment.
+
+    Some intermediaries pass the head on only with the first bytes of the body: the comment.
+    """
     return b"".join((_HEAD, cors_lines, END_HEAD, _COMMENT))
 
 
 def event(delivery: Delivery) -> bytes:
-    """One event. A payload that is not UTF-8 becomes JSON with base64, of its own type."""
+    """Encode a message as one event, with the message's id and type.
+
+    A payload that is not UTF-8 becomes a JSON object with base64, in an event of `BINARY_TYPE`.
+    """
     data, name = delivery.text, delivery.type
     if data is None:
         data, name = delivery.encoded(json_form).decode(), BINARY_TYPE
@@ -66,59 +74,72 @@ def event(delivery: Delivery) -> bytes:
 
 
 def retry() -> bytes:
-    """Tell EventSource when to come back: the one wish it honours."""
+    """Encode a drawn `retry:`, the delay before a reconnect.
+
+    EventSource honours no other wish of a server.
+    """
     return ServerSentEvent(retry=random.randint(*RETRY_MS), sep="\n").encode()  # noqa: S311
 
 
 def control(name: str, *, retry_ms: int | None = None, **fields: object) -> bytes:
-    """One control event: of type `pushgate.…`, with JSON for data and no id."""
+    """Encode a control event: type `pushgate.<name>`, a JSON object for data, no id."""
     data = msgspec.json.encode(fields).decode()
     return ServerSentEvent(data, event=f"pushgate.{name}", retry=retry_ms, sep="\n").encode()
 
 
 class SseConnection(StreamConnection):
-    """An event stream after its head."""
+    """The connection of an SSE client: an event stream, from the response's head on."""
 
     __slots__ = ()
     transport: ClassVar[str] = "sse"
     form = staticmethod(event)
 
     def received(self, data: bytes) -> None:
-        """Ignore what follows the request: the stream has one direction."""
+        """Ignore bytes that follow the request: an event stream has one direction."""
 
     def opened(self) -> None:
-        """Start the heartbeat, out of step with others that opened with this one."""
+        """Start the heartbeat, out of step with connections that opened at the same time."""
         interval = self._keeper.bounds.heartbeat_seconds
         self._keeper.wake_at(self, interval * random.uniform(0.5, 1.0))  # noqa: S311
 
     def wake(self) -> None:
-        """Send a comment: a peer that is gone leaves it unacknowledged (TCP_USER_TIMEOUT)."""
+        """Send a heartbeat, a comment; after a goodbye, cut off a client that did not read.
+
+        A peer that is gone leaves the comment unacknowledged, and the kernel then ends the
+        connection (TCP_USER_TIMEOUT).
+        """
         if self.state is State.CLOSING:
             self.abort("goodbye unread")
         elif self.write(_COMMENT):
             self._keeper.wake_at(self, self._keeper.bounds.heartbeat_seconds)
 
-    def can_be_told(self) -> bool:
-        """Say yes: what does not know the event comes back when the stream ends."""
+    def understands_reconnect(self) -> bool:
+        """Say yes: a client that does not know the event reconnects when the stream ends."""
         return True
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
-        """Send the control event, with a `retry:` for those that wait for the stream's end."""
-        after = int(delay_seconds * 1_000)
+        """Send the control event `reconnect`.
+
+        Its `retry:` is for clients that don't know the event, and wait for the stream's end.
+        """
+        after_ms = int(delay_seconds * 1_000)
         retry_ms = random.randint(*_PARTING_RETRY_MS)  # noqa: S311
-        self.write(control("reconnect", retry_ms=retry_ms, after_ms=after, code=close.code))
+        self.write(control("reconnect", retry_ms=retry_ms, after_ms=after_ms, code=close.code))
 
     def gap_notice(self) -> bytes:
-        """Tell of the gap."""
+        """Return the control event `gap`, which tells the client of missed messages."""
         return control("gap")
 
     def say_goodbye(self, close: Close) -> None:
-        """Say why, and end the stream; the client comes back after its delay."""
+        """Send the control event `close`, and end the stream.
+
+        The client reconnects after the delay in the event's `retry:`.
+        """
         if self.wire is not None:
-            delay = RETRY_MS if close.next is Next.LATER else _PARTING_RETRY_MS
-            retry_ms = random.randint(*delay)  # noqa: S311
-            last = control("close", retry_ms=retry_ms, code=close.code, reason=close.reason)
-            self.wire.write(last)
+            delay_range = RETRY_MS if close.next is Next.LATER else _PARTING_RETRY_MS
+            retry_ms = random.randint(*delay_range)  # noqa: S311
+            goodbye = control("close", retry_ms=retry_ms, code=close.code, reason=close.reason)
+            self.wire.write(goodbye)
             self.wire.close()
-            # Closing waits for the flush, for ever if the peer does not read.
+            # The wire closes after the backlog is sent: never, if the peer does not read.
             self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)

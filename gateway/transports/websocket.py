@@ -1,4 +1,4 @@
-"""WebSocket (RFC 6455): the handshake's answer, frames out, frames in."""
+"""WebSocket (RFC 6455): the answer to the opening handshake, frames out, frames in."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ from gateway.http.head import Head
 from gateway.http.responses import END_HEAD, field_lines, start_head
 from gateway.transports.inbound import Inbound
 
+#: The subprotocol whose frames hold payloads alone, which is also spoken without a subprotocol.
 PLAIN: Final = "pushgate.plain"
+#: The subprotocol whose frames hold JSON objects, with controls for the client library.
 V1: Final = "pushgate.v1"
 
 _SWITCHING: Final = start_head(101, {"Upgrade": "websocket", "Connection": "Upgrade"})
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
+#: Headers of unmasked frames with 16 and with 64 bits for the payload's length (§5.2).
 _MEDIUM: Final = struct.Struct("!BBH")
 _LONG: Final = struct.Struct("!BBQ")
 _encode = msgspec.json.Encoder().encode
@@ -62,7 +65,9 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
 def answer_handshake(
     headers: Mapping[str, str], offered: Iterable[str]
 ) -> tuple[bytes, str | None]:
-    """Return the 101 head and the subprotocol it selects.
+    """Return the head of the 101 response, and the subprotocol that the response selects.
+
+    `offered` are subprotocols in the client's order. None is selected where none is known here.
 
     Raises:
         BadHandshake: the request is no opening handshake of version 13.
@@ -87,19 +92,20 @@ def answer_handshake(
 
 
 def plain_frame(delivery: Delivery) -> bytes:
-    """One frame holding the payload alone."""
+    """Encode a message as one frame with the payload alone: text, or binary where not UTF-8."""
     return _frame(Opcode.BINARY if delivery.text is None else Opcode.TEXT, delivery.payload)
 
 
 def v1_frame(delivery: Delivery) -> bytes:
-    """One text frame holding the JSON object of `pushgate.v1`."""
+    """Encode a message as one text frame with the JSON object of `pushgate.v1`."""
     return _frame(Opcode.TEXT, delivery.encoded(json_form))
 
 
 def _frame(opcode: Opcode, payload: bytes) -> bytes:
-    """One message as one unmasked frame (§5.2).
+    """Encode one message as one unmasked frame (§5.2).
 
-    websockets' Frame.serialize takes 1.1 µs, a third of what sending takes beside the kernel.
+    websockets' Frame.serialize is not used: it takes 1.1 µs, a third of the time that sending takes
+    beside the kernel.
     """
     size = len(payload)
     if size < 126:
@@ -110,22 +116,25 @@ def _frame(opcode: Opcode, payload: bytes) -> bytes:
 
 
 class Ping(enum.Enum):
-    """How it stands with the heartbeat."""
+    """The state of the heartbeat: whether a Ping was sent, and bytes have arrived since."""
 
-    NONE = "none is due an answer"
-    SENT = "sent; nothing was heard since"
-    ANSWERED = "something was heard since"
+    NONE = "no Ping waits for an answer"
+    SENT = "a Ping was sent, and no bytes have arrived since"
+    ANSWERED = "a Ping was sent, and bytes have arrived since"
 
 
 def control_frame(control: str, **fields: object) -> bytes:
-    """One text frame of `pushgate.v1` for the client library: `control` and no `data`."""
+    """Encode a control of `pushgate.v1`: one text frame for the client library.
+
+    The JSON object has `control` and the fields, and no `data`.
+    """
     return _frame(Opcode.TEXT, _encode({"control": control, **fields}))
 
 
 class _Refresh(msgspec.Struct):
-    """What a `pushgate.v1` client may say."""
+    """The only message that means something from a `pushgate.v1` client: a new token."""
 
-    control: Literal["refresh"]  # no tag: msgspec takes an object without one as well
+    control: Literal["refresh"]  # not msgspec's tag: msgspec accepts an object without its tag
     token: str
 
 
@@ -133,7 +142,7 @@ _decode_refresh = msgspec.json.Decoder(_Refresh).decode
 
 
 class WebSocketConnection(StreamConnection):
-    """A WebSocket after its handshake."""
+    """The connection of a WebSocket client, from the answer to the opening handshake on."""
 
     __slots__ = ("_frames", "_inbound", "_ping", "form")
     transport: ClassVar[str] = "websocket"
@@ -142,13 +151,14 @@ class WebSocketConnection(StreamConnection):
         super().__init__(identity, keeper)
         self.form = v1_frame if subprotocol == V1 else plain_frame
         self._inbound: Inbound | None = None
-        self._frames = 0  # of the client, since the last heartbeat
+        # Frames of the client since the last heartbeat, without the frames that `_inbound` counts.
+        self._frames = 0
         self._ping = Ping.NONE
 
     def received(self, data: bytes) -> None:
-        """Take inbound bytes; nearly always the answer to a ping."""
+        """Take inbound bytes: nearly always the Pong to a Ping, which needs no parser."""
         if self._ping is Ping.SENT:
-            self._ping = Ping.ANSWERED  # whatever it is, the peer is there
+            self._ping = Ping.ANSWERED  # all bytes count: the peer is there
         if self._inbound is None:
             if len(data) == 6 and data[:2] == b"\x8a\x80":  # an empty masked Pong and no more
                 self._frames += 1
@@ -158,15 +168,17 @@ class WebSocketConnection(StreamConnection):
         self._parse(self._inbound, data)
 
     def _parse(self, inbound: Inbound, data: bytes) -> None:
-        allowed = self._keeper.bounds.inbound_frames - self._frames
-        for message in inbound.messages(data, max_frames=allowed):
+        frames_left = self._keeper.bounds.inbound_frames - self._frames
+        for message in inbound.messages(data, max_frames=frames_left):
+            # Pongs go out before the message is answered: the Pings came first. A Close waits for
+            # the end, because no frame may follow a Close (§5.5.1).
             if inbound.open and (pongs := inbound.answer()):
-                self.write(pongs)  # their Pings came first; a Close would silence what is said
+                self.write(pongs)
             if self.state in (State.OPEN, State.PARTING):
                 self.said(message)
-        answer, end = inbound.answer(), inbound.end
-        if end is not None:
-            self.ended(end, answer)
+        answer, end_reason = inbound.answer(), inbound.end
+        if end_reason is not None:
+            self.ended(end_reason, answer)
             return
         if answer:
             self.write(answer)
@@ -175,7 +187,7 @@ class WebSocketConnection(StreamConnection):
             self._inbound = None
 
     def said(self, message: str | bytes) -> None:
-        """Take one whole message: a token in `pushgate.v1`; all else means nothing here."""
+        """Take one whole message: a new token in `pushgate.v1`; every other message is ignored."""
         if self.form is not v1_frame or isinstance(message, bytes):
             return
         try:
@@ -190,12 +202,15 @@ class WebSocketConnection(StreamConnection):
             self.write(control_frame("refreshed", expires_in_ms=int(seconds * 1_000)))
 
     def opened(self) -> None:
-        """Start the heartbeat, out of step with others that opened with this one."""
+        """Start the heartbeat, out of step with connections that opened at the same time."""
         interval = self._keeper.bounds.heartbeat_seconds
         self._keeper.wake_at(self, interval * random.uniform(0.5, 1.0))  # noqa: S311
 
     def wake(self) -> None:
-        """Ping, or look for the answer; end a peer that has left either frame unanswered."""
+        """Send a Ping, or look for the answer to the last Ping.
+
+        A peer that has left a Ping or a Close unanswered is cut off.
+        """
         bounds = self._keeper.bounds
         if self.state is State.CLOSING or self._ping is Ping.SENT:
             self.abort("no answer")
@@ -208,29 +223,29 @@ class WebSocketConnection(StreamConnection):
             self._keeper.wake_at(self, bounds.heartbeat_timeout_seconds)
         else:
             self._ping = Ping.NONE
-            rest = max(0.0, bounds.heartbeat_seconds - bounds.heartbeat_timeout_seconds)
-            self._keeper.wake_at(self, rest)
+            until_ping = max(0.0, bounds.heartbeat_seconds - bounds.heartbeat_timeout_seconds)
+            self._keeper.wake_at(self, until_ping)
 
     def warn(self, seconds: float) -> None:
-        """Ask a `pushgate.v1` client for a new token."""
+        """Ask a `pushgate.v1` client for a new token: the last expires in `seconds`."""
         if self.form is v1_frame:
             self.write(control_frame("expiring", in_ms=int(seconds * 1_000)))
 
-    def can_be_told(self) -> bool:
-        """Whether it speaks `pushgate.v1`: to others only a Close frame says anything."""
+    def understands_reconnect(self) -> bool:
+        """Whether the client speaks `pushgate.v1`: plain clients understand only a Close frame."""
         return self.form is v1_frame
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
-        """Send the control frame."""
-        after = int(delay_seconds * 1_000)
-        self.write(control_frame("reconnect", after_ms=after, code=close.code))
+        """Send the control frame `reconnect`."""
+        after_ms = int(delay_seconds * 1_000)
+        self.write(control_frame("reconnect", after_ms=after_ms, code=close.code))
 
     def gap_notice(self) -> bytes:
-        """Tell a `pushgate.v1` client of the gap."""
+        """Return the control frame `gap` for a `pushgate.v1` client; nothing for a plain client."""
         return control_frame("gap") if self.form is v1_frame else b""
 
     def say_goodbye(self, close: Close) -> None:
-        """Send a Close frame and give the client a moment: it should close first."""
+        """Send a Close frame, and give the client a moment: the client should close first."""
         if self.wire is not None:
             frame = Frame(Opcode.CLOSE, CloseFrame(close.code, close.reason).serialize())
             self.wire.write(frame.serialize(mask=False))

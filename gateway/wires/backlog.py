@@ -6,9 +6,10 @@ from collections import deque
 
 
 class Backlog:
-    """Writes that the kernel did not take. The wire that owns a backlog keeps it bounded.
+    """Writes that the kernel did not take. The wire that owns a backlog bounds the backlog.
 
     A write that has begun to go out can't be dropped any more: the peer would see a torn message.
+    `size` is the number of unsent bytes.
     """
 
     __slots__ = ("_begun", "_sent_of_first", "_writes", "size")
@@ -17,12 +18,12 @@ class Backlog:
         """`begun` says that `data` is the rest of a write of which a part is sent."""
         self._writes = deque((data,))
         self._begun = begun
-        # An offset, since the first write may be long, and a slice at each step would copy it.
+        # An offset: the first write may be long, and slicing on every send would copy the rest.
         self._sent_of_first = 0
         self.size = len(data)
 
     def append(self, data: bytes) -> None:
-        """Let one more write wait."""
+        """Add a write to the end."""
         self._writes.append(data)
         self.size += len(data)
 
@@ -43,22 +44,23 @@ class Backlog:
     def drop_oldest(self, limit: int, notice: bytes) -> int:
         """Drop the oldest writes until at most `limit` bytes wait; return how many were dropped.
 
-        The last write stays, however long. `notice` stands in place of the dropped writes, once,
-        also when writes are dropped repeatedly.
+        The last write stays, however long. One `notice` stands in place of the dropped writes, even
+        when writes are dropped repeatedly.
         """
-        begun = [self._writes.popleft()] if self._begun else []
-        noticed = bool(notice and self._writes and self._writes[0] == notice)
-        if noticed:
+        # The front of the backlog is kept: a write that has begun, then the notice.
+        front = [self._writes.popleft()] if self._begun else []
+        has_notice = bool(notice and self._writes and self._writes[0] == notice)
+        if has_notice:
             self._writes.popleft()
             self.size -= len(notice)
         dropped = 0
         while len(self._writes) > 1 and self.size + len(notice) > limit:
             self.size -= len(self._writes.popleft())
             dropped += 1
-        if notice and (dropped or noticed):
-            begun.append(notice)
+        if notice and (dropped or has_notice):
+            front.append(notice)
             self.size += len(notice)
-        self._writes.extendleft(reversed(begun))
+        self._writes.extendleft(reversed(front))
         return dropped
 
     def drop_all(self) -> None:

@@ -1,4 +1,4 @@
-"""Which wire holds a socket: chosen by what system and socket allow, or by PUSHGATE_WIRE."""
+"""The choice of the wire for a socket, by operating system, TLS and PUSHGATE_WIRE."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ Choice = Literal["auto", "epoll", "transport"]
 
 
 class Wires:
-    """Makes the wires of one gateway."""
+    """Makes the wires of one gateway, on one event loop."""
 
     def __init__(
         self, choice: Choice, *, loop: asyncio.AbstractEventLoop, send_buffer_bytes: int
     ) -> None:
-        """`epoll` exists on Linux; `auto` takes epoll where it exists."""
+        """`auto` means epoll on Linux, and the event loop's transports on other systems.
+
+        For every held socket up to `send_buffer_bytes` wait in the wire's backlog.
+        """
         available = hasattr(select, "epoll")
         self._epoll = EpollSet(loop) if choice != "transport" and available else None
         self._send_buffer_bytes = send_buffer_bytes
 
     def hold(self, transport: asyncio.Transport, holder: Holder) -> Wire:
-        """Take a socket that stays held until it ends."""
+        """Take a socket out of HTTP for good; `holder` gets its bytes."""
         limit = self._send_buffer_bytes
-        # TLS lives in the transport: outside of it the socket carries ciphertext.
+        # With TLS the socket carries ciphertext, and only the transport encrypts and decrypts.
         if self._epoll is not None and transport.get_extra_info("sslcontext") is None:
             try:
                 return self._epoll.take(transport, holder, send_buffer_bytes=limit)
-            except OSError:  # no descriptor is left; taking a socket needs two for a moment
+            except OSError:  # no descriptor is left: taking a socket needs two for a moment
                 pass
         return TransportWire(transport, holder, limit=limit)
 
     def lend(self, transport: asyncio.Transport, holder: Holder, *, answer_bytes: int) -> Wire:
-        """Take a socket that goes back to HTTP after one answer of at most `answer_bytes`."""
+        """Take a socket that HTTP gets back after one answer of at most `answer_bytes`."""
         limit = self._send_buffer_bytes + answer_bytes
         return LentWire(transport, holder, limit=limit)
 

@@ -26,7 +26,7 @@ _WRITING: Final = select.EPOLLOUT
 
 
 class EpollSet:
-    """The sockets of one event loop that are held outside of the loop."""
+    """An epoll set of sockets, and the one descriptor of the set in the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -50,13 +50,13 @@ class EpollSet:
         """
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
         transport.set_protocol(_UNHEARD)
-        transport.abort()  # closes the transport's own descriptor; the socket lives on in ours
+        transport.abort()  # closes the transport's descriptor; the duplicate keeps the socket open
         if descriptor >= len(self._wires):
             self._wires += [None] * (descriptor + 1 - len(self._wires))
         return EpollWire(self, descriptor, holder, send_buffer_bytes)
 
     def watch(self, descriptor: int, wire: EpollWire, events: int) -> None:
-        """Report these events to a wire from now on, and no others."""
+        """Report `events` to the wire from now on, and no other events."""
         if self._wires[descriptor] is None:
             self._wires[descriptor] = wire
             self._epoll.register(descriptor, events)
@@ -79,13 +79,13 @@ class EpollSet:
             try:
                 wire.ready(events)
             except Exception:
-                # An error in one connection ends that connection alone, as with a transport.
+                # An error in a connection ends only this connection, as with a transport.
                 log.exception("a held connection failed")
                 wire.abort()
 
 
 class EpollWire:
-    """Holds one socket."""
+    """Holds one socket by its descriptor."""
 
     __slots__ = (
         "_closing",
@@ -130,7 +130,7 @@ class EpollWire:
         except OSError:
             self.abort()
             return False
-        if sent < len(data):  # one write always fits: the limit is for the writes that join it
+        if sent < len(data):  # the first write always fits; the limit counts when more writes join
             self._wait_for_room(Backlog(data[sent:], begun=sent > 0))
         return True
 
@@ -139,7 +139,7 @@ class EpollWire:
         self._wait_for_room(Backlog(rest, begun=True))
 
     def drop_oldest(self, notice: bytes) -> int:
-        """Drop the oldest writes until the rest of the backlog fits."""
+        """Drop the oldest writes until the rest of the backlog fits; return how many."""
         return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)
 
     def drop_all(self) -> None:
@@ -161,11 +161,11 @@ class EpollWire:
             self._set.drop(self._descriptor)
             self._descriptor = self.direct = -1
             self._unsent = None
-            # In a turn of its own, as with a transport: never within the holder's own call.
+            # In a later turn of the loop, as with a transport: never within a call by the holder.
             self._set.loop.call_soon(self._holder.lost)
 
     def ready(self, events: int) -> None:
-        """Read and write as far as the kernel says that the socket is ready."""
+        """Read and write as far as the socket is ready; `events` are those of epoll_wait(2)."""
         if events & _WRITING:
             self._flush()
         if events & ~_WRITING and self._descriptor >= 0:
@@ -207,6 +207,7 @@ class EpollWire:
             self._offer_direct()
 
     def _wait_for_room(self, unsent: Backlog) -> None:
+        """Let writes wait in a backlog until the kernel has room."""
         self._unsent = unsent
         self.direct = -1
         self._watch()

@@ -1,4 +1,4 @@
-"""A wire over the event loop's own transport: any system, plaintext and TLS."""
+"""A wire over the event loop's own transport: for any system, plaintext and TLS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Final
 from gateway.wires import Holder
 from gateway.wires.backlog import Backlog
 
-#: Bytes that may wait in the transport; further writes wait in the wire, where they can be dropped.
+#: Bytes that may wait in the transport. Further writes wait in the wire, where writes can be
+#: dropped.
 _TRANSPORT_BYTES: Final = 16_384
 
 
@@ -54,7 +55,7 @@ class TransportWire(asyncio.Protocol):
         raise NotImplementedError(f"{len(rest)} bytes")
 
     def drop_oldest(self, notice: bytes) -> int:
-        """Drop the oldest writes until the rest of the backlog fits."""
+        """Drop the oldest writes until the rest of the backlog fits; return how many."""
         return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)
 
     def drop_all(self) -> None:

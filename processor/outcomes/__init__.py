@@ -1,6 +1,6 @@
-"""What became of messages: counted, kept and told.
+"""Outcomes of messages: counted, reported to publishers, and rejected records kept.
 
-`outcome` reads a settled message's outcome, `outcomes` counts outcomes and tells publishers where a
-topic is set, `dead_letters` keeps rejected records. This wing may import reading; it does not know
-how a message was sent.
+`outcome` reads the outcome of a settled message, `outcomes` counts outcomes and reports them to
+publishers where a topic is set, `dead_letters` keeps rejected records. This wing may import
+reading; how a message was sent is unknown here.
 """

@@ -1,4 +1,4 @@
-"""What became of a message."""
+"""The outcome of a message: its kind, and a reason where the kind needs a reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from processor.reading.message import Message
 
 
 class Kind(enum.Enum):
-    """The outcomes; every message gets one."""
+    """The kinds of outcomes; every message gets one outcome."""
 
     DELIVERED = "delivered"  # handed to the kernel or the buffer of at least one connection
     OFFLINE = "offline"  # the user, or the device asked for, has no connection
@@ -24,16 +24,19 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """An outcome, one object for each: outcomes are counted by the thousand, and so by identity."""
+    """An outcome. Equal outcomes are one object, made by `outcome`.
+
+    Outcomes are counted by the thousand, and hashing by identity is fast.
+    """
 
     kind: Kind
     reason: str  # a short name, empty where the kind says everything
-    name: str  # the kind's
+    name: str  # the kind's value, as in metrics and reports
 
 
 @cache
 def outcome(kind: Kind, reason: str = "") -> Outcome:
-    """Return the outcome of a kind and a reason. There are few reasons, so few outcomes."""
+    """Return the outcome of a kind and a reason. There are few reasons, so the cache is small."""
     return Outcome(kind, reason, kind.value)
 
 
@@ -44,7 +47,11 @@ REPLACED = outcome(Kind.REPLACED)
 
 
 def outcome_of(message: Message) -> Outcome:
-    """Return what became of a settled message."""
+    """Return the outcome of a settled message.
+
+    Delivered comes first: a single connection that took the message is enough, whatever a second
+    node answered. Offline comes last: no node failed, and no node had the user (or the device).
+    """
     if message.took:
         return DELIVERED
     if message.replaced:

@@ -1,4 +1,11 @@
-"""What became of messages, for who counts and for publishers: metrics, and a Kafka topic if set."""
+"""Outcomes of messages, for operators and publishers: metrics, and a Kafka topic if one is set.
+
+A message that has its outcome is counted, reported, and only then taken off its partition's
+progress, so that its offset can be committed (commits.py). With a topic, the last step waits until
+Kafka has acknowledged the report: a crash, or a write that has to be repeated, may repeat a report,
+and loses none. Where only a sample is reported, the other messages wait for the write that they
+were gathered with.
+"""
 
 from __future__ import annotations
 
@@ -32,29 +39,40 @@ from processor.settings import ProcessorSettings
 from processor.tasks import Spawn
 from registry.message import MAX_USER_BYTES, RejectedRecord
 
-#: So much goes to a partition of the topic at once at most, and so long it gathers.
+#: Bytes of the largest batch for a partition of the topic.
 _BATCH_BYTES: Final = 512 * 1024
+#: How long reports are gathered before the first write; while one write is under way, the reports
+#: for the next are gathered.
 _GATHER_SECONDS: Final = 0.02
-_ALL: Final = 2**32
+#: The number of CRC-32 values. A message is in the sample if its id's checksum is below the
+#: sample's share of them: a repeated message is sampled again, or again not.
+_CHECKSUMS: Final = 2**32
+#: Rows of one batch at most; fewer and fewer where the topic refuses the bytes of a batch.
 _MOST_ROWS: Final = 4_096
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
-#: Partitions of users that were computed lately: aiokafka's murmur2 is Python (2–3 µs).
-_MAX_USERS: Final = 65_536
+#: Keys whose partition of the outcomes topic is remembered: aiokafka's murmur2 is pure Python (2–3
+#: µs a key).
+_MAX_KEYS: Final = 65_536
 
 log = structlog.get_logger("processor.outcomes")
 
+#: Is called with the partitions (their `Progress`) of which messages were settled.
 Advanced = Callable[[Iterable[Progress]], None]
 
 
 class Report(msgspec.Struct, gc=False):
-    """A record's value in the outcomes topic, as JSON; its key is the user. Times in epoch ms."""
+    """A record's value in the outcomes topic, as JSON; the key is the user. Times in epoch ms.
+
+    `topic`, `partition` and `offset` are those of the message's own record; `settled_ms` is when
+    the outcome was known.
+    """
 
     id: str
     outcome: str
     reason: str | None
-    node: str | None  # the first that took it
-    device: str | None  # the one it was for
-    connections: int  # that took it
+    node: str | None  # the first node that took the message
+    device: str | None  # the device that the message was for
+    connections: int  # connections that took the message
     published_ms: int
     settled_ms: int
     topic: str
@@ -63,24 +81,30 @@ class Report(msgspec.Struct, gc=False):
 
 
 class _Place(NamedTuple):
-    """A message's place in its partition."""
+    """The place of a rejected record in its partition; a `Message` has the same attributes.
+
+    `size` is the number of bytes that `progress` counts for the record.
+    """
 
     progress: Progress
     offset: int
     size: int
 
 
+#: A message or a rejected record, to be taken off the progress of its partition.
 _Placed = _Place | Message
-#: A record of the topic: key and value.
+#: A report with its key, which is None for a rejected record whose key can be no user's.
+_KeyedReport = tuple[bytes | None, Report]
+#: The same as a record of the outcomes topic: key and encoded report.
 _Row = tuple[bytes | None, bytes]
-_Told = tuple[bytes | None, Report]
 _encode = msgspec.json.Encoder().encode
 
 
 class Outcomes:
-    """Counts outcomes and, where there is a topic for them, tells them before they are committed.
+    """Counts outcomes, reports them where a topic is set, and then settles their messages.
 
-    So a crash may repeat a report, and lose none.
+    `settled` and `rejected` return at once; reports are written by one task, write after write. The
+    gathered reports are bounded by the messages in hand: a partition with too many is not read.
     """
 
     def __init__(
@@ -91,18 +115,19 @@ class Outcomes:
         spawn: Spawn,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
-        """`advanced` hears which partitions have come further."""
+        """`advanced` is told the partitions of which messages were settled."""
         self._advanced = advanced
         self._spawn = spawn
         self._now_ms = now_ms
         self._topic = settings.outcomes_topic
-        self._sampled = int(settings.outcomes_sample * _ALL)
+        self._sample_below = int(settings.outcomes_sample * _CHECKSUMS)
         self._producer = producer(settings, batch_bytes=_BATCH_BYTES) if self._topic else None
-        self._places: list[_Placed] = []  # of what is to be told, and of what is not sampled
+        # Gathered for the next write: all messages with an outcome, and reports of the sample.
+        self._places: list[_Placed] = []
         self._rows: list[_Row] = []
-        self._most_rows = _MOST_ROWS  # of a batch
-        self._telling: asyncio.Task[None] | None = None
-        self._partition = lru_cache(_MAX_USERS)(partition_of)
+        self._most_rows = _MOST_ROWS  # in one batch; less where the topic takes less
+        self._publishing: asyncio.Task[None] | None = None
+        self._partition = lru_cache(_MAX_KEYS)(partition_of)
 
     async def start(self) -> None:
         """Connect.
@@ -114,65 +139,83 @@ class Outcomes:
             await self._producer.start()
 
     async def stop(self) -> None:
-        """Disconnect. What is not told yet is not committed either."""
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.wait((self._telling,))
+        """Disconnect. Messages whose report is not written yet are not committed either."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.wait((self._publishing,))
         if self._producer is not None:
             await self._producer.stop()
 
     def settled(self, messages: Sequence[Message]) -> None:
-        """Take messages that have their outcome."""
-        ours = [message for message in messages if not message.progress.lost]
-        found = [outcome_of(message) for message in ours]
-        _count(found)
+        """Count and report messages that have their outcome, then take them off the progress.
+
+        Messages of a lost partition (revoked from this member of the group) are another member's,
+        and are left out.
+        """
+        held = [message for message in messages if not message.progress.lost]
+        outcomes = [outcome_of(message) for message in held]
+        _count(outcomes)
         if self._producer is None:
-            self._done(ours)
-        elif ours:
+            self._settle(held)
+        elif held:
             now_ms = self._now_ms()
-            pairs = zip(ours, found, strict=True)
-            self._tell_soon(ours, [_report(message, each, now_ms) for message, each in pairs])
+            pairs = zip(held, outcomes, strict=True)
+            reports = [_report(message, result, now_ms) for message, result in pairs]
+            self._publish_soon(held, reports)
 
     def rejected(self, rejections: Sequence[Rejection]) -> None:
-        """Take records that are kept in the dead-letter topic."""
-        ours = [rejection for rejection in rejections if not rejection.progress.lost]
-        _count(outcome(Kind.REJECTED, error.reason) for _, _, error in ours)
-        places = [_Place(progress, record.offset, size_of(record)) for progress, record, _ in ours]
+        """Do the same for rejected records, which are in the dead-letter topic by now."""
+        held = [rejection for rejection in rejections if not rejection.progress.lost]
+        _count(outcome(Kind.REJECTED, error.reason) for _, _, error in held)
+        places = [_Place(progress, record.offset, size_of(record)) for progress, record, _ in held]
         if self._producer is None:
-            self._done(places)
+            self._settle(places)
         elif places:
             now_ms = self._now_ms()
-            told = [(_key(record), _rejection(record, why, now_ms)) for _, record, why in ours]
-            self._tell_soon(places, told)
+            reports = [
+                (_key(record), _rejection(record, error, now_ms)) for _, record, error in held
+            ]
+            self._publish_soon(places, reports)
 
-    def _tell_soon(self, places: Sequence[_Placed], told: Sequence[_Told]) -> None:
+    def _publish_soon(self, places: Sequence[_Placed], reports: Sequence[_KeyedReport]) -> None:
+        """Gather reports for the next write; `_settle` places once the write is acknowledged."""
         self._places += places
-        if self._sampled < _ALL:
-            told = [each for each in told if crc32(each[1].id.encode()) < self._sampled]
-        self._rows += [(key, _encode(report)) for key, report in told]
-        if self._telling is None or self._telling.done():
-            self._telling = self._spawn(self._tell())
+        if self._sample_below < _CHECKSUMS:
+            below = self._sample_below
+            reports = [keyed for keyed in reports if crc32(keyed[1].id.encode()) < below]
+        self._rows += [(key, _encode(report)) for key, report in reports]
+        if self._publishing is None or self._publishing.done():
+            self._publishing = self._spawn(self._publish_gathered())
 
-    def _done(self, places: Sequence[_Placed]) -> None:
+    def _settle(self, places: Sequence[_Placed]) -> None:
+        """Take messages off their partitions' progress; harmless for a partition lost meanwhile."""
         for place in places:
             place.progress.settle(place.offset, size=place.size)
-        self._advanced(dict.fromkeys(place.progress for place in places))
+        partitions = dict.fromkeys(place.progress for place in places)  # once each
+        self._advanced(partitions)
 
-    async def _tell(self) -> None:
+    async def _publish_gathered(self) -> None:
         await asyncio.sleep(_GATHER_SECONDS)
         while self._places:
             places, self._places = self._places, []
             rows, self._rows = self._rows, []
             await self._publish(rows)
-            self._done(places)
+            self._settle(places)
 
     async def _publish(self, rows: Sequence[_Row]) -> None:
-        """Return when Kafka has acknowledged all; while it does not, what is in hand grows full."""
+        """Return when Kafka has acknowledged every row; failed writes are repeated for ever.
+
+        Until then the messages stay in hand, so their partitions become full and are not read. A
+        repeated write sends every row again, also rows that Kafka has acknowledged.
+
+        Raises:
+            MessageSizeTooLargeError: the topic takes no single row, which ends the process (see
+                tasks.py). A row has some 2 KB at most: user, id, node and topic are bounded.
+        """
         for attempt in itertools.count():
             try:
                 await self._send(rows)
             except MessageSizeTooLargeError as error:
-                # No row is over some 2 KB: it is the topic that takes smaller batches.
                 if self._most_rows == 1:
                     raise
                 self._most_rows = max(1, self._most_rows // 4)
@@ -186,34 +229,34 @@ class Outcomes:
                 return
 
     async def _send(self, rows: Sequence[_Row]) -> None:
-        assert self._producer is not None  # noqa: S101 - else nothing waits
+        assert self._producer is not None  # noqa: S101 - without a producer there are no rows
         assert self._topic is not None  # noqa: S101
         partitions = len(await self._producer.partitions_for(self._topic))
-        by_partition: dict[int, list[_Row]] = {}
+        rows_by_partition: dict[int, list[_Row]] = {}
         for row in rows:
             partition = self._partition(row[0], partitions)
-            by_partition.setdefault(partition, []).append(row)
-        acknowledged = [
+            rows_by_partition.setdefault(partition, []).append(row)
+        acknowledgements = [  # futures: send_batch() returns when the batch is queued
             await self._producer.send_batch(batch, self._topic, partition=partition)
-            for partition, told in by_partition.items()
-            for some in _some(told, self._most_rows)
-            for batch in _batches(self._producer, some, self._now_ms())
+            for partition, partition_rows in rows_by_partition.items()
+            for rows_slice in _slices(partition_rows, self._most_rows)
+            for batch in _batches(self._producer, rows_slice, self._now_ms())
         ]
-        await asyncio.gather(*acknowledged)
+        await asyncio.gather(*acknowledgements)
 
 
 def _count(outcomes: Iterable[Outcome]) -> None:
-    """Count outcomes: a counter takes a lock each time, so equal ones at once."""
-    for each, number in Counter(outcomes).items():
-        metrics.OUTCOMES.labels(each.name, each.reason).inc(number)
+    """Count outcomes, equal outcomes in one step: every increment of a metric takes a lock."""
+    for result, number in Counter(outcomes).items():
+        metrics.OUTCOMES.labels(result.name, result.reason).inc(number)
 
 
-def _report(message: Message, found: Outcome, now_ms: int) -> _Told:
+def _report(message: Message, result: Outcome, now_ms: int) -> _KeyedReport:
     partition = message.progress.partition
     report = Report(
         message.push.id,
-        found.name,
-        found.reason or None,
+        result.name,
+        result.reason or None,
         message.node.name if message.node else None,
         message.push.device,
         message.took,
@@ -227,16 +270,19 @@ def _report(message: Message, found: Outcome, now_ms: int) -> _Told:
 
 
 def _key(record: Record) -> bytes | None:
-    """Return a rejected record's key, unless it is none of a user."""
+    """Return a rejected record's key; None where the key is too long for a user's."""
     return record.key if record.key is not None and len(record.key) <= MAX_USER_BYTES else None
 
 
-def _rejection(record: Record, why: RejectedRecord, now_ms: int) -> Report:
-    """Tell of a record by its coordinates: what it says of itself is not to be trusted."""
+def _rejection(record: Record, error: RejectedRecord, now_ms: int) -> Report:
+    """Return the report of a rejected record.
+
+    The id is made of the record's coordinates: the record's own id is not to be trusted.
+    """
     return Report(
         f"{record.topic}-{record.partition}-{record.offset}",
         Kind.REJECTED.value,
-        why.reason,
+        error.reason,
         None,
         None,
         0,
@@ -248,15 +294,16 @@ def _rejection(record: Record, why: RejectedRecord, now_ms: int) -> Report:
     )
 
 
-def _some(rows: Sequence[_Row], most: int) -> Iterator[Sequence[_Row]]:
+def _slices(rows: Sequence[_Row], most: int) -> Iterator[Sequence[_Row]]:
     for start in range(0, len(rows), most):
         yield rows[start : start + most]
 
 
 def _batches(kafka: AIOKafkaProducer, rows: Sequence[_Row], now_ms: int) -> Iterator[BatchBuilder]:
+    """Yield full batches of rows, and the last batch; sending rows singly would cost 9 µs a row."""
     batch = kafka.create_batch()
     for key, value in rows:
-        if batch.append(timestamp=now_ms, key=key, value=value) is None:  # it is full
+        if batch.append(timestamp=now_ms, key=key, value=value) is None:  # the batch is full
             yield batch
             batch = kafka.create_batch()
             batch.append(timestamp=now_ms, key=key, value=value)

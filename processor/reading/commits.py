@@ -1,8 +1,8 @@
-"""Commits of settled offsets, behind the batches: one commit in flight, the latest offsets next.
+"""Commits of settled offsets, in the background: one commit in flight, the latest offsets next.
 
-A commit takes milliseconds of waiting, which a lone message would otherwise pay in full. Offsets
-that are not committed when a processor dies come again to another member: a late commit is safe,
-and an early one never happens.
+A commit takes milliseconds of waiting, and a lone message would pay them in full if the next read
+waited for the commit. Messages that are not committed when a processor dies come again to another
+member of the group: a late commit is safe, and an early commit never happens.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ log = structlog.get_logger("processor.commits")
 
 
 class Commits:
-    """The offsets up to which every message has its outcome."""
+    """Commits the offsets up to which every message has its outcome."""
 
     def __init__(self, client: AIOKafkaConsumer | None = None) -> None:
         self._client = client
-        self._finished: dict[TopicPartition, int] = {}
+        self._finished: dict[TopicPartition, int] = {}  # to be committed
         self._committing: asyncio.Task[None] | None = None
         self._advanced = asyncio.Event()
 
     def use(self, client: AIOKafkaConsumer) -> None:
-        """Commit through `client` from now on: a group that is joined anew has a new client."""
+        """Commit through `client` from now on: joining the group anew takes a new client."""
         self._client = client
 
     def advanced(self, progresses: Iterable[Progress]) -> None:
-        """Take note that messages of these partitions were settled; commit how far they are."""
+        """Note that messages of partitions were settled; commit the new offsets soon."""
         self._advanced.set()
         self.finished(
             {
@@ -44,7 +44,7 @@ class Commits:
         )
 
     def finished(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit these offsets soon: every message before them has its outcome."""
+        """Commit `offsets` soon: every message before an offset has its outcome."""
         if self._client is None:
             return
         self._finished |= offsets
@@ -52,14 +52,14 @@ class Commits:
             self._committing = asyncio.create_task(self._commit(self._client))
 
     async def settled(self, progresses: Collection[Progress]) -> None:
-        """Return when every message in hand of these partitions is settled, or they are lost."""
+        """Return when every message in hand is settled, except in partitions that are lost."""
         while any(len(progress) for progress in progresses if not progress.lost):
             self._advanced.clear()
             await self._advanced.wait()
 
     async def flush(self) -> None:
-        """Return when every finished offset is committed, or could not be."""
-        for _ in range(2):  # a commit that failed is tried once more: it may be the last chance
+        """Return when every finished offset is committed, or two commits have failed."""
+        for _ in range(2):  # a failed commit is tried once more: this may be the last chance
             if self._committing is not None:
                 await asyncio.shield(self._committing)
             if not self._finished:
@@ -67,7 +67,7 @@ class Commits:
             self.finished({})
 
     def forget(self) -> None:
-        """Drop finished offsets: their partitions are gone, and may be back with other offsets."""
+        """Drop finished offsets: their partitions are lost, and may be back with other offsets."""
         self._finished = {}
         if self._committing is not None:
             self._committing.cancel()
@@ -85,7 +85,7 @@ class Commits:
             try:
                 await client.commit(offsets)
             except KafkaError as error:
-                # Kept for the next commit; if there is none, the messages come again.
+                # Kept for the next commit; if there is no next commit, the messages come again.
                 self._finished = offsets | self._finished
                 metrics.COMMIT_ERRORS.inc()
                 log.warning("commit failed", error=str(error) or type(error).__name__)

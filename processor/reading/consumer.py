@@ -1,9 +1,9 @@
-"""A member of the consumer group: takes records in, and commits the offsets of settled ones.
+"""A member of the consumer group: takes records in, and commits the offsets of settled records.
 
-At-least-once: an offset is committed only after every message up to it has its outcome. Partitions
+At-least-once: an offset is committed only after every message before it has its outcome. Partitions
 advance independently, many at a time. A partition that is revoked is finished first, as far as the
-time allows; its unsettled messages are then another member's, and nothing of them is committed
-here.
+time allows. Messages still unsettled then come again to another member of the group, and this
+member does not commit their offsets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from processor.settings import ProcessorSettings
 from registry.message import Envelope, RejectedRecord, from_record
 
 _RETRY_SECONDS: Final = 1.0
-#: After so many errors in a row the group is joined anew: aiokafka's own tasks may be dead.
+#: After this many errors in a row the group is joined anew: aiokafka's own tasks may be dead.
 _MOST_ERRORS: Final = 30
 #: How long a rebalance waits for the messages in hand; the broker's own bound is far above.
 _REVOKE_SECONDS: Final = 10.0
@@ -46,27 +46,27 @@ log = structlog.get_logger("processor.consumer")
 
 
 class Intake(Protocol):
-    """What takes messages to their outcomes."""
+    """The receiver of messages, responsible for the outcome of every message."""
 
     async def room(self) -> None:
         """Return when another batch can be taken."""
 
     def take(self, messages: Sequence[Message]) -> None:
-        """Take messages, in the order in which they are to arrive."""
+        """Take messages, in the order in which users are to get them."""
 
 
 class Rejects(Protocol):
-    """What keeps rejected records."""
+    """The receiver and keeper of rejected records."""
 
     def take(self, rejections: Sequence[Rejection]) -> None:
         """Keep rejected records."""
 
     def abandon(self) -> None:
-        """Stop keeping: the records' partitions are gone."""
+        """Stop writing rejected records: the records' partitions are lost."""
 
 
 class Consumer:
-    """Reads the topics as a member of the group until told to stop."""
+    """Reads the topics as a member of the consumer group until told to stop."""
 
     def __init__(
         self, settings: ProcessorSettings, commits: Commits, intake: Intake, rejects: Rejects
@@ -77,10 +77,10 @@ class Consumer:
         self._intake = intake
         self._rejects = rejects
         self._kafka: AIOKafkaConsumer | None = None
-        # Changed in place: the reader reads these partitions.
+        # Changed in place: the reader holds the same dict.
         self._partitions: dict[TopicPartition, Progress] = {}
         self._lanes = {topic: lane for lane, topic in enumerate(settings.topics)}
-        self._errors = 0  # in a row
+        self._errors = 0  # failed reads in a row
         self._stopping = False
 
     def stop(self) -> None:
@@ -105,7 +105,7 @@ class Consumer:
                 await _leave_group(client)
 
     def observe(self, now_ms: int) -> None:
-        """Show how far behind this member is."""
+        """Set the gauges of lag, of the oldest message's age, and of messages in hand."""
         oldest = now_ms
         for partition, progress in self._partitions.items():
             end = None if self._kafka is None else self._kafka.highwater(partition)
@@ -144,9 +144,12 @@ class Consumer:
         )
 
     async def _revoke(self) -> None:
-        """Finish the messages in hand, up to a bound; the others come again to another member."""
+        """Finish the messages in hand, for _REVOKE_SECONDS at most.
+
+        Messages still unsettled after that come again to another member.
+        """
         revoked = list(self._partitions.values())
-        self._partitions.clear()  # nothing more of these is taken in
+        self._partitions.clear()  # no more records of these partitions are taken in
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REVOKE_SECONDS):
@@ -181,7 +184,7 @@ class Consumer:
             self._errors = 0
 
     def _take(self, client: AIOKafkaConsumer, batch: Batch) -> None:
-        """Take records in; records of partitions that are not assigned (yet) come again."""
+        """Take records in; records of partitions not assigned (yet) come again later."""
         messages: list[Message] = []
         rejections: list[Rejection] = []
         taken = 0
@@ -220,7 +223,7 @@ class _Rebalances(ConsumerRebalanceListener):
         self._assign = assign
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Finish every partition: rebalances are eager, and partitions that stay come again."""
+        """Finish all partitions: rebalances are eager, and kept partitions are assigned anew."""
         if revoked:
             await self._revoke()
 
@@ -248,6 +251,6 @@ def _envelope(record: Record, max_payload_bytes: int) -> Envelope:
 
 async def _leave_group(client: AIOKafkaConsumer) -> None:
     # aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
-    # brokers that are gone; the group's session time-out does the rest.
+    # brokers that are gone. Without stop() the group removes this member at its session time-out.
     with contextlib.suppress(asyncio.CancelledError, KafkaError, TimeoutError):
         await asyncio.wait_for(client.stop(), timeout=5.0)

@@ -1,4 +1,4 @@
-"""Kafka clients from settings: the only file that imports aiokafka."""
+"""Kafka clients, made from settings. No further file imports aiokafka."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _REBALANCE_TIMEOUT_MS: Final = 30_000
-#: Until a member that was killed is missed; the least that brokers allow by default.
+#: Time until the group misses a member that was killed; the least that brokers allow by default.
 _SESSION_TIMEOUT_MS: Final = 6_000
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 
@@ -54,37 +54,39 @@ log = structlog.get_logger("processor.kafka")
 
 Record = ConsumerRecord[bytes | None, bytes | None]
 
-#: Topics and partitions that appear later are found within this.
+#: New topics and partitions are found within this time.
 _METADATA_MAX_AGE_MS: Final = 5_000
-#: A value over our own limit is still read, so that it can be rejected: Kafka's own bound is
-#: message.max.bytes, and a consumer is always given at least one batch, however large.
+#: Bytes of one fetch from a partition. A value over max_payload_bytes is still read, so that the
+#: record can be rejected: Kafka's own bound is message.max.bytes, and a fetch always returns at
+#: least one batch, however large.
 _FETCH_BYTES: Final = 1_048_576
 _MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
 
 
 def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
-    """Return a consumer of `group` that commits only when told to.
+    """Return a consumer of `group` without automatic commits.
 
-    It starts at the earliest where nothing is committed: see `seed_group` for new groups.
+    Partitions without a committed offset are read from the earliest offset: see `seed_group` for
+    new groups.
     """
     return AIOKafkaConsumer(
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        isolation_level="read_committed",  # what a publisher has aborted is nobody's message
+        isolation_level="read_committed",  # records of aborted transactions are no messages
         max_partition_fetch_bytes=_FETCH_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         session_timeout_ms=_SESSION_TIMEOUT_MS,
         heartbeat_interval_ms=_SESSION_TIMEOUT_MS // 4,
         fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
-        # A member that finishes its batch first (consumer.py) must not be taken for gone.
+        # A member that finishes its messages first (consumer.py) must not be taken for dead.
         rebalance_timeout_ms=_REBALANCE_TIMEOUT_MS,
         **_connection(settings),
     )
 
 
 def producer(settings: KafkaSettings, *, batch_bytes: int = 16_384) -> AIOKafkaProducer:
-    """Return a producer that waits for all in-sync replicas."""
+    """Return a producer that waits for all in-sync replicas; `batch_bytes` bounds its batches."""
     return AIOKafkaProducer(
         acks="all",
         max_batch_size=batch_bytes,
@@ -101,7 +103,10 @@ def partition_of(key: bytes | None, partitions: int) -> int:
 
 
 async def until_reached(connect: Callable[[], Awaitable[_T]], *, bootstrap: str) -> _T:
-    """Return what `connect` returns once a broker answers; says by name, once, when none does."""
+    """Call `connect` until a broker answers, with back-off to 5 s, and return its result.
+
+    The first failure is logged, with the brokers' addresses; later failures are not.
+    """
     for attempt in itertools.count():
         try:
             return await connect()
@@ -113,7 +118,7 @@ async def until_reached(connect: Callable[[], Awaitable[_T]], *, bootstrap: str)
 
 
 def size_of(record: Record) -> int:
-    """Return the bytes that a record holds while it is in hand."""
+    """Return the bytes of memory for a record in hand: its value, key and headers."""
     size = len(record.value or b"") + len(record.key or b"")
     for name, value in record.headers:
         size += len(name) + len(value or b"")
@@ -121,11 +126,11 @@ def size_of(record: Record) -> int:
 
 
 class UnreadableRecord(ConsumerRecord[bytes | None, bytes | None]):
-    """What stands for a record that can't be read: its coordinates."""
+    """A stand-in for a record that can't be decoded: the record's coordinates, without content."""
 
 
 def unreadable(partition: TopicPartition, offset: int) -> UnreadableRecord:
-    """Return what stands for the record at `offset`."""
+    """Return a stand-in for the record at `offset`."""
     return UnreadableRecord(
         topic=partition.topic,
         partition=partition.partition,
@@ -142,11 +147,14 @@ def unreadable(partition: TopicPartition, offset: int) -> UnreadableRecord:
 
 
 async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str]) -> bool:
-    """Let a group that never committed start at the end of what exists now.
+    """Let a group without commits start at the end of all partitions that exist now.
 
-    All partitions are committed in one step before anyone joins, so that what appears later, and
-    only that, starts at the earliest. Of two processors that start at once either may win: neither
-    has read anything yet. Returns whether the group was new.
+    The end offsets of all partitions are committed in one step before any member joins. So only
+    partitions that appear later start at the earliest offset. Of two processors that start at once
+    either may win: neither has read anything yet. Return whether the group was new.
+
+    Raises:
+        KafkaError: no broker answers, or a request failed.
     """
     partitions = await _partitions(settings, topics)
     if not partitions:
@@ -161,7 +169,7 @@ async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str])
                 return False
         await consumer.commit(await consumer.end_offsets(partitions))
     except CommitFailedError:
-        return False  # the group has members: whoever was first has done this
+        return False  # the group has members: the first processor has seeded the group
     finally:
         await consumer.stop()
     return True

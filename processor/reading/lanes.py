@@ -1,4 +1,4 @@
-"""Weighted queues: each topic is a lane, and no lane can starve another."""
+"""Weighted queues: every topic is a lane, and no lane can starve another."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from processor.reading.message import Message
 
 
 class Lanes:
-    """A queue a lane; what is taken at once is shared out by the lanes' weights.
+    """A queue for every lane; `take` shares its limit out among the lanes by their weights.
 
-    A lane that is not empty gets its share, at least one, however full the others are: a flood in
-    one delays another by what is taken at once, no more.
+    A lane with messages gets its share, at least 1, however full the other lanes are. So a flood
+    of messages in a single lane delays another lane by one `take` at most.
     """
 
     __slots__ = ("_count", "_queues", "_weights")
 
     def __init__(self, weights: Sequence[int]) -> None:
-        """`weights` are those of the lanes, 1 or more each."""
+        """`weights` has a number for every lane, 1 or more."""
         self._weights = weights
         self._queues: tuple[deque[Message], ...] = tuple(deque() for _ in weights)
         self._count = 0
@@ -27,18 +27,21 @@ class Lanes:
         return self._count
 
     def put(self, message: Message) -> None:
-        """Queue a message in its lane."""
+        """Queue a message as the last of its lane."""
         self._queues[message.lane].append(message)
         self._count += 1
 
     def put_back(self, messages: Sequence[Message]) -> None:
-        """Queue messages of one lane before all others of it, in their order."""
+        """Queue messages of one lane, in their order, before all messages already in the lane."""
         for message in reversed(messages):
             self._queues[message.lane].appendleft(message)
         self._count += len(messages)
 
     def take(self, limit: int) -> list[Message]:
-        """Take up to `limit` (at least the number of lanes), each lane's in its order."""
+        """Take up to `limit` messages, in order within a lane.
+
+        `limit` is the number of lanes or more.
+        """
         taken: list[Message] = []
         waiting = list(map(len, self._queues))
         for queue, count in zip(self._queues, shares(limit, waiting, self._weights), strict=True):
@@ -48,18 +51,21 @@ class Lanes:
 
 
 def shares(limit: int, waiting: Sequence[int], weights: Sequence[int]) -> list[int]:
-    """Share `limit` out among lanes in which so many wait: by weight, then what is left in order.
+    """Share `limit` out among the lanes; return the number of messages to take from every lane.
 
-    Heavier lanes come first where something is left.
+    `waiting` are the numbers of queued messages by lane. A lane with messages gets a share by
+    weight, and at least 1. The remainder of the limit goes to lanes with messages left, heavier
+    lanes first.
     """
     total = sum(weight for weight, count in zip(weights, waiting, strict=True) if count)
-    given = [
+    counts = [
         min(count, max(1, limit * weight // total)) if count else 0
         for weight, count in zip(weights, waiting, strict=True)
     ]
-    left = limit - sum(given)  # below 0 where light lanes were given their one
+    # Negative where light lanes got their minimum of 1: heavier lanes then give messages back.
+    remainder = limit - sum(counts)
     for lane in sorted(range(len(weights)), key=lambda lane: -weights[lane]):
-        more = min(waiting[lane] - given[lane], max(left, 1 - given[lane]))
-        given[lane] += more
-        left -= more
-    return given
+        extra = min(waiting[lane] - counts[lane], max(remainder, 1 - counts[lane]))
+        counts[lane] += extra
+        remainder -= extra
+    return counts

@@ -14,7 +14,10 @@ from registry.message import Envelope, RejectedRecord
 
 
 class Message:
-    """A message from its intake to its outcome: its place in Kafka, and how far sending is."""
+    """A message from intake to outcome: the place in Kafka, and the state of sending.
+
+    reading sets the place, sending sets the state (dispatch.py), and outcomes reads both.
+    """
 
     __slots__ = (
         "envelope",
@@ -30,40 +33,40 @@ class Message:
         "push",
         "replaced",
         "size",
-        "stale",
         "took",
         "tried",
+        "undelivered",
     )
 
     def __init__(
         self, envelope: Envelope, progress: Progress, offset: int, *, size: int = 0
     ) -> None:
-        """`size` is the number of bytes that `progress` counts for this message."""
+        """`size` is the number of bytes that `progress` counts for the message."""
         self.envelope = envelope
         self.size = size
         self.push = envelope.push
         self.progress = progress
         self.offset = offset
         self.lane = progress.lane
-        #: Messages of one key keep their order.
+        #: Messages of an equal key keep their order. The key is a user within a lane.
         self.key: Hashable = (self.lane, self.push.user) if self.lane else self.push.user
-        self.pending = 0  # nodes that have not answered yet
-        self.tried: tuple[Node, ...] = ()  # nodes that have answered, or failed to
+        self.pending = 0  # nodes whose answer is awaited
+        self.tried: tuple[Node, ...] = ()  # nodes that answered or failed
         self.took = 0  # connections that took the message
         self.node: Node | None = None  # the first node that took the message
-        self.stale = False  # a node that was tried does not have the user (any more)
-        self.looked_again = False  # the user was looked up afresh after a stale answer
-        self.expired = False
+        self.undelivered = False  # a tried node did not deliver: the user may be elsewhere by now
+        self.looked_again = False  # the one fresh look-up after a stale result is used up
+        self.expired = False  # the TTL had passed before the message could be sent
         self.replaced = False  # by a newer message of the same collapse key
         self.failure: str | None = None  # the reason of the last failure to deliver
 
     def drop_payload(self) -> None:
-        """Forget the payload of a message that will not be sent; its outcome is yet to be told."""
+        """Forget the payload of a message that will not be sent; the outcome is still reported."""
         self.push = self.envelope.push = msgspec.structs.replace(self.push, data=b"")
 
 
 class Rejection(NamedTuple):
-    """A record that breaks the publishing rules, with the partition that it is counted in."""
+    """A record in breach of the publishing rules, with the progress of the record's partition."""
 
     progress: Progress
     record: Record

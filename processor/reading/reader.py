@@ -1,4 +1,4 @@
-"""Polling Kafka: each topic's share of a batch, and the place to go on from after an error."""
+"""Polling Kafka: every topic's share of a batch, and the offsets to read on from after an error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from processor.reading.kafka import (
 from processor.reading.lanes import shares
 from processor.reading.progress import Progress
 
-#: How long getmany() may wait for the first record: so often the consumer sees whether to stop.
+#: How long getmany() may wait for the first record. After every wait the consumer checks whether to
+#: stop.
 _WAIT_MS: Final = 500
-#: The same while some partitions are full: so often it sees whether they still are.
+#: The same wait while some partitions are full: after every wait their state is checked again.
 _WAIT_FOR_ROOM_MS: Final = 20
-#: Polled when every partition is full: aiokafka takes a consumer that does not poll for stuck, and
-#: a getmany() of no partitions would read them all. tests/unit/test_privates.py holds both.
+#: Polled when every partition is full. aiokafka assumes that a consumer without polls is stuck, and
+#: a getmany() without partitions would read all of them. tests/unit/test_privates.py holds both.
 _NO_PARTITION: Final = TopicPartition("", 0)
 
 log = structlog.get_logger("processor.consumer")
@@ -52,10 +53,10 @@ class Reader:
         batch_messages: int,
         stopping: Callable[[], bool],
     ) -> None:
-        """`partitions` are those assigned now, kept up to date by the consumer.
+        """`partitions` are the assigned partitions, kept up to date by the consumer.
 
-        `lanes` are the topics' numbers, `weights` the lanes'. A batch has at most `batch_messages`
-        records. `stopping` ends a search for an unreadable record early.
+        `lanes` has the lane of every topic, `weights` the weight of every lane. A batch has at most
+        `batch_messages` records. `stopping` ends a search for an unreadable record early.
         """
         self._client = client
         self._partitions = partitions
@@ -66,7 +67,7 @@ class Reader:
         self._place = Place.KNOWN
 
     async def read(self) -> AsyncIterator[Batch]:
-        """Yield the next batch; after an unreadable record, the batches before and behind it.
+        """Yield the next batch; after an unreadable record, batches before and after the record.
 
         Raises:
             KafkaError: nothing could be read; the next call sets every offset again.
@@ -90,20 +91,23 @@ class Reader:
             self._place = Place.UNREADABLE
 
     async def _fetch(self) -> Batch:
-        """Read the partitions that are not full, each topic's share of a batch."""
+        """Read the partitions that are not full; with several topics, the share of every topic."""
         ready = [partition for partition, progress in self._partitions.items() if not progress.full]
         if len(self._lanes) > 1 and (batch := await self._fetch_shares(ready)):
             return batch
         wait_ms = _WAIT_MS if len(ready) == len(self._partitions) else _WAIT_FOR_ROOM_MS
         if not ready and self._partitions:
             ready = [_NO_PARTITION]
-        found: Batch = await self._client.getmany(
+        fetched: Batch = await self._client.getmany(
             *ready, timeout_ms=wait_ms, max_records=self._batch_messages
         )
-        return found
+        return fetched
 
     async def _fetch_shares(self, ready: Sequence[TopicPartition]) -> Batch:
-        """Read what each topic has at once, by weight; a topic with little leaves its share."""
+        """Read records that have arrived already, by the topics' weights; without a wait.
+
+        A topic with fewer records than its share leaves the rest of the share unused.
+        """
         batch: dict[TopicPartition, Sequence[Record]] = {}
         most = self._batch_messages
         share_of = shares(most, [most] * len(self._weights), self._weights)
@@ -115,16 +119,17 @@ class Reader:
             except KafkaError:
                 if not batch:
                     raise
-                break  # the records read so far are taken in first; the error comes again
+                break  # the records read so far are taken in first; the error will recur
         return batch
 
     async def _find_places(self) -> None:
-        """Go on behind the last record that was taken in, or from the committed offset.
+        """Set every partition's offset: after the last record taken in, or the committed offset.
 
-        When getmany() raises, the records it had taken of other partitions are lost to it.
+        When getmany() raises, the records that aiokafka (Fetcher.fetched_records) had taken from
+        other partitions are lost to later calls.
         """
         for partition, progress in list(self._partitions.items()):
-            offset = progress.next
+            offset = progress.next_offset
             if offset is None:
                 offset = await self._client.committed(partition)
             if offset is None:
@@ -133,10 +138,10 @@ class Reader:
                 self._client.seek(partition, offset)
 
     async def _read_alone(self, partition: TopicPartition) -> AsyncIterator[Batch]:
-        """Yield what one partition has, past a record that aiokafka can't decode.
+        """Yield the next records of one partition, past a record that aiokafka can't decode.
 
-        aiokafka raises for a header whose name is not UTF-8, and can't decode the records behind
-        the bad one in its producer batch either.
+        aiokafka raises UnicodeDecodeError for a header name that is not UTF-8, and can't decode the
+        later records of the same producer batch either.
         """
         offset = await self._client.position(partition)
         try:
@@ -152,8 +157,11 @@ class Reader:
             yield single
 
     async def _read_singly(self, partition: TopicPartition, offset: int) -> AsyncIterator[Batch]:
-        """Yield record by record up to the unreadable ones, stand-ins for them, and the next."""
-        found = False
+        """Yield records singly, with a stand-in for every unreadable record.
+
+        Ends at the first readable record after an unreadable record, or when no record comes.
+        """
+        found_unreadable = False
         progress = self._partitions.get(partition)
         while not self._stopping() and self._partitions.get(partition) is progress:
             try:
@@ -161,13 +169,13 @@ class Reader:
                     partition, timeout_ms=_WAIT_MS, max_records=1
                 )
             except UnicodeDecodeError as error:
-                found = True
+                found_unreadable = True
                 log.error("unreadable record", at=f"{partition}-{offset}", error=str(error))
                 yield {partition: [unreadable(partition, offset)]}
                 offset += 1
                 self._client.seek(partition, offset)
                 continue
             yield batch
-            if found or not batch:
+            if found_unreadable or not batch:
                 return
             offset = batch[partition][-1].offset + 1

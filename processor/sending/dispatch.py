@@ -1,7 +1,17 @@
-"""The page people read: look up → each node's queue → answers → outcome.
+"""The page to read first: a message from its intake to its outcome.
 
-Messages of one user go together, or one group after the other: never past each other, wherever
-they go and however often somebody has to be looked for again.
+1. `take` queues a message; while earlier messages of the user are under way, the message waits.
+2. `run` takes up to a batch from the queue, and looks all users of the batch up in one call.
+3. Every message joins the queue of every node with a connection of the user (gateways.py).
+4. `_answered` gets the results of a node. If a node did not deliver a message, the user is looked
+   up once more, and nodes that were not tried yet get the message too.
+5. `_settle` hands messages with their outcome to `settled`, and lets later messages go.
+
+Order is kept per key: the user, and with several topics the topic (its lane). Messages of a key go
+together, or one group after the other: a later group waits until every message of the group before
+has its outcome, however often the user has to be looked up again. Within a group each node gets the
+messages in order. All messages of a key come from one partition, since Kafka's clients choose the
+partition by the user.
 """
 
 from __future__ import annotations
@@ -20,32 +30,51 @@ from processor.sending.whereabouts import Whereabouts
 from processor.tasks import Spawn
 from registry.directory import Node
 
-#: How soon a user is looked for again whom nobody knew about.
+#: How soon a user is looked up again after the answer "unknown": the registry can't say now whether
+#: the user is connected (registry/doubt.py). The message waits until the registry can, or its TTL
+#: ends.
 _UNKNOWN_SECONDS: Final = 0.25
 
+#: Takes messages with their outcome.
 Settled = Callable[[Sequence[Message]], None]
 
 
 class _Flight:
-    """The messages of one key that are under way, and those that wait until these are settled.
+    """The messages of a key that are under way, and later messages of the key that wait.
 
-    It goes in rounds: a look-up, then every message to its nodes, then all of the answers. So one
-    that has to be looked for again is not passed by another that has not gone yet.
+    A flight takes off in one round of the dispatcher, with the messages of its key that are taken
+    from the queue in that round; later messages wait until the flight is settled. After the look-up
+    and the forwards of a round the flight waits for all answers. Messages in need of a second
+    look-up then go once more, together, in another round.
     """
 
-    __slots__ = ("ahead", "behind", "count", "going", "pending", "round")
+    __slots__ = (
+        "first_round",
+        "pending_answers",
+        "taken_since",
+        "to_send",
+        "unsettled",
+        "waiting_in_front",
+    )
 
     def __init__(self, round_number: int) -> None:
-        self.round = round_number  # in which it began
-        self.count = 0  # messages without an outcome
-        self.going: list[Message] = []  # that go in its next round
-        self.pending = 0  # answers that are awaited
-        self.ahead: tuple[Message, ...] = ()  # those that were queued before the flight began
-        self.behind: list[Message] | None = None
+        self.first_round = round_number  # the dispatcher's round in which the flight took off
+        self.unsettled = 0  # messages of the flight without an outcome
+        self.to_send: list[Message] = []  # messages to look up and forward, in this or a next round
+        self.pending_answers = 0  # answers of nodes that are still awaited
+        #: Later messages that the queue gave out while the flight was under way. They go back to
+        #: the front of the queue, since more messages of the key may be behind them in the queue.
+        self.waiting_in_front: tuple[Message, ...] = ()
+        #: Messages that came after the flight had taken off. They go to the end of the queue.
+        self.taken_since: list[Message] | None = None
 
 
 class Dispatcher:
-    """Takes messages to their outcomes, many users at once."""
+    """Takes messages to their outcomes, many users at once.
+
+    A round is one look-up for many flights and the queueing of their messages for nodes. It does
+    not wait for answers: rounds follow each other, each with other flights.
+    """
 
     def __init__(
         self,
@@ -58,7 +87,11 @@ class Dispatcher:
         batch_messages: int = 2_000,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
-        """`settled` gets messages that have their outcome; `weights` are those of the lanes."""
+        """`settled` gets messages with their outcome; `weights` are the weights of the lanes.
+
+        A round has at most `batch_messages` messages from the queue and as many flights that
+        continue. TTLs are measured by `now_ms`, in epoch milliseconds.
+        """
         self._whereabouts = whereabouts
         self._gateways = Gateways(
             forwarder, self._answered, self._is_due, spawn=spawn, weights=weights
@@ -66,40 +99,46 @@ class Dispatcher:
         self._settled = settled
         self._batch_messages = batch_messages
         self._now_ms = now_ms
-        self._ready = Lanes(weights)
-        self._again: list[_Flight] = []
-        self._unknown: list[_Flight] = []
-        self._flights: dict[Hashable, _Flight] = {}
-        self._newest: dict[tuple[Hashable, str], Message] = {}  # by collapse key, not under way
-        self._rounds = 0
+        self._queue = Lanes(weights)  # messages to be looked up
+        self._continuing: list[_Flight] = []  # flights whose next round can start
+        self._unknown: list[_Flight] = []  # flights of unknown users, until the timer ends
+        self._flights: dict[Hashable, _Flight] = {}  # flights under way, by their messages' key
+        #: By message key and collapse key: the newest message not under way yet.
+        self._replaceable: dict[tuple[Hashable, str], Message] = {}
+        self._round_number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
     async def room(self) -> None:
-        """Return when less than a batch waits to be looked up."""
+        """Return when less than a batch of messages waits in the queue.
+
+        Messages that wait behind flights are not counted: they are bounded by what may be in hand
+        of a partition (progress.py).
+        """
         await self._room.wait()
 
     def take(self, messages: Iterable[Message]) -> None:
-        """Take messages in, in the order in which they are to arrive."""
+        """Take messages in, in the order in which users are to get them."""
         replaced: list[Message] = []
         for message in messages:
             if message.envelope.collapse_key is not None:
                 replaced += self._replace(message, message.envelope.collapse_key)
             flight = self._flights.get(message.key)
             if flight is None:
-                self._ready.put(message)
-            elif flight.behind is None:
-                flight.behind = [message]
+                self._queue.put(message)
+            elif flight.taken_since is None:
+                flight.taken_since = [message]
             else:
-                flight.behind.append(message)
+                flight.taken_since.append(message)
         if replaced:
             self._settled(replaced)
+            # A replaced message stays in its queue, and is skipped when its turn comes.
             for message in replaced:
                 message.drop_payload()
         self._wake.set()
-        if len(self._ready) >= self._batch_messages:
+        if len(self._queue) >= self._batch_messages:
             self._room.clear()
 
     async def run(self) -> None:
@@ -108,90 +147,109 @@ class Dispatcher:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._again or self._ready:
-                    await self._round(self._next())
+                while self._continuing or self._queue:
+                    await self._run_round(self._flights_to_go())
         finally:
             if self._timer is not None:
                 self._timer.cancel()
             await self._gateways.close()
 
     def _replace(self, message: Message, collapse_key: str) -> list[Message]:
-        """Replace an older message of the same user and collapse key that is not under way."""
+        """Replace an older message of the same key and collapse key, if not under way yet.
+
+        Return a list of the replaced message, or an empty list.
+        """
         key = (message.key, collapse_key)
-        older = self._newest.get(key)
-        self._newest[key] = message
+        older = self._replaceable.get(key)
+        self._replaceable[key] = message
         if older is None:
             return []
         older.replaced = True
         return [older]
 
-    def _next(self) -> list[_Flight]:
-        """Return what goes now: who is looked for again, then a batch of what is ready."""
-        self._rounds += 1
-        most = self._batch_messages
-        flights, self._again = self._again[:most], self._again[most:]
-        for message in self._ready.take(most):
+    def _flights_to_go(self) -> list[_Flight]:
+        """Return the flights of a new round: continuing flights, then new ones from the queue."""
+        self._round_number += 1
+        limit = self._batch_messages
+        flights, self._continuing = self._continuing[:limit], self._continuing[limit:]
+        for message in self._queue.take(limit):
             if not message.replaced:
-                self._begin(message, flights)
-        if len(self._ready) < most:
+                self._add_to_flight(message, flights)
+        if len(self._queue) < limit:
             self._room.set()
         return flights
 
-    def _begin(self, message: Message, flights: list[_Flight]) -> None:
+    def _add_to_flight(self, message: Message, flights: list[_Flight]) -> None:
+        """Add a message to a flight of this round, or let the message wait for an earlier flight.
+
+        A flight that begins with the message is added to `flights`.
+        """
         flight = self._flights.get(message.key)
         if flight is None:
-            flight = self._flights[message.key] = _Flight(self._rounds)
+            flight = self._flights[message.key] = _Flight(self._round_number)
             flights.append(flight)
-        elif flight.round != self._rounds:
-            flight.ahead += (message,)  # the rest of its user's is under way already
+        elif flight.first_round != self._round_number:
+            # Earlier messages of the key are under way already.
+            flight.waiting_in_front += (message,)
             return
-        flight.count += 1
-        flight.going.append(message)
+        flight.unsettled += 1
+        flight.to_send.append(message)
         collapse_key = message.envelope.collapse_key
         if collapse_key is not None:
-            self._newest.pop((message.key, collapse_key), None)
+            self._replaceable.pop((message.key, collapse_key), None)
 
-    async def _round(self, flights: Sequence[_Flight]) -> None:
-        flights = self._due(flights)
+    async def _run_round(self, flights: Sequence[_Flight]) -> None:
+        """Look up the users of all flights; queue every message for the nodes of the user.
+
+        Messages for which no node is left to try are settled: the user is offline, or every node
+        was tried. Flights of unknown users (None instead of nodes) wait for the timer.
+        """
+        flights = self._settle_undue(flights)
         if not flights:
             return
-        users = list(dict.fromkeys(flight.going[0].push.user for flight in flights))
-        fresh = {m.push.user for flight in flights for m in flight.going if m.looked_again}
-        where = dict(zip(users, await self._whereabouts.find(users, fresh=fresh), strict=True))
-        nowhere: list[Message] = []
-        for flight in self._due(flights):  # the look-up may have taken its time
-            nodes = where[flight.going[0].push.user]
+        users = list(dict.fromkeys(flight.to_send[0].push.user for flight in flights))
+        fresh = {m.push.user for flight in flights for m in flight.to_send if m.looked_again}
+        answers = await self._whereabouts.look_up(users, fresh=fresh)
+        nodes_by_user = dict(zip(users, answers, strict=True))
+        without_nodes: list[Message] = []
+        for flight in self._settle_undue(flights):  # messages may expire during the look-up
+            nodes = nodes_by_user[flight.to_send[0].push.user]
             if nodes is None:
                 self._unknown.append(flight)
                 continue
-            going, flight.going = flight.going, []
-            nowhere += [message for message in going if not self._send(flight, message, nodes)]
-        self._settle(nowhere)
+            messages, flight.to_send = flight.to_send, []
+            without_nodes += [m for m in messages if not self._send(flight, m, nodes)]
+        self._settle(without_nodes)
         if self._unknown and self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(_UNKNOWN_SECONDS, self._look_again)
+            self._timer = loop.call_later(_UNKNOWN_SECONDS, self._continue_unknown)
 
     def _send(self, flight: _Flight, message: Message, nodes: Sequence[Node]) -> bool:
-        """Queue a message for each node that was not tried; False where there is none."""
+        """Queue a message for all nodes not tried yet; False where there are none."""
         untried = [node for node in nodes if node not in message.tried]
         message.pending = len(untried)
-        flight.pending += len(untried)
+        flight.pending_answers += len(untried)
         for node in untried:
             self._gateways.put(node, message)
         return bool(untried)
 
-    def _due(self, flights: Sequence[_Flight]) -> list[_Flight]:
-        """Settle what has expired, or is another member's by now; return what is left to go."""
-        over: list[Message] = []
+    def _settle_undue(self, flights: Sequence[_Flight]) -> list[_Flight]:
+        """Settle messages that are no longer due; return the flights with messages left."""
+        undue_messages: list[Message] = []
         for flight in flights:
-            late = [message for message in flight.going if not self._is_due(message)]
-            if late:
-                over += late
-                flight.going = [message for message in flight.going if message not in late]
-        self._settle(over)
-        return [flight for flight in flights if flight.going]
+            undue = [message for message in flight.to_send if not self._is_due(message)]
+            if undue:
+                undue_messages += undue
+                flight.to_send = [m for m in flight.to_send if m not in undue]
+        self._settle(undue_messages)
+        return [flight for flight in flights if flight.to_send]
 
     def _is_due(self, message: Message) -> bool:
+        """Whether a message is still to be sent; marks a message whose TTL has passed.
+
+        A TTL of 0 never passes: such a message is for users who are connected now (RFC 8030 §5.2).
+        Messages of a lost partition are left to the member of the group that has it now.
+        """
         if message.envelope.ttl_seconds:
             message.expired = message.envelope.expired(self._now_ms())
         return not (message.expired or message.progress.lost)
@@ -199,68 +257,74 @@ class Dispatcher:
     def _answered(
         self, node: Node, batch: Sequence[Message], results: Sequence[Result | None]
     ) -> None:
-        done: list[Message] = []
+        """Note the results of a node; settle messages whose nodes have all answered."""
+        finished: list[Message] = []
         for message, result in zip(batch, results, strict=True):
-            _note(message, node, result)
+            _note_result(message, node, result)
             flight = self._flights[message.key]
-            flight.pending -= 1
+            flight.pending_answers -= 1
             if not message.pending:
-                self._conclude(flight, message, done)
-            if not flight.pending and flight.going:
-                flight.going.sort(key=_by_offset)  # they may have been answered in another order
-                self._again.append(flight)
-        self._settle(done)
-        if self._again:
+                self._conclude(flight, message, finished)
+            if not flight.pending_answers and flight.to_send:
+                flight.to_send.sort(key=_by_offset)  # nodes answer in any order
+                self._continuing.append(flight)
+        self._settle(finished)
+        if self._continuing:
             self._wake.set()
 
-    def _conclude(self, flight: _Flight, message: Message, done: list[Message]) -> None:
-        """Take a message that all its nodes have answered for."""
-        if message.stale and not message.looked_again:
-            # The registry is a hint: a refused forward is worth one fresh look, and only nodes
-            # that were not tried get the message.
+    def _conclude(self, flight: _Flight, message: Message, finished: list[Message]) -> None:
+        """Finish a message whose nodes have all answered, or give it a second look-up."""
+        if message.undelivered and not message.looked_again:
+            # The registry is a hint: where a node did not deliver, one fresh look-up is worth its
+            # cost, and only nodes that were not tried get the message. `fresh` in `_run_round`
+            # bypasses an answer that a look-up for another message may have put back meanwhile.
             message.looked_again = True
             self._whereabouts.forget(message.push.user)
-            flight.going.append(message)
+            flight.to_send.append(message)
         else:
-            done.append(message)
+            finished.append(message)
 
     def _settle(self, messages: Sequence[Message]) -> None:
-        """Give messages that are under way their outcome, and let those behind them go."""
+        """Give messages under way their outcome; queue the messages behind a settled flight."""
         if not messages:
             return
         for message in messages:
             flight = self._flights[message.key]
-            flight.count -= 1
-            if not flight.count:
+            flight.unsettled -= 1
+            if not flight.unsettled:
                 del self._flights[message.key]
-                self._ready.put_back(flight.ahead)
-                for waiting in flight.behind or ():
-                    self._ready.put(waiting)
+                self._queue.put_back(flight.waiting_in_front)
+                for later in flight.taken_since or ():
+                    self._queue.put(later)
                 self._wake.set()
         self._settled(messages)
 
-    def _look_again(self) -> None:
+    def _continue_unknown(self) -> None:
         self._timer = None
-        self._again += self._unknown
+        self._continuing += self._unknown
         self._unknown = []
         self._wake.set()
 
 
-def _note(message: Message, node: Node, result: Result | None) -> None:
-    """Take note of a node's answer; None where the message was not sent to the node."""
+def _note_result(message: Message, node: Node, result: Result | None) -> None:
+    """Note a node's result in the message; None where the message was not sent to the node.
+
+    A result is the number of connections that took the message, or a Failure. `undelivered` says
+    that at least one node did not deliver; a message may be delivered by another node all the same.
+    """
     message.pending -= 1
     if result is None:
         return
     message.tried = (*message.tried, node)
     if isinstance(result, Failure):
-        message.stale = True
-        if result != NO_DEVICE:
+        message.undelivered = True
+        if result != NO_DEVICE:  # the outcome is "offline": the user lacks the message's device
             message.failure = result.reason
     elif result:
         message.took += result
         message.node = message.node or node
     else:
-        message.stale = True
+        message.undelivered = True
 
 
 _by_offset: Final = attrgetter("offset")

@@ -1,7 +1,7 @@
-"""One batch to one gateway over HTTP: status → what became of each message.
+"""Batches of pushes to one gateway over HTTP, and a result for every message.
 
-The only file that imports httpx. httpx looks through its pool on each request (1.3 ms of CPU with
-one connection, 7.3 ms with 64), so each gateway has a client of its own with few connections.
+The only file that imports httpx. httpx searches its whole pool on every request (1.3 ms of CPU with
+one connection, 7.3 ms with 64), so every gateway has a client of its own with few connections.
 """
 
 from __future__ import annotations
@@ -26,25 +26,27 @@ from registry.message import (
     Push,
 )
 
+#: The most connections to one gateway, and the most gateways with an open client.
 MAX_CONNECTIONS: Final = 4
 MAX_CLIENTS: Final = 256
 _CONNECT_SECONDS: Final = 1.0
 #: Less than the gateway's keep-alive, so that a request never meets a closing connection.
 _KEEP_ALIVE_SECONDS: Final = 30.0
-#: What an element takes in MessagePack beside its strings: keys, lengths, the map's head.
+#: Bytes of a push in MessagePack beside its strings: keys, lengths, the head of the map.
 _ELEMENT_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a message did not arrive, or why that is not known; a short name, fit for a label."""
+    """Why a message was not delivered, or may not have been; a short name, fit for a label."""
 
     reason: str
 
 
-#: Connections that took the message (0: the user is not there), or why it is not known.
+#: Connections that took the message (0: the user is not on the node), or a failure.
 Result = int | Failure
 
+#: The user is on the node, but not the device that the message is for.
 NO_DEVICE: Final = Failure("no-device")
 _TIMEOUT: Final = Failure("timeout")
 
@@ -58,10 +60,10 @@ _decode = msgspec.msgpack.Decoder(_Answer).decode
 
 
 class Forwarder:
-    """Posts batches to gateways. Never raises for a gateway's sake: every message has a result."""
+    """Posts batches to gateways. Never raises an error of a gateway: every message has a result."""
 
     def __init__(self, *, secret: str, timeout_seconds: float) -> None:
-        """`timeout_seconds` bounds one POST, connecting included."""
+        """`timeout_seconds` bounds one POST, connecting included; `secret` is the bearer secret."""
         self._headers = {
             "authorization": f"Bearer {secret}",
             "content-type": BATCH_MEDIA_TYPE,
@@ -70,16 +72,17 @@ class Forwarder:
         self._clients: dict[Node, httpx.AsyncClient] = {}
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
-        """Push messages into `node`, in order; a result for each.
+        """Post pushes to `node`, in order; return a result for every push.
 
-        More than a gateway takes in one batch goes in several, one after the other.
+        More pushes than a gateway takes at once (MAX_BATCH_MESSAGES, MAX_BATCH_BYTES) go in several
+        batches, one after the other.
         """
         results: list[Result] = []
         for batch in _batches(pushes):
             answers = await self._post(node, batch)
             results += answers
             if answers[0] == _TIMEOUT:
-                break  # the rest would wait as long for nothing
+                break  # every later batch would wait as long for nothing
         return results + [_TIMEOUT] * (len(pushes) - len(results))
 
     async def close(self) -> None:
@@ -98,13 +101,14 @@ class Forwarder:
         except (TimeoutError, httpx.TimeoutException):
             return [_TIMEOUT] * len(batch)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
-            # ValueError: a name that is none (IDNA), which is found out on the way.
+            # ValueError: the host is no valid name (IDNA), and only the attempt finds out.
             return [Failure("unreachable")] * len(batch)
         finally:
             metrics.FORWARD_SECONDS.observe(time.perf_counter() - began)
 
     async def _client(self, node: Node) -> httpx.AsyncClient:
-        client = self._clients.pop(node, None)  # and back in at the end: the first is the idlest
+        # Out of the dict here and back in at the end below: the first client is the idlest.
+        client = self._clients.pop(node, None)
         if client is None:
             if len(self._clients) >= MAX_CLIENTS:
                 idlest = next(iter(self._clients))
@@ -112,13 +116,14 @@ class Forwarder:
             client = httpx.AsyncClient(
                 base_url=f"http://{node.address}",
                 headers={**self._headers, NODE_HEADER: node.name, EPOCH_HEADER: node.epoch},
-                # Ends before the clock in _post, which bounds all of it: two that end at once get
-                # in each other's way, and httpx leaves nothing open after a time-out of its own.
+                # Ends before the time-out in _post, which bounds the whole request: two time-outs
+                # that end at once get in the way of each other, and httpx leaves nothing open
+                # after its own.
                 timeout=httpx.Timeout(self._timeout * 0.9, connect=_CONNECT_SECONDS),
                 limits=httpx.Limits(
                     max_connections=MAX_CONNECTIONS, keepalive_expiry=_KEEP_ALIVE_SECONDS
                 ),
-                # The address is the node's own word; no proxy and no redirect may change it.
+                # The node registered the address itself: no proxy and no redirect may change it.
                 trust_env=False,
                 follow_redirects=False,
             )
@@ -130,7 +135,7 @@ async def _ask(client: httpx.AsyncClient, content: bytes) -> httpx.Response:
     try:
         return await client.post("/push", content=content)
     except (httpx.NetworkError, httpx.RemoteProtocolError):
-        # Nothing was sent, or the node knows what comes again by its ids: once more is safe.
+        # Nothing was sent, or the node recognises repeats by their ids: a second post is safe.
         return await client.post("/push", content=content)
 
 
@@ -152,7 +157,7 @@ def _batches(pushes: Sequence[Push]) -> Iterator[Sequence[Push]]:
 
 def _results(response: httpx.Response, expected: int) -> list[Result]:
     if response.status_code == httpx.codes.MISDIRECTED_REQUEST:
-        return [0] * expected  # another node, or another start of it: not here
+        return [0] * expected  # another node, or another start of the node: no user is here
     if response.status_code != httpx.codes.OK:
         return [Failure(f"status-{response.status_code}")] * expected
     try:

@@ -1,7 +1,8 @@
-"""A bounded way to each gateway: one batch under way, the next forms meanwhile.
+"""A bounded queue for every gateway: one batch is under way while the next batch forms.
 
-A slow gateway's messages wait in its own queue, and no other's behind them. What waits is bounded
-by what may be in hand (processor/reading/progress.py).
+Messages for a slow gateway wait in the slow gateway's own queue, and messages for other gateways
+pass by. All queues together hold at most the messages that may be in hand
+(processor/reading/progress.py).
 """
 
 from __future__ import annotations
@@ -20,28 +21,30 @@ from processor.tasks import Spawn
 from registry.directory import Node
 from registry.message import MAX_BATCH_MESSAGES, Push
 
-#: How long a gateway that did not answer is left alone; then one small batch tries it. Each time
-#: it still does not, twice as long.
+#: A gateway that did not answer is paused: messages for a paused gateway fail at once. After the
+#: pause one small batch tries the gateway. After every trial without an answer the pause doubles.
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _TRIAL_MESSAGES: Final = 20
+#: At this number of gateways, all idle gateways are forgotten before a new gateway is added.
 _MAX_IDLE: Final = 256
 
 log = structlog.get_logger("processor.gateways")
 
-#: Takes a result for each message; None where it was not sent: it was not due any more.
+#: Takes a node, a batch, and a result for every message. A result is None where the message was no
+#: longer due and was not sent.
 Answered = Callable[[Node, Sequence[Message], Sequence[Result | None]], None]
 
 
 class Forward(Protocol):
-    """What this page needs of a forwarder."""
+    """A forwarder, as seen from the queues."""
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
-        """Push messages into `node`, in order; a result for each."""
+        """Post pushes to `node`, in order; return a result for every push."""
 
 
 class _Gateway:
-    """One gateway: its queue, who empties it, and whether it is left alone."""
+    """One gateway: the queue, the task that empties the queue, and the pause after a failure."""
 
     __slots__ = ("failure", "node", "paused_until", "pauses", "queue", "worker")
 
@@ -49,12 +52,12 @@ class _Gateway:
         self.node = node
         self.queue = Lanes(weights)
         self.worker: asyncio.Task[None] | None = None
-        self.failure: Failure | None = None  # why it is left alone
+        self.failure: Failure | None = None  # why the gateway is paused, or on trial
         self.paused_until = 0.0
-        self.pauses = 0
+        self.pauses = 0  # in a row; back to 0 with an answer
 
     def note(self, failure: Failure | None, now: float) -> None:
-        """Take note of how a batch went: `failure` where nobody answered."""
+        """Note the end of a batch: start a pause at `failure`; None means the gateway answered."""
         self.failure = failure
         if failure is None:
             self.pauses = 0
@@ -66,7 +69,7 @@ class _Gateway:
 
 
 class Gateways:
-    """Sends messages to the nodes that they are for, in order for each."""
+    """Sends messages to their nodes; for one node and lane, in the order of `put`."""
 
     def __init__(
         self,
@@ -78,7 +81,10 @@ class Gateways:
         weights: Sequence[int] = (1,),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`answered` gets each batch; what is not `is_due` when its turn comes is not sent."""
+        """`answered` gets every batch. A message is sent only if `is_due` when its turn comes.
+
+        `weights` are the weights of the lanes. Pauses are measured in seconds of `clock`.
+        """
         self._spawn = spawn
         self._forwarder = forwarder
         self._answered = answered
@@ -88,39 +94,39 @@ class Gateways:
         self._gateways: dict[Node, _Gateway] = {}
 
     def put(self, node: Node, message: Message) -> None:
-        """Send a message to `node` as soon as it is its turn."""
+        """Queue a message for `node`; a task sends the queue, batch by batch."""
         gateway = self._gateways.get(node)
         if gateway is None:
             self._drop_idle()
             gateway = self._gateways[node] = _Gateway(node, self._weights)
         gateway.queue.put(message)
         if gateway.worker is None:
-            gateway.worker = self._spawn(self._empty(gateway))
+            gateway.worker = self._spawn(self._empty_queue(gateway))
 
     async def close(self) -> None:
-        """Stop sending; what waits is left."""
+        """Stop sending. Messages still in a queue get no result."""
         workers = [g.worker for g in self._gateways.values() if g.worker is not None]
         for worker in workers:
             worker.cancel()
         if workers:
             await asyncio.wait(workers)
 
-    async def _empty(self, gateway: _Gateway) -> None:
+    async def _empty_queue(self, gateway: _Gateway) -> None:
         try:
             while gateway.queue:
-                await self._one_batch(gateway)
+                await self._send_batch(gateway)
         finally:
             gateway.worker = None
 
-    async def _one_batch(self, gateway: _Gateway) -> None:
+    async def _send_batch(self, gateway: _Gateway) -> None:
         failure = gateway.failure
         paused = failure is not None and self._clock() < gateway.paused_until
         trial = failure is not None and not paused
         batch: list[Message] = []
-        over: list[Message] = []
+        undue: list[Message] = []
         for message in gateway.queue.take(_TRIAL_MESSAGES if trial else MAX_BATCH_MESSAGES):
-            (batch if self._is_due(message) else over).append(message)
-        self._answered(gateway.node, over, [None] * len(over))
+            (batch if self._is_due(message) else undue).append(message)
+        self._answered(gateway.node, undue, [None] * len(undue))
         if failure is not None and paused:
             self._answered(gateway.node, batch, [failure] * len(batch))
         elif batch:
@@ -132,7 +138,7 @@ class Gateways:
         try:
             return await self._forwarder.forward(node, [message.push for message in batch])
         except Exception:
-            # Nothing may keep a message from its outcome.
+            # No error, however unexpected, may keep a message from its outcome.
             log.exception("a forward failed", node=node.name)
             return [Failure("error")] * len(batch)
 
@@ -143,6 +149,9 @@ class Gateways:
 
 
 def _silence(results: Sequence[Result]) -> Failure | None:
-    """Return the failure where a gateway did not answer at all, or not in time."""
+    """Return the failure where a gateway did not answer at all, or not in time; else None.
+
+    A large batch is posted in parts, one after the other: the last result is the latest news.
+    """
     last = results[-1]
     return last if last in (Failure("timeout"), Failure("unreachable")) else None

@@ -1,4 +1,4 @@
-"""Who is where: the registry, and what is remembered of it for when it does not answer."""
+"""The nodes of users: from the registry, or remembered for when the registry does not answer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from processor import metrics
 from registry.directory import Node, Registry, RegistryUnavailable
 from registry.recent import Recent
 
-#: Users who are remembered, in some 250 bytes each.
+#: Users whose nodes are remembered, in some 250 bytes a user.
 MAX_REMEMBERED: Final = 65_536
-#: What was true a minute ago is a good guess: a node that does not have the user any more says so.
+#: How old a remembered answer may be while the registry does not answer. An answer of a minute ago
+#: is a good guess: a node that does not have the user any more says so.
 _STALE_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = (0.05, 0.1, 0.25, 0.5)
 
@@ -26,7 +27,7 @@ Nodes = tuple[Node, ...]
 
 
 class Whereabouts:
-    """Looks users up, a batch at a time. Never raises for the registry's sake."""
+    """Looks users up, a batch at a time. Never raises an error of the registry."""
 
     def __init__(
         self,
@@ -35,9 +36,9 @@ class Whereabouts:
         cache_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """What was read up to `cache_seconds` ago is not read again.
+        """A user's nodes that were read in the last `cache_seconds` are not read again.
 
-        For so long, a message may miss a device that has come since: 0 reads every time.
+        For so long, a message may miss a device that has connected since. 0 reads every time.
         """
         self._registry = registry
         self._cache_seconds = cache_seconds
@@ -50,31 +51,32 @@ class Whereabouts:
         """Whether the registry answered when it was asked last."""
         return self._probe is None
 
-    async def find(
+    async def look_up(
         self, users: Sequence[str], *, fresh: Collection[str] = ()
     ) -> list[Nodes | None]:
-        """Return the live nodes of each user; None where nobody knows now, and may later.
+        """Return the live nodes of every user: `()` is offline, None is unknown.
 
-        For those in `fresh` no earlier answer will do.
+        An unknown user may be found by a later call. Users in `fresh` are looked up even where an
+        answer is cached.
         """
         if self._cache_seconds:
-            asked = [user for user in users if user not in fresh]
-            known = self._known(asked, self._cache_seconds)
+            cacheable = [user for user in users if user not in fresh]
+            known = self._known(cacheable, self._cache_seconds)
             metrics.LOOKUP_CACHE.labels("hit").inc(len(known))
             metrics.LOOKUP_CACHE.labels("miss").inc(len(users) - len(known))
             if len(known) == len(users):
                 return [known[user] for user in users]
-            left = [user for user in users if user not in known]
-            known |= dict(zip(left, await self._ask(left), strict=True))
+            missing = [user for user in users if user not in known]
+            known |= dict(zip(missing, await self._ask(missing), strict=True))
             return [known[user] for user in users]
         return await self._ask(users)
 
     def forget(self, user: str) -> None:
-        """Forget a user whom a node did not have where they were found."""
+        """Forget the nodes of a user: a node that was found for the user did not have the user."""
         self._remembered.forget(user)
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop probing the registry."""
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait((self._probe,))
@@ -83,19 +85,19 @@ class Whereabouts:
         if self._probe is None:
             began = time.perf_counter()
             try:
-                found = await self._registry.lookup(users)
+                answers = await self._registry.lookup(users)
             except RegistryUnavailable as error:
                 self._lost(error)
             else:
                 metrics.LOOKUP_SECONDS.observe(time.perf_counter() - began)
-                self._remember(users, found)
-                return found
+                self._remember(users, answers)
+                return answers
         known = self._known(users, _STALE_SECONDS)
         return [known.get(user) for user in users]
 
-    def _remember(self, users: Sequence[str], found: Sequence[Nodes | None]) -> None:
+    def _remember(self, users: Sequence[str], answers: Sequence[Nodes | None]) -> None:
         now = self._clock()
-        for user, nodes in zip(users, found, strict=True):
+        for user, nodes in zip(users, answers, strict=True):
             if nodes:
                 self._remembered.put(user, (now, nodes))
 
@@ -125,5 +127,5 @@ class Whereabouts:
                 else:
                     break
         finally:
-            self._probe = None  # however it ended: the next look-up asks again
+            self._probe = None  # even when cancelled: the next look-up asks the registry again
         log.info("the registry is back")

@@ -1,7 +1,8 @@
-"""The demo page of `pushgate dev`, and the endpoints it needs: on loopback, for its own page only.
+"""The demo page of `pushgate dev`, and the page's endpoints: on loopback, for the demo page only.
 
-They mint tokens for anyone, so a page of another origin must not reach them: not by a request of
-its own (Origin), and not by a name of its own that resolves to 127.0.0.1 (Host).
+The endpoints mint tokens for anyone, so a page of a foreign origin must not reach the endpoints:
+neither by a cross-origin request (the Origin field is checked), nor by DNS rebinding, through a
+foreign name that resolves to 127.0.0.1 (the Host field is checked).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from registry.directory import Registry, RegistryUnavailable
 from registry.message import valid_device, valid_user
 
 TOKEN_SECONDS: Final = 3_600
-#: Enough for the largest payload with every byte escaped.
+#: Enough for the largest payload with every byte escaped in JSON.
 MAX_BODY_BYTES: Final = 512 * 1024
 
 _FILES: Final = {
@@ -37,7 +38,7 @@ _FILES: Final = {
     "/demo/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 _HEADERS: Final = {
-    # `ws:` because not every browser counts it to 'self'.
+    # `ws:`, because not every browser counts WebSockets to the own host among 'self'.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self' ws:; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -57,7 +58,7 @@ class TokenRequest(msgspec.Struct):
 
 
 class SendRequest(msgspec.Struct):
-    """The body of `POST /demo/send`; `headers` are those of the record."""
+    """The body of `POST /demo/send`; `headers` are the headers of the Kafka record."""
 
     user: str
     payload: str
@@ -65,7 +66,7 @@ class SendRequest(msgspec.Struct):
 
 
 def demo_routes(*, publisher: Publisher, jwt_secret: str, registry: Registry) -> list[BaseRoute]:
-    """Return the routes: the page and its files, and what it asks for under `/demo/`."""
+    """Return the routes: the page with its files, and the page's endpoints under `/demo/`."""
     demo = _Demo(publisher, jwt_secret, registry)
     return [
         *(_file_route(path, name, media_type) for path, (name, media_type) in _FILES.items()),
@@ -82,31 +83,34 @@ class _Demo:
         self._registry = registry
 
     async def token(self, request: Request) -> Response:
-        """`POST /demo/token` {user, device?} → {token}."""
-        asked = await _body(request, TokenRequest)
-        _check_user(asked.user)
-        if asked.device is not None and not valid_device(asked.device):
+        """`POST /demo/token` {user, device?} → {token}, valid for an hour."""
+        body = await _body(request, TokenRequest)
+        _check_user(body.user)
+        if body.device is not None and not valid_device(body.device):
             raise HTTPException(400, "a device is 1–128 bytes without control characters")
-        token = mint(asked.user, self._jwt_secret, ttl_seconds=TOKEN_SECONDS, device=asked.device)
+        token = mint(body.user, self._jwt_secret, ttl_seconds=TOKEN_SECONDS, device=body.device)
         return JSONResponse({"token": token}, headers=_HEADERS)
 
     async def send(self, request: Request) -> Response:
-        """`POST /demo/send` {user, payload, headers?} → {coordinates}, once Kafka has it.
+        """`POST /demo/send` {user, payload, headers?} → {coordinates}, once Kafka has the record.
 
-        Beyond the user nothing is checked here: the processor's verdict is part of the demo.
+        Only the user is checked here: the processor's verdict on bad records is part of the demo.
         """
-        asked = await _body(request, SendRequest)
-        _check_user(asked.user)
+        body = await _body(request, SendRequest)
+        _check_user(body.user)
         try:
             coordinates = await self._publisher.publish(
-                asked.user, asked.payload.encode(), asked.headers
+                body.user, body.payload.encode(), body.headers
             )
         except KafkaError as error:
             raise HTTPException(503, f"Kafka: {error}") from error
         return JSONResponse({"coordinates": coordinates}, headers=_HEADERS)
 
     async def state(self, request: Request) -> Response:
-        """`GET /demo/state?user=U` → {nodes, registry_error, gateway, processor}."""
+        """`GET /demo/state?user=U` → {nodes, registry_error, gateway, processor}.
+
+        `nodes` are the live nodes of the user; `gateway` and `processor` have counters.
+        """
         user = request.query_params.get("user", "")
         _check_user(user)
         nodes, registry_error = await self._look_up(user)
@@ -123,7 +127,8 @@ class _Demo:
 
     async def _look_up(self, user: str) -> tuple[list[dict[str, str]], str | None]:
         try:
-            await self._registry.refresh()  # nobody else keeps this one's node table fresh
+            # No task refreshes this registry's node table, unlike the processor's.
+            await self._registry.refresh()
             [nodes] = await self._registry.lookup([user])
         except RegistryUnavailable as error:
             return [], str(error)
@@ -134,7 +139,7 @@ class _Demo:
 
 
 def _values(metric: Any, label: str) -> dict[str, float]:
-    """Return a metric's values by one of its labels, summed over the others."""
+    """Return a metric's values by `label`, summed over all other labels."""
     values: dict[str, float] = {}
     for family in metric.collect():
         for sample in family.samples:
@@ -146,7 +151,7 @@ def _values(metric: Any, label: str) -> dict[str, float]:
 
 def _file_route(path: str, name: str, media_type: str) -> Route:
     async def file(request: Request) -> Response:  # noqa: ARG001
-        # Read each time: a page that is being worked on shows its changes on reload.
+        # Read at every request: while the page is edited, a reload shows the changes.
         content = files("pushgate.demo").joinpath(name).read_bytes()
         return Response(content, media_type=media_type, headers=_HEADERS)
 
@@ -154,7 +159,7 @@ def _file_route(path: str, name: str, media_type: str) -> Route:
 
 
 def _own_page_only(endpoint: Endpoint) -> Endpoint:
-    """Refuse with 403 what does not come from the demo page at a loopback address."""
+    """Wrap `endpoint`: a request that the demo page at a loopback address did not send gets 403."""
 
     @functools.wraps(endpoint)
     async def guarded(request: Request) -> Response:
@@ -170,7 +175,7 @@ def _refusal(method: str, headers: Mapping[str, str]) -> str | None:
     host, origin = headers.get("host", ""), headers.get("origin")
     if not _is_loopback(host):
         return "the demo is for this machine only: open it as http://localhost or http://127.0.0.1"
-    # A browser sends an Origin with each POST, and with a GET of another origin's script.
+    # A browser sends Origin with every POST, and with a GET by a script of a foreign origin.
     if origin is None and method != "GET":
         return "no Origin: this is for the demo page only"
     if origin is not None and origin.lower() != f"http://{host}".lower():

@@ -1,4 +1,5 @@
-// The demo page. What comes from outside is shown through textContent alone.
+// The demo page. Text from outside (messages, names, errors) is shown through textContent alone,
+// and never parsed as HTML.
 'use strict';
 
 const TRANSPORTS = [
@@ -7,7 +8,7 @@ const TRANSPORTS = [
   {name: 'poll', title: 'Long-poll', path: '/poll'},
 ];
 const STATE_MS = 1000;
-const KEPT_MESSAGES = 200; // a pane; and send times that are remembered
+const KEPT_MESSAGES = 200; // how many messages a pane shows, and how many send times are remembered
 const SHOWN_CHARS = 2000;
 
 const $ = (id) => document.getElementById(id);
@@ -16,10 +17,10 @@ const sent = {records: 0, last: '–'};
 let user = $('user').value;
 
 function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const created = document.createElement(tag);
+  if (className) created.className = className;
+  if (text !== undefined) created.textContent = text;
+  return created;
 }
 
 async function post(path, body) {
@@ -206,7 +207,7 @@ function counterRow(name) {
 
 function flash(row) {
   row.classList.remove('moved');
-  void row.offsetWidth; // lets the animation start again
+  void row.offsetWidth; // reading it forces a layout, which lets the CSS animation start again
   row.classList.add('moved');
 }
 
@@ -229,7 +230,7 @@ async function watch() {
     if (response.ok) showState(await response.json());
     document.body.classList.toggle('stale', !response.ok);
   } catch {
-    document.body.classList.add('stale'); // pushgate dev is gone; asked again below
+    document.body.classList.add('stale'); // pushgate dev does not answer; the next try is below
   }
   setTimeout(watch, STATE_MS);
 }

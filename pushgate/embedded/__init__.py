@@ -1,7 +1,7 @@
-"""The real servers that `pushgate dev` starts in place of a Redis and a Kafka of yours.
+"""The servers that `pushgate dev` starts where no Redis or no Kafka is configured.
 
-Each runs as a child process on 127.0.0.1, keeps nothing on disk after it stops, and ends with
-the process that started it, however that ends.
+An embedded server runs as a child process on 127.0.0.1, and keeps nothing on disk after its end.
+The server ends with the process that started the server, however the process ends.
 """
 
 import importlib.util
@@ -16,23 +16,27 @@ LOOPBACK: Final = "127.0.0.1"
 
 
 class EmbeddedError(PushgateError):
-    """An embedded server could not be started; the message says why, and what to do."""
+    """An embedded server could not be started; the text says why, and what to do."""
 
 
 def require(package: str) -> None:
-    """Raise EmbeddedError, saying what to install, unless `package` can be imported."""
+    """Raise EmbeddedError, with the install command, unless `package` can be imported."""
     if importlib.util.find_spec(package) is None:
         raise EmbeddedError(f"{package} is not installed: pip install 'pushgate[dev]'")
 
 
 def choose_port(preferred: int = 0) -> int:
-    """Give `preferred` where it is free on 127.0.0.1, and any free port where it is not or is 0.
+    """Give `preferred` if the port is free on 127.0.0.1; else, or for 0, give any free port.
 
-    The port is free when this returns; another process may still take it before you do.
+    The port is free when the function returns. Another process may still take the port before the
+    caller does.
+
+    Raises:
+        EmbeddedError: no port is free.
     """
     for port in (preferred, 0):
         with socket.socket() as probe:
-            # As servers do: a port whose last connections linger in TIME_WAIT counts as free.
+            # As servers do: a port whose past connections linger in TIME_WAIT counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((LOOPBACK, port))
@@ -44,10 +48,11 @@ def choose_port(preferred: int = 0) -> int:
 
 
 def tied_to_parent(command: Sequence[str]) -> list[str]:
-    """Wrap `command` so that the kernel kills it when the thread that started it ends.
+    """Wrap `command` so that the kernel kills the process when the starting thread ends.
 
-    Only Linux can (prctl PR_SET_PDEATHSIG, through util-linux's setpriv, which replaces itself by
-    the command: the pid is the server's). Elsewhere a parent that is killed leaves it running.
+    Only Linux can do so: with prctl PR_SET_PDEATHSIG, through util-linux's setpriv, which replaces
+    itself by the command, so the pid is the server's. Elsewhere the command is returned unchanged,
+    and a killed parent leaves the server running.
     """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else list(command)

@@ -1,13 +1,17 @@
 """A Kafka-protocol broker for `pushgate dev`: librdkafka's mock cluster, from confluent-kafka.
 
-Nothing else on PyPI serves the protocol, and Apache Kafka wants Java and a download of 45 MB.
+No other package on PyPI serves the protocol, and Apache Kafka needs Java and a download of 45 MB.
 
-What to know of it. Topics appear when first named, with 4 partitions, and keep their last 5 MB or
-100,000 records each. An empty fetch is answered when its wait ends, not when a record arrives, so
-give a consumer FETCH_WAIT_MS. A group takes one member, and a commit from outside the group only
-before its first member; a second member with other assignors ends the broker (an assertion in C),
-which is why it runs in a process of its own: `python -m pushgate.embedded.kafka --port N` prints
-the bootstrap address and serves until its standard input closes.
+Peculiarities of the mock cluster:
+
+- A topic appears when a client first names the topic. A topic has 4 partitions; a partition keeps
+  the last 5 MB or 100,000 records.
+- An empty fetch is answered when the fetch's wait ends, not when a record arrives, so consumers
+  should have `fetch_max_wait_ms` at FETCH_WAIT_MS.
+- A group takes one member, and a commit from outside the group only before the first member.
+- A second member with other assignors ends the broker (an assertion in C). Therefore the broker
+  runs in a process of its own: `python -m pushgate.embedded.kafka --port N` prints the bootstrap
+  address and serves until standard input closes.
 """
 
 import argparse
@@ -25,12 +29,12 @@ from typing import Final, Self
 import pushgate
 from pushgate.embedded import LOOPBACK, EmbeddedError, require
 
-#: The `fetch_max_wait_ms` to consume with: the most that a message waits, at 50 empty fetches/s.
+#: The `fetch_max_wait_ms` for consumers: the longest wait of a message, at 50 empty fetches/s.
 FETCH_WAIT_MS: Final = 20
 
 START_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 5.0
-#: The working directory in which `broker_command` finds this module, installed or not.
+#: The working directory in which `broker_command` finds this module, also if not installed.
 PACKAGE_ROOT: Final = Path(pushgate.__file__).parent.parent
 
 _CHUNK_BYTES: Final = 1 << 16
@@ -39,9 +43,10 @@ _ERROR_BYTES: Final = 512
 
 
 class EmbeddedKafka:
-    """The broker as a child process; an async context manager, or start and stop.
+    """The broker as a child process: an async context manager, or `start` and `stop`.
 
-    `port`, on 127.0.0.1, is taken where it is free; otherwise, or where it is 0, any free port is.
+    The broker listens on `port` of 127.0.0.1 if that port is free; else, or for 0, on any free
+    port. `bootstrap` is the address once the broker has started.
     """
 
     def __init__(self, *, port: int = 9092) -> None:
@@ -50,14 +55,18 @@ class EmbeddedKafka:
         self.bootstrap = ""
 
     async def start(self) -> None:
-        """Start it and return when it listens. Raises EmbeddedError if it does not within 10 s."""
+        """Start the broker; return when the broker listens.
+
+        Raises:
+            EmbeddedError: the broker ended, or did not listen within 10 s.
+        """
         require("confluent_kafka")
         self._process = await asyncio.create_subprocess_exec(
             *broker_command(self._port),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=PACKAGE_ROOT,
-            # Ctrl-C in the terminal is for the parent, which stops its servers last.
+            # A Ctrl-C in the terminal is for the parent alone: the parent stops servers last.
             start_new_session=True,
         )
         try:
@@ -67,17 +76,23 @@ class EmbeddedKafka:
             raise
 
     async def wait(self) -> int:
-        """Return its exit status (negative for a signal) once it has ended, by whatever cause."""
+        """Wait until the broker has ended for any reason; return the exit status.
+
+        The status is negative for a signal.
+
+        Raises:
+            EmbeddedError: the broker has not been started.
+        """
         if self._process is None:
             raise EmbeddedError("the embedded Kafka has not been started")
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """Stop it; its records are gone. Harmless when it has ended or never started."""
+        """Stop the broker; all records are gone. Harmless where no broker runs."""
         process = self._process
         if process is None:
             return
-        assert process.stdin is not None  # noqa: S101 - it was started with a pipe
+        assert process.stdin is not None  # noqa: S101 - `start` made a pipe
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
@@ -99,12 +114,12 @@ class EmbeddedKafka:
 
 
 def broker_command(port: int) -> list[str]:
-    """Give the command that runs the broker; run it in PACKAGE_ROOT with a pipe as its input."""
+    """Give the command that runs the broker, in PACKAGE_ROOT and with a pipe as standard input."""
     return [sys.executable, "-m", "pushgate.embedded.kafka", "--port", str(port)]
 
 
 async def _first_line(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout is not None  # noqa: S101 - it was started with a pipe
+    assert process.stdout is not None  # noqa: S101 - `start` made a pipe
     try:
         line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
     except TimeoutError as error:
@@ -131,22 +146,23 @@ async def _serve(preferred_port: int) -> None:
         host, listening_port = server.sockets[0].getsockname()
         sys.stdout.write(f"{host}:{listening_port}\n")
         sys.stdout.flush()
-        # A closed input is the one sign of a parent's end that every system gives.
+        # A closed standard input is the only sign of a parent's end on every operating system.
         await asyncio.to_thread(sys.stdin.buffer.read)
         server.close()
 
 
 @contextlib.contextmanager
 def _mock_cluster() -> Iterator[int]:
-    """Run a cluster of one broker; gives its port on 127.0.0.1, which librdkafka chose.
+    """Run a cluster of one broker; yield the broker's port on 127.0.0.1, chosen by librdkafka.
 
-    The setting `test.mock.num.brokers` would make the same cluster with less, but its groups wait
-    3 s for more members, which never may come, before their first assignment.
+    The setting `test.mock.num.brokers` would make the same cluster with less code. But groups of
+    such a cluster wait 3 s for more members before the first assignment, and no more can come.
     """
     librdkafka = _librdkafka()
     error = ctypes.create_string_buffer(_ERROR_BYTES)
     settings = librdkafka.rd_kafka_conf_new()
-    # It warns of having no bootstrap.servers, which this client, a mere owner, never uses.
+    # librdkafka would warn of a client without bootstrap.servers: this client only owns the
+    # cluster, and never connects.
     librdkafka.rd_kafka_conf_set(settings, b"log_level", b"0", error, _ERROR_BYTES)
     client = librdkafka.rd_kafka_new(_RD_KAFKA_PRODUCER, settings, error, _ERROR_BYTES)
     if not client:
@@ -162,10 +178,15 @@ def _mock_cluster() -> Iterator[int]:
 
 
 def _librdkafka() -> ctypes.CDLL:
-    """Open the library that confluent-kafka links; raises EmbeddedError where it lacks a name."""
+    """Open the librdkafka that confluent-kafka links.
+
+    Raises:
+        EmbeddedError: the library lacks a function.
+    """
     from confluent_kafka import cimpl  # noqa: PLC0415 - only the broker's own process needs it
 
-    # Names are sought in what the extension links too, whatever a wheel calls that file.
+    # dlsym also searches the libraries that the extension module links: the file name of
+    # librdkafka, which differs among wheels, is not needed.
     library = ctypes.CDLL(cimpl.__file__)
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     signatures: dict[str, tuple[object, list[object]]] = {
@@ -188,11 +209,15 @@ def _librdkafka() -> ctypes.CDLL:
 
 
 async def _listen(preferred_port: int, *, upstream_port: int) -> asyncio.Server:
-    """Forward a fixed port to the cluster's; metadata sends clients to the latter afterwards."""
+    """Forward a fixed port to the cluster's port.
+
+    Only bootstrap connections come through: Kafka's metadata then names the cluster's own port.
+    Listens on any free port where `preferred_port` is in use.
+    """
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = await asyncio.open_connection(LOOPBACK, upstream_port)
-        await asyncio.gather(_pump(reader, upstream[1]), _pump(upstream[0], writer))
+        cluster_reader, cluster_writer = await asyncio.open_connection(LOOPBACK, upstream_port)
+        await asyncio.gather(_pump(reader, cluster_writer), _pump(cluster_reader, writer))
 
     try:
         return await asyncio.start_server(forward, LOOPBACK, preferred_port)
@@ -203,7 +228,7 @@ async def _listen(preferred_port: int, *, upstream_port: int) -> asyncio.Server:
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    # A reset on one side means the same as its end: the other side is closed.
+    # A reset of `source` means the same as its end: `sink` is closed.
     with contextlib.suppress(OSError), contextlib.closing(sink):
         while chunk := await source.read(_CHUNK_BYTES):
             sink.write(chunk)

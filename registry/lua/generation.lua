@@ -1,14 +1,19 @@
--- See to it that a generation of keys has its marker: where the keys are lost, the marker is too.
--- A marker that another server made came here by a failover, a restore or a move of the slot, and
--- the last writes may not have come with it. One from the future is older than a clock set back.
+-- Make the marker of a generation of keys, unless this server made a valid marker before.
 --
--- KEYS[1]  the marker, "<server> <made>": the run id of its maker, epoch microseconds by its clock
+-- The marker is lost together with the keys, so an absent marker shows a loss. A marker that was
+-- made by another server came here by a failover, a restore or a move of the slot, and the last
+-- writes may not have come along. A marker from the future was made before this server's clock was
+-- set back.
 --
--- Returns the marker: another one than before where keys may have been lost.
+-- KEYS[1]  the marker, "<server> <made>": the run id of the server that made the marker, and when,
+--          in epoch microseconds by that server's clock
+--
+-- Returns the marker: a new marker where keys may have been lost, else the marker of before.
 
 local seconds, micros = unpack(redis.call('TIME'))
 local now = seconds * 1e6 + micros
--- Where an operator hides this, only a marker that is gone tells.
+-- Where an operator forbids INFO, every server has the id "-": then only an absent marker shows a
+-- loss.
 local info = redis.pcall('INFO', 'server')
 local server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or '-'
 local marker = redis.call('MGET', KEYS[1])[1] or ''

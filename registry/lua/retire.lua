@@ -1,15 +1,15 @@
--- Give up a node's lease if it is still this epoch's.
+-- Give up a node's lease, unless the lease is of another epoch by now.
 --
 -- KEYS[1]  the node's lease, "<epoch> <address>"
 -- KEYS[2]  the names of nodes, a sorted set
 -- KEYS[3]  the last change among leases; see heartbeat.lua
--- ARGV[1]  name
--- ARGV[2]  epoch
+-- ARGV[1]  the node's name
+-- ARGV[2]  the node's epoch
 --
 -- Returns 1 if the lease was given up, else 0.
 
-local held = redis.call('GET', KEYS[1])
-if not held or string.sub(held, 1, #ARGV[2] + 1) ~= ARGV[2] .. ' ' then
+local lease = redis.call('GET', KEYS[1])
+if not lease or string.sub(lease, 1, #ARGV[2] + 1) ~= ARGV[2] .. ' ' then
   return 0
 end
 redis.call('DEL', KEYS[1])

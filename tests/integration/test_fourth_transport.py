@@ -65,7 +65,7 @@ class LinesConnection(StreamConnection):
         if self.write(b"\n"):
             self._keeper.wake_at(self, self._keeper.bounds.heartbeat_seconds)
 
-    def can_be_told(self) -> bool:
+    def understands_reconnect(self) -> bool:
         """Clients know nothing but messages."""
         return False
 

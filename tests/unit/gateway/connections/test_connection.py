@@ -48,7 +48,7 @@ class Line(StreamConnection):
     def wake(self) -> None:
         self.abort("no answer")
 
-    def can_be_told(self) -> bool:
+    def understands_reconnect(self) -> bool:
         return self.understands
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:

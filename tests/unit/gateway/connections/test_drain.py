@@ -50,8 +50,8 @@ def test_it_settles_before_anybody_is_told() -> None:
 def test_settling_takes_a_quarter_of_the_window_at_most() -> None:
     drain = made(window=8.0, settle=30.0)
     assert drain.settled_at == BEGAN + 2.0
-    assert not drain.over(BEGAN + 7.99)
-    assert drain.over(BEGAN + 8.0)
+    assert not drain.has_ended(BEGAN + 7.99)
+    assert drain.has_ended(BEGAN + 8.0)
 
 
 def test_clients_are_told_in_equal_steps_between_settling_and_farewell() -> None:
@@ -128,7 +128,7 @@ def test_clients_that_leave_by_themselves_do_not_hurry_the_others_beyond_the_end
     chance = random.Random(seed)
     drain, untold = made(window=chance.uniform(1, 100), settle=chance.uniform(0, 50)), 1_000
     now = BEGAN
-    while not drain.over(now):
+    while not drain.has_ended(now):
         count = drain.step(now, untold=untold)
         assert 0 <= count <= untold
         untold -= count
@@ -143,7 +143,7 @@ def test_in_haste_all_are_told_now(when: float) -> None:
     untold -= drain.step(BEGAN + when, untold=untold)
     drain.hasten(BEGAN + when)
     assert drain.settled(BEGAN + when)
-    assert drain.over(BEGAN + when)
+    assert drain.has_ended(BEGAN + when)
     assert drain.longest_delay == 0.0
     assert drain.step(BEGAN + when, untold=untold) == untold
 
@@ -151,10 +151,10 @@ def test_in_haste_all_are_told_now(when: float) -> None:
 def test_haste_after_the_end_puts_nothing_off() -> None:
     drain = made()
     drain.hasten(BEGAN + 1_000.0)
-    assert drain.over(BEGAN + 60.0)
+    assert drain.has_ended(BEGAN + 60.0)
 
 
 def test_a_window_of_nothing_is_over_as_it_begins() -> None:
     drain = made(window=0.0)
-    assert drain.over(BEGAN)
+    assert drain.has_ended(BEGAN)
     assert drain.step(BEGAN, untold=1_000) == 1_000

@@ -313,7 +313,7 @@ async def test_a_drain_tells_everybody_in_paced_steps(rig: Rig) -> None:
     clients = [rig.hold(f"u{number}") for number in range(920)]
     drain = rig.leave(60.0)
     steps = []
-    while not drain.over(rig.now + 1):
+    while not drain.has_ended(rig.now + 1):
         before = sum(client.told is not None for client in clients)
         rig.pass_time(1.0)
         steps.append(sum(client.told is not None for client in clients) - before)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gateway.connections.delivery import Delivery
 from gateway.connections.hub import Addressed, Refusal
-from gateway.connections.repeats import Repeats, Taken
+from gateway.connections.repeats import Repeats, Results
 
 #: A message of these tests: user, id (None: it came without) and device.
 Message = tuple[str, str | None, str | None]
@@ -20,7 +20,7 @@ class Node:
         self.results: dict[str, int | Refusal] = {}  # by user; 1 where nothing is said
         self.delivered: list[tuple[str, str]] = []
 
-    def push(self, *messages: Message) -> Taken:
+    def push(self, *messages: Message) -> Results:
         batch: list[Addressed] = [
             (Delivery(b"x", message_id=message_id or "ours"), user, device)
             for user, message_id, device in messages
@@ -32,7 +32,7 @@ class Node:
         }
         return self.repeats.deliver(batch, names, self._deliver)
 
-    def push_ids(self, user: str, *ids: str) -> Taken:
+    def push_ids(self, user: str, *ids: str) -> Results:
         return self.push(*((user, message_id, None) for message_id in ids))
 
     def taken(self) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ class Node:
         delivered, self.delivered = self.delivered, []
         return delivered
 
-    def _deliver(self, batch: Sequence[Addressed]) -> Taken:
+    def _deliver(self, batch: Sequence[Addressed]) -> Results:
         self.delivered += [(user, delivery.id) for delivery, user, _ in batch]
         return [self.results.get(user, 1) for _, user, _ in batch]
 
@@ -177,4 +177,14 @@ def test_a_batch_of_repeats_alone_delivers_nothing() -> None:
     assert node.push_ids("alice", *ids) == [1] * 50
     node.taken()
     assert node.push_ids("alice", *reversed(ids)) == [1] * 50
+    assert node.taken() == []
+
+
+def test_repeats_of_what_is_still_young_push_nothing_out() -> None:
+    node = Node(window=10)
+    node.push_ids("alice", *(str(number) for number in range(10)))
+    node.push_ids("alice", *(str(number) for number in range(10, 15)))
+    node.push_ids("alice", *(str(number) for number in range(10, 16)))
+    node.taken()
+    node.push_ids("alice", *(str(number) for number in range(6, 16)))
     assert node.taken() == []

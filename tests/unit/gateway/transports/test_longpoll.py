@@ -24,8 +24,8 @@ class Poll:
         self.session, count = found or (node.open(gap=bool(cursor)), 0)
         body = self.session.poll(count)
         if body is not None or not wait:
-            self.session.rest()
-            self._body: bytes | None = body or self.session.empty()
+            self.session.await_next_poll()
+            self._body: bytes | None = body or self.session.empty_answer()
             return
         self._body = None
         resume = self._resume if persists else None
@@ -418,14 +418,14 @@ def test_an_age_ends_no_session_and_disturbs_no_poll_that_waits(node: Node) -> N
     node.push(poll.session, "one")
     assert poll.data == ["one"]
     assert not poll.last
-    assert poll.session.moves_next()
+    assert poll.session.take_move()
 
 
 def test_a_session_that_moved_has_its_age_drawn_again(node: Node) -> None:
     session = node.poll(wait=0).session
     session.aged()
-    assert session.moves_next()
-    assert not session.moves_next()
+    assert session.take_move()
+    assert not session.take_move()
     assert node.keeper.ages == [None]
 
 
