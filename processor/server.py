@@ -131,7 +131,7 @@ class Processor:
         failing = False
         while True:
             try:
-                await self._registry.refresh()
+                live_nodes = await self._registry.nodes()
             except RegistryUnavailable as error:
                 if not failing:
                     log.error("can't reach the registry; trying on", error=str(error))
@@ -139,6 +139,7 @@ class Processor:
             else:
                 failing = False
                 self._registry_seen.set()
+                await self._forwarder.retain(live_nodes)
             self._consumer.observe(int(time.time() * 1000))
             await asyncio.sleep(_REFRESH_SECONDS)
 

@@ -1,6 +1,7 @@
 """One batch to one gateway over real HTTP: what each answer, and the lack of one, means."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -465,14 +466,53 @@ async def test_closing_twice_is_harmless() -> None:
         await forwarder.close()
 
 
-async def test_a_node_in_use_outlives_many_that_are_gone(
-    forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("processor.sending.forward.MAX_CLIENTS", 2)
-    gone = [Node(f"gone-{number}", "e1", "127.0.0.1:1") for number in range(4)]
+async def test_clients_of_nodes_that_are_gone_are_closed_and_no_other(forwarder: Forwarder) -> None:
+    async with gateway(take_all) as kept, gateway(take_all) as gone:
+        gone.node = Node("gone", "e1", gone.node.address)
+        for made in (kept, gone):
+            assert await forwarder.forward(made.node, [push()]) == [1]
+        await forwarder.retain([kept.node])
+        for made in (kept, gone):
+            assert await forwarder.forward(made.node, [push()]) == [1]
+        assert (kept.connections, gone.connections) == (1, 2)
+
+
+async def test_a_forward_under_way_outlives_its_nodes_lease(forwarder: Forwarder) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def take_later(request: Request) -> bytes:
+        asked.set()
+        await go_on.wait()
+        return await take_all(request)
+
+    async with gateway(take_later) as made:
+        forwarding = asyncio.create_task(forwarder.forward(made.node, [push()]))
+        await asyncio.wait_for(asked.wait(), 5)
+        await forwarder.retain([])
+        go_on.set()
+        assert await forwarding == [1]
+        await forwarder.retain([])
+        assert await forwarder.forward(made.node, [push()]) == [1]
+        assert made.connections == 2
+
+
+async def test_as_many_nodes_as_are_live_keep_their_connections(forwarder: Forwarder) -> None:
+    nodes = [Node(f"gone-{number}", "e1", "127.0.0.1:1") for number in range(300)]
     async with gateway(take_all) as kept:
-        for node in gone:
-            assert await forwarder.forward(kept.node, [push()]) == [1]
+        assert await forwarder.forward(kept.node, [push()]) == [1]
+        for node in nodes:
             assert await forwarder.forward(node, [push()]) == [Failure("unreachable")]
         assert await forwarder.forward(kept.node, [push()]) == [1]
         assert kept.connections == 1
+
+
+async def test_a_new_client_loads_no_certificates(
+    forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("21 to 60 ms of the event loop, for plaintext")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", refuse)
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", refuse)
+    async with gateway(take_all) as made:
+        assert await forwarder.forward(made.node, [push()]) == [1]
