@@ -76,7 +76,10 @@ class Gateway:
         self.internal_port: int = internal_socket.getsockname()[1]
         self.port: int = public_socket.getsockname()[1]
         self._registry = RedisRegistry(
-            settings.redis_url, timeout_seconds=settings.redis_timeout_seconds, timings=TIMINGS
+            settings.redis_url,
+            timeout_seconds=settings.redis_timeout_seconds,
+            timings=TIMINGS,
+            access=settings.redis_access,
         )
         self._keys = settings.key_ring()
         self._auth = Authenticator(settings.token_rules, self._keys)

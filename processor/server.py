@@ -42,7 +42,10 @@ class Processor:
     def __init__(self, settings: ProcessorSettings) -> None:
         self._settings = settings
         self._registry = RedisRegistry(
-            settings.redis_url, timeout_seconds=settings.redis_timeout_seconds, timings=TIMINGS
+            settings.redis_url,
+            timeout_seconds=settings.redis_timeout_seconds,
+            timings=TIMINGS,
+            access=settings.redis_access,
         )
         self._forwarder = Forwarder(
             secret=settings.internal_secret.get_secret_value(),

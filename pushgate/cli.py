@@ -189,7 +189,11 @@ def audit(pause: float, textfile: Path | None, **flags: Any) -> None:
     settings = load(AuditSettings, flags, files=(DEV_FILE,))
 
     async def compare() -> Audit:
-        registry = RedisRegistry(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
+        registry = RedisRegistry(
+            settings.redis_url,
+            timeout_seconds=settings.redis_timeout_seconds,
+            access=settings.redis_access,
+        )
         try:
             secret = settings.internal_secret.get_secret_value()
             return await run_audit(registry, secret=secret, pause_seconds=pause)

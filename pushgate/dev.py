@@ -52,7 +52,7 @@ async def run(settings: DevSettings, *, kept: Path = Path(DEV_FILE)) -> None:
     async with AsyncExitStack() as stack:
         settings, embedded = await _with_servers(_with_secrets(settings, kept), stack)
         publisher = await stack.enter_async_context(publishing(settings))
-        registry = RedisRegistry(settings.redis_url)
+        registry = RedisRegistry(settings.redis_url, access=settings.redis_access)
         stack.push_async_callback(registry.close)
         demo = []
         if settings.host in _LOOPBACK:  # the demo page mints tokens for anyone who reaches it

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from registry.directory import RegistryUnavailable
+from registry.settings import RedisAccess
 
 _T = TypeVar("_T")
 #: A key, and a command with its arguments. On a Cluster the command goes to the key's master.
@@ -71,9 +72,9 @@ class ScriptCall:
 class RedisLink:
     """Clients of one Redis, of a Sentinel's master, or of a Cluster."""
 
-    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float, access: RedisAccess) -> None:
         """Connect lazily to `url`; one `ask` takes at most `timeout_seconds` in all."""
-        self.client, self._sentinels = _client(url, timeout_seconds)
+        self.client, self._sentinels = _client(url, timeout_seconds, access)
         self._cluster = self.client if isinstance(self.client, RedisCluster) else None
         self._where = _without_credentials(url)
         self._timeout_seconds = timeout_seconds
@@ -186,34 +187,60 @@ class RedisLink:
         return RegistryUnavailable(reason, where=self._where)
 
 
-def _client(url: str, timeout_seconds: float) -> tuple[Redis | RedisCluster, Sequence[Redis]]:
-    # No retries here: only callers know whether a late answer is still of use.
+def _client(
+    url: str, timeout_seconds: float, access: RedisAccess
+) -> tuple[Redis | RedisCluster, Sequence[Redis]]:
+    """Return a client of what `url` names, and the clients of its Sentinels, if any."""
+    scheme, _, kind = urlsplit(url).scheme.partition("+")
+    tls = {"ssl_ca_certs": access.ca_file} if scheme == "rediss" else {}
+    # No retries here: only the callers know what a late answer is worth.
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
         "socket_connect_timeout": timeout_seconds,
         "retry": Retry(NoBackoff(), 0),
+        **tls,
     }
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis+cluster", "redis+sentinel"):
+    if not kind:
         return Redis.from_url(url, **options), ()
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = map(unquote, credentials.partition(":"))
-    login: dict[str, Any] = {"username": username or None, "password": password or None}
-    if parts.scheme == "redis+cluster":
-        nodes = [ClusterNode(*_host_port(host, _REDIS_PORT)) for host in hosts.split(",")]
-        return RedisCluster(startup_nodes=nodes, **login, **options), ()
-    name, _, database = parts.path.strip("/").partition("/")
-    addresses = [_host_port(host, _SENTINEL_PORT) for host in hosts.split(",")]
-    # Sentinels are asked in turn: a frozen Sentinel must leave time for the next Sentinel, and for
-    # the master.
-    seconds_a_sentinel = timeout_seconds / 2 / len(addresses)
-    bounds = {"socket_timeout": seconds_a_sentinel, "socket_connect_timeout": seconds_a_sentinel}
-    sentinel = Sentinel(addresses, sentinel_kwargs=options | bounds)
+    if tls:
+        options["ssl"] = True  # implied by the scheme of a single server's URL
+    if kind == "cluster":
+        return _cluster(url, options), ()
+    return _sentinels_master(url, options, access)
+
+
+def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
+    login, hosts = _login_and_hosts(url)
+    nodes = [ClusterNode(*_host_port(host, _REDIS_PORT)) for host in hosts]
+    return RedisCluster(startup_nodes=nodes, **login, **options)
+
+
+def _sentinels_master(
+    url: str, options: dict[str, Any], access: RedisAccess
+) -> tuple[Redis, Sequence[Redis]]:
+    login, hosts = _login_and_hosts(url)
+    name, _, database = urlsplit(url).path.strip("/").partition("/")
+    # Sentinels are asked in turn: a frozen one must leave time for the next, and for the master.
+    share = options["socket_timeout"] / 2 / len(hosts)
+    sentinel_options = options | {
+        "socket_timeout": share,
+        "socket_connect_timeout": share,
+        "username": access.sentinel_username,
+        "password": access.sentinel_password,
+    }
+    addresses = [_host_port(host, _SENTINEL_PORT) for host in hosts]
+    sentinel = Sentinel(addresses, sentinel_kwargs=sentinel_options)
     master: Redis = sentinel.master_for(
         name or "mymaster", db=int(database or 0), **login, **options
     )
-    # Returned to be closed: closing the master's client does not close the Sentinels' clients.
+    # The master's client does not close those of the Sentinels.
     return master, sentinel.sentinels
+
+
+def _login_and_hosts(url: str) -> tuple[dict[str, Any], list[str]]:
+    credentials, _, hosts = urlsplit(url).netloc.rpartition("@")
+    username, _, password = map(unquote, credentials.partition(":"))
+    return {"username": username or None, "password": password or None}, hosts.split(",")
 
 
 def _host_port(text: str, default: int) -> tuple[str, int]:

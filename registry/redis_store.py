@@ -25,6 +25,7 @@ from registry.directory import TIMINGS, Lease, Node, RegistryUnavailable, Timing
 from registry.doubt import Doubt
 from registry.node_table import AsOf, NodeTable
 from registry.redis_link import RedisLink, Script
+from registry.settings import RedisAccess
 
 BUCKETS: Final = 64
 #: Keys in one script call: Lua's unpack() takes some 8,000, and a running script blocks Redis.
@@ -41,6 +42,9 @@ _HEARTBEAT: Final = Script.named("heartbeat")
 _GENERATION: Final = Script.named("generation")
 _RETIRE: Final = Script.named("retire")
 _WRITE: Final = Script.named("write")
+
+#: Sentinels without a password, and the system's CAs.
+_OPEN: Final = RedisAccess()
 
 _T = TypeVar("_T")
 
@@ -62,13 +66,18 @@ class RedisRegistry:
     """The Registry protocol (registry/directory.py) over one link to Redis."""
 
     def __init__(
-        self, url: str, *, timeout_seconds: float = 1.0, timings: Timings = TIMINGS
+        self,
+        url: str,
+        *,
+        timeout_seconds: float = 1.0,
+        timings: Timings = TIMINGS,
+        access: RedisAccess = _OPEN,
     ) -> None:
         """Connect lazily to `url`; a command takes at most `timeout_seconds` in all.
 
         Every gateway and processor of the cluster has the same `timings`.
         """
-        self._link = RedisLink(url, timeout_seconds=timeout_seconds)
+        self._link = RedisLink(url, timeout_seconds=timeout_seconds, access=access)
         self._lease_ms = int(timings.lease_seconds * 1000)
         self._entry_seconds = timings.entry_seconds
         self._table = NodeTable()

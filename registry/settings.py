@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+import ssl
+from dataclasses import dataclass, field
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -21,6 +23,19 @@ def printable(secret: SecretStr) -> SecretStr:
     return secret
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisAccess:
+    """What a link to Redis needs beside its URL.
+
+    The user and password of the Sentinels, which have accounts of their own, and the CA that signed
+    the certificates of servers and Sentinels (None: the system's CAs).
+    """
+
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+
+
 class RegistrySettings(BaseSettings):
     """Settings that gateways and processors share."""
 
@@ -29,15 +44,60 @@ class RegistrySettings(BaseSettings):
     redis_url: Annotated[
         str,
         Field(
-            pattern=r"^(rediss?|redis\+sentinel|redis\+cluster)://",
-            description="The push registry: redis://, rediss://, redis+sentinel://h1,h2/name/db "
-            "or redis+cluster://h1,h2.",
+            pattern=r"^rediss?(\+sentinel|\+cluster)?://",
+            description="The push registry: redis://, redis+sentinel://h1,h2/name/db or "
+            "redis+cluster://h1,h2; rediss://, rediss+sentinel:// and rediss+cluster:// use TLS.",
         ),
     ] = "redis://localhost:6379/0"
     redis_timeout_seconds: Annotated[
         float,
         Field(gt=0, le=60, description="How long one registry command may take."),
     ] = 1.0
+
+    redis_sentinel_username: Annotated[
+        str | None, Field(description="User at the Sentinels, where it is not the default user.")
+    ] = None
+    redis_sentinel_password: Annotated[
+        SecretStr | None, Field(description="Password at the Sentinels; the URL has the servers'.")
+    ] = None
+    redis_ca_file: Annotated[
+        str | None,
+        Field(description="PEM file of the CA that signed the certificates of Redis, for rediss."),
+    ] = None
+
+    @property
+    def redis_access(self) -> RedisAccess:
+        """What a link to Redis needs beside its URL."""
+        password = self.redis_sentinel_password
+        return RedisAccess(
+            sentinel_username=self.redis_sentinel_username,
+            sentinel_password=None if password is None else password.get_secret_value(),
+            ca_file=self.redis_ca_file,
+        )
+
+    @field_validator("redis_ca_file")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except OSError as error:  # ssl.SSLError is an OSError too
+                raise ValueError(f"that is no PEM file of certificates: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _of_the_url(self) -> Self:
+        sentinel = self.redis_sentinel_username or self.redis_sentinel_password
+        if sentinel and "+sentinel:" not in self.redis_url:
+            raise ValueError(
+                "PUSHGATE_REDIS_SENTINEL_USERNAME and _PASSWORD are for a PUSHGATE_REDIS_URL of "
+                "redis+sentinel:// or rediss+sentinel://"
+            )
+        if self.redis_ca_file and not self.redis_url.startswith("rediss"):
+            raise ValueError(
+                "PUSHGATE_REDIS_CA_FILE is for TLS: write rediss in PUSHGATE_REDIS_URL"
+            )
+        return self
 
     @field_validator("redis_url")
     @classmethod

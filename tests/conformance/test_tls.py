@@ -6,24 +6,13 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
-from cryptography.x509.oid import NameOID
 
 from pushgate.embedded import LOOPBACK
+from tests.support.certificate import make_key, pem, write_certificate
 from tests.support.clients import (
     TEXT,
     Answer,
@@ -50,41 +39,10 @@ CROWD: Final = 100
 START_SECONDS: Final = 10.0
 
 
-def make_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def pem(key: ec.EllipticCurvePrivateKey, password: bytes | None = None) -> bytes:
-    encryption = NoEncryption() if password is None else BestAvailableEncryption(password)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
-
-
-def certificate_of(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Sign a certificate of 127.0.0.1 for an hour."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pushgate's tests")])
-    now = datetime.now(UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(LOOPBACK))]), False)
-    )
-    return built.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Give a certificate's file and its key's."""
-    directory = tmp_path_factory.mktemp("tls")
-    key = make_key()
-    cert_file, key_file = directory / "cert.pem", directory / "key.pem"
-    cert_file.write_bytes(certificate_of(key))
-    key_file.write_bytes(pem(key))
-    return cert_file, key_file
+    return write_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module", params=["auto", "epoll", "transport"])

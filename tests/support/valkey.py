@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,6 +22,7 @@ from pushgate.embedded.valkey import log_tail, server_command, valkey_binary
 from tests.support.processes import free_port
 
 Kind = Literal["valkey", "redis"]
+Files = tuple[Path, Path]
 
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
@@ -33,11 +34,17 @@ class RedisServer:
     A context manager, or start and stop. It keeps its port over kill and restart.
     """
 
-    def __init__(self, kind: Kind = "valkey", *, settings: Sequence[str] = ()) -> None:
-        """`settings` are further words of its command line."""
+    def __init__(
+        self, kind: Kind = "valkey", *, settings: Sequence[str] = (), tls: Files | None = None
+    ) -> None:
+        """`settings` are further words of its command line.
+
+        With `tls`, the files of a certificate (its own CA) and its key, its port speaks TLS alone.
+        """
         self.kind = kind
         self.port = free_port()
-        self._settings = settings
+        self.tls = tls
+        self._settings = [*tls_words(self.port, tls), *settings]
         self._binary = _binary(kind)
         self._directory = tempfile.TemporaryDirectory(prefix=f"pushgate-{kind}-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +74,10 @@ class RedisServer:
         """Give a client of it that does not retry; a context manager."""
         # Whoever asks polls by itself, or wants to know.
         retry = Retry(NoBackoff(), 0)
-        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=5.0, retry=retry)
+        tls: dict[str, Any] = {}
+        if self.tls is not None:
+            tls = {"ssl": True, "ssl_ca_certs": str(self.tls[0])}
+        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=5.0, retry=retry, **tls)
 
     def flush(self) -> None:
         """Remove every key of every database."""
@@ -129,6 +139,24 @@ class RedisServer:
 
     def _command(self, binary: Path, directory: Path) -> list[str]:
         return [*server_command(binary, port=self.port, directory=directory), *self._settings]
+
+
+def tls_words(port: int, tls: Files | None) -> list[str]:
+    """Give the words of a command line that make a server's only port speak TLS."""
+    if tls is None:
+        return []
+    cert, key = map(str, tls)
+    settings = {
+        "port": "0",
+        "tls-port": str(port),
+        "tls-cert-file": cert,
+        "tls-key-file": key,
+        "tls-ca-cert-file": cert,
+        "tls-auth-clients": "no",
+        "tls-replication": "yes",
+        "tls-cluster": "yes",
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 def redis_is_installed() -> bool:

@@ -10,7 +10,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from pushgate.embedded import LOOPBACK, tied_to_parent
 from tests.support.processes import free_port, wait_until
-from tests.support.valkey import Kind, RedisServer
+from tests.support.valkey import Files, Kind, RedisServer, tls_words
 
 #: After so long in silence a master counts as lost.
 LOST_MILLISECONDS = 700
@@ -47,15 +47,20 @@ def _replication(asked: redis.Redis) -> dict[str, Any]:
 class Sentinel(RedisServer):
     """A Sentinel that watches one master, `main`, and decides alone whether it is lost."""
 
-    def __init__(self, master: RedisServer, *, password: str = "") -> None:
-        super().__init__(master.kind)
+    def __init__(
+        self, master: RedisServer, *, password: str = "", lines: Sequence[str] = ()
+    ) -> None:
+        """`password` is the master's, `lines` are further ones of its configuration."""
+        super().__init__(master.kind, tls=master.tls)
         self._master = master
         self._password = password
+        self._lines = lines
 
     @property
     def url(self) -> str:
         """How to reach the master through it."""
-        return f"redis+sentinel://{LOOPBACK}:{self.port}/main/0"
+        scheme = "redis" if self.tls is None else "rediss"
+        return f"{scheme}+sentinel://{LOOPBACK}:{self.port}/main/0"
 
     def _command(self, binary: Path, directory: Path) -> list[str]:
         config = directory / "sentinel.conf"
@@ -64,8 +69,10 @@ class Sentinel(RedisServer):
             f"sentinel down-after-milliseconds main {LOST_MILLISECONDS}\n"
             "sentinel failover-timeout main 5000\n"
             + (f'sentinel auth-pass main "{self._password}"\n' if self._password else "")
+            + "".join(f"{line}\n" for line in self._lines)
         )
         listening = ["--port", str(self.port), "--bind", LOOPBACK, "--dir", str(directory)]
+        listening += tls_words(self.port, self.tls)
         return tied_to_parent([str(binary), str(config), "--sentinel", *listening])
 
 
@@ -99,7 +106,7 @@ class ReplicatedRedis:
 
 
 class _Member(RedisServer):
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, tls: Files | None) -> None:
         self.bus_port = free_port()
         settings = {
             "cluster-enabled": "yes",
@@ -108,7 +115,7 @@ class _Member(RedisServer):
             "cluster-replica-validity-factor": "0",
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        super().__init__(kind, settings=words)
+        super().__init__(kind, settings=words, tls=tls)
 
 
 class RedisCluster:
@@ -117,16 +124,26 @@ class RedisCluster:
     A context manager. Server i and its replica have the i-th share.
     """
 
-    def __init__(self, kind: Kind = "valkey", *, masters: int = 3, replicas: bool = False) -> None:
-        self.masters = [_Member(kind) for _ in range(masters)]
-        self.replicas = [_Member(kind) for _ in self.masters] if replicas else []
+    def __init__(
+        self,
+        kind: Kind = "valkey",
+        *,
+        masters: int = 3,
+        replicas: bool = False,
+        tls: Files | None = None,
+    ) -> None:
+        self.masters = [_Member(kind, tls) for _ in range(masters)]
+        self.replicas = [_Member(kind, tls) for _ in self.masters] if replicas else []
+        self._scheme = "redis" if tls is None else "rediss"
         self._share = -(-REDIS_CLUSTER_HASH_SLOTS // masters)
         self._running = ExitStack()
 
     @property
     def url(self) -> str:
         """How to reach it, by any of its masters."""
-        return "redis+cluster://" + ",".join(f"{LOOPBACK}:{node.port}" for node in self.masters)
+        return f"{self._scheme}+cluster://" + ",".join(
+            f"{LOOPBACK}:{node.port}" for node in self.masters
+        )
 
     def client(self) -> redis.RedisCluster:
         """Give a client of it; close it."""
