@@ -30,9 +30,13 @@ def write_at_once(wires: Sequence[Wire | None], datas: Sequence[bytes]) -> list[
         else:
             later.append(position)
     positions = list(at_once.values())
-    counts = _write_each(list(at_once), [datas[position] for position in positions])
-    for position, count in zip(positions, counts, strict=True):
-        data, wire = datas[position], wires[position]
+    all_at_once = len(positions) == len(datas)
+    writes = datas if all_at_once else [datas[position] for position in positions]
+    counts = _write_each(list(at_once), writes)
+    if counts == list(map(len, writes)):  # nearly always: a comparison in C
+        return later
+    for position, data, count in zip(positions, writes, counts, strict=True):
+        wire = wires[position]
         if count == len(data):
             continue
         if count and wire is not None:
