@@ -136,6 +136,13 @@ class RedisLink:
                 replies[n] = reply
         return _raise_first_error(replies)
 
+    async def info(self, section: str) -> list[dict[str, Any]]:
+        """Return a section of INFO of every master, for use within `ask`."""
+        if self._cluster is None:
+            return [await self.client.info(section)]
+        masters = self._cluster.get_primaries()
+        return [await self._cluster.info(section, target_nodes=master) for master in masters]
+
     async def scan(self, pattern: bytes, *, count: int) -> AsyncIterator[bytes]:
         """Iterate over the keys that match `pattern`, on every master; SCAN's guarantees apply.
 

@@ -8,6 +8,8 @@ Keys, laid out for Cluster (a hash tag first, so that a bucket is one slot):
     {pg-nodes}changed     the last change among leases
     {pg-nodes}generation  the generation marker, lost when keys are lost; see lua/generation.lua
     {pg-17}generation     the marker of one bucket: a Cluster can lose a single bucket
+    {pg-nodes}evicted     how many keys the server had evicted when it made the marker
+    {pg-17}evicted        the same for the marker of one bucket
 
 An entry is a plain string so that a look-up is a plain MGET: a single MGET for all users on one
 Redis, an MGET for every bucket on a Cluster. The generation marker comes with the same MGET, so the
@@ -20,6 +22,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 from zlib import crc32
+
+import structlog
 
 from registry.directory import TIMINGS, Lease, Node, RegistryUnavailable, Timings
 from registry.doubt import Doubt
@@ -38,6 +42,8 @@ _GENERATION_KEY: Final = b"{pg-nodes}generation"
 _PREFIXES: Final = tuple(b"{pg-%d}user:" % bucket for bucket in range(BUCKETS))
 _BUCKETS_GENERATION_KEYS: Final = tuple(b"{pg-%d}generation" % bucket for bucket in range(BUCKETS))
 
+_NO_EVICTION: Final = "noeviction"
+
 _HEARTBEAT: Final = Script.named("heartbeat")
 _GENERATION: Final = Script.named("generation")
 _RETIRE: Final = Script.named("retire")
@@ -47,6 +53,8 @@ _WRITE: Final = Script.named("write")
 _OPEN: Final = RedisAccess()
 
 _T = TypeVar("_T")
+
+log = structlog.get_logger("registry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +99,30 @@ class RedisRegistry:
         bucket_markers = _BUCKETS_GENERATION_KEYS if self._link.is_cluster else ()
         calls = [
             _HEARTBEAT.call(keys, *args),
-            *(_GENERATION.call([key]) for key in (_GENERATION_KEY, *bucket_markers)),
+            *(
+                _GENERATION.call([marker_key, marker_key.replace(b"generation", b"evicted")])
+                for marker_key in (_GENERATION_KEY, *bucket_markers)
+            ),
         ]
         lease_state, *generations = await self._ask(lambda: self._link.evaluate(calls))
+        if claim:
+            await self._warn_of_eviction()
         keys_lost, self._generations = generations != self._generations, generations
         lease = Lease[lease_state.decode()]
         return Lease.LAPSED if keys_lost and lease is Lease.HELD else lease
+
+    async def _warn_of_eviction(self) -> None:
+        """Say so where Redis may evict keys: users whose entry is evicted are not found."""
+        try:
+            memories = await self._ask(lambda: self._link.info("memory"))
+        except RegistryUnavailable:  # INFO may be forbidden; the heartbeat itself has succeeded
+            return
+        policies = {memory.get("maxmemory_policy", _NO_EVICTION) for memory in memories}
+        if evicting := policies - {_NO_EVICTION}:
+            log.warning(
+                "Redis may evict users' entries; set its maxmemory-policy to noeviction",
+                maxmemory_policy=sorted(evicting),
+            )
 
     async def retire(self, node: Node) -> None:
         """Give up the node's lease, unless another epoch has taken the lease over."""

@@ -118,6 +118,7 @@ class Registrar:
                 continue
             self._note_owner(self._node.name, own=lease is not Lease.TAKEN)
             if lease is Lease.LAPSED:
+                log.warning("the lease lapsed or Redis lost keys; asserting every user again")
                 self._assert_all()
             self._recovered()
 
