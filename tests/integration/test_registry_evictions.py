@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -54,14 +55,15 @@ async def test_evictions_are_a_loss_as_any_other(
     assert await registry.heartbeat(NODE) is Lease.LAPSED, "the marker is another one"
     assert await registry.heartbeat(NODE) is Lease.HELD
     make_the_marker_older(own_valkey)
-    registry_of_a_processor = RedisRegistry(own_valkey.url)
-    assert await registry_of_a_processor.lookup(["nobody"]) == [()]
-    evict_some(own_valkey)
-    await registry.heartbeat(NODE)
-    found = await registry_of_a_processor.lookup(USERS)
-    assert set(found) == {None, (NODE,)}, "who is not found may be among those evicted"
+    async with contextlib.AsyncExitStack() as stack:
+        processors = RedisRegistry(own_valkey.url)
+        stack.push_async_callback(processors.close)
+        assert await processors.lookup(["nobody"]) == [()]
+        evict_some(own_valkey)
+        await registry.heartbeat(NODE)
+        found = set(await processors.lookup(USERS))
+    assert found == {None, (NODE,)}, "who is not found may be among those evicted"
     assert await registry.heartbeat(NODE) is Lease.HELD, "one eviction is one loss"
-    await registry_of_a_processor.close()
 
 
 async def test_every_user_is_registered_again_after_an_eviction(own_valkey: RedisServer) -> None:
