@@ -37,7 +37,7 @@ from processor.reading.message import Message, Rejection
 from processor.reading.progress import Progress
 from processor.settings import ProcessorSettings
 from processor.tasks import Spawn
-from registry.message import MAX_USER_BYTES, RejectedRecord
+from registry.message import MAX_USER_BYTES
 
 #: Bytes of the largest batch for a partition of the topic.
 _BATCH_BYTES: Final = 512 * 1024
@@ -166,14 +166,17 @@ class Outcomes:
     def rejected(self, rejections: Sequence[Rejection]) -> None:
         """Do the same for rejected records, which are in the dead-letter topic by now."""
         held = [rejection for rejection in rejections if not rejection.progress.lost]
-        _count(outcome(Kind.REJECTED, error.reason) for _, _, error in held)
-        places = [_Place(progress, record.offset, size_of(record)) for progress, record, _ in held]
+        _count(outcome(Kind.REJECTED, rejection.error.reason) for rejection in held)
+        places = [
+            _Place(rejection.progress, rejection.record.offset, size_of(rejection.record))
+            for rejection in held
+        ]
         if self._producer is None:
             self._settle(places)
         elif places:
             now_ms = self._now_ms()
             reports = [
-                (_key(record), _rejection(record, error, now_ms)) for _, record, error in held
+                (_key(rejection.record), _rejection(rejection, now_ms)) for rejection in held
             ]
             self._publish_soon(places, reports)
 
@@ -274,19 +277,20 @@ def _key(record: Record) -> bytes | None:
     return record.key if record.key is not None and len(record.key) <= MAX_USER_BYTES else None
 
 
-def _rejection(record: Record, error: RejectedRecord, now_ms: int) -> Report:
+def _rejection(rejection: Rejection, now_ms: int) -> Report:
     """Return the report of a rejected record.
 
     The id is made of the record's coordinates: the record's own id is not to be trusted.
     """
+    record = rejection.record
     return Report(
         f"{record.topic}-{record.partition}-{record.offset}",
         Kind.REJECTED.value,
-        error.reason,
+        rejection.error.reason,
         None,
         None,
         0,
-        record.timestamp,
+        rejection.published_ms,
         now_ms,
         record.topic,
         record.partition,

@@ -188,6 +188,7 @@ class Consumer:
         messages: list[Message] = []
         rejections: list[Rejection] = []
         taken = 0
+        read_ms = int(time.time() * 1000)
         for partition, records in batch.items():
             progress = self._partitions.get(partition)
             if progress is None:
@@ -197,11 +198,13 @@ class Consumer:
             taken += len(records)
             for record in records:
                 size = size_of(record)
-                progress.begin(record.offset, size=size, timestamp_ms=record.timestamp)
+                # Kafka has -1 for a record without a timestamp.
+                timestamp_ms = record.timestamp if record.timestamp >= 0 else read_ms
+                progress.begin(record.offset, size=size, timestamp_ms=timestamp_ms)
                 try:
-                    envelope = _envelope(record, self._settings.max_payload_bytes)
+                    envelope = _envelope(record, timestamp_ms, self._settings.max_payload_bytes)
                 except RejectedRecord as error:
-                    rejections.append(Rejection(progress, record, error))
+                    rejections.append(Rejection(progress, record, error, timestamp_ms))
                 else:
                     messages.append(Message(envelope, progress, record.offset, size=size))
         if taken:
@@ -233,15 +236,14 @@ class _Rebalances(ConsumerRebalanceListener):
         self._assign(assigned)
 
 
-def _envelope(record: Record, max_payload_bytes: int) -> Envelope:
+def _envelope(record: Record, timestamp_ms: int, max_payload_bytes: int) -> Envelope:
     if isinstance(record, UnreadableRecord):
         raise RejectedRecord("unreadable", "a header here or before has a name that is not UTF-8")
-    timestamp_ms: int = record.timestamp
     return from_record(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        timestamp_ms=timestamp_ms if timestamp_ms >= 0 else int(time.time() * 1000),
+        timestamp_ms=timestamp_ms,
         key=record.key,
         value=record.value,
         headers=record.headers,

@@ -71,3 +71,4 @@ class Rejection(NamedTuple):
     progress: Progress
     record: Record
     error: RejectedRecord
+    published_ms: int  # the record's timestamp; the time of reading where the record has none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -120,6 +121,34 @@ async def test_a_replaced_and_an_expired_message_are_told_apart(
 
 
 _LONG_AGO = "2001-01-01T00:00:00Z"
+
+
+async def test_a_record_without_a_timestamp_is_published_when_it_is_read(
+    kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    start_processor(outcomes_topic=f"{topic}.outcomes")
+    began_ms = int(time.time() * 1000)
+    async with (
+        connect("ws-v1", gateways[0].port, user) as client,
+        listening(kafka, f"{topic}.outcomes") as told,
+    ):
+        ids = []
+        for ttl in (b"60", b"soon"):  # one is delivered, the other rejected
+            kept = await backend.send_and_wait(
+                topic, b"x", key=user.encode(), headers=[("push-ttl", ttl)], timestamp_ms=-1
+            )
+            ids.append(f"{kept.topic}-{kept.partition}-{kept.offset}")
+        await take(client, 1)
+        await told.until(*ids)
+    reports = [told.by_id[each][0] for each in ids]
+    assert [report["outcome"] for report in reports] == ["delivered", "rejected"]
+    for report in reports:
+        assert began_ms <= report["published_ms"] <= report["settled_ms"]
 
 
 async def test_a_sample_tells_some_and_the_same_ones_again(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from processor import metrics
 from processor.reading import consumer as module
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
@@ -19,20 +21,24 @@ pytestmark = pytest.mark.anyio
 
 A, B = TopicPartition("push", 0), TopicPartition("push", 1)
 
+Headers = tuple[tuple[str, bytes], ...]
 
-def record(partition: TopicPartition, offset: int) -> Record:
+
+def record(
+    partition: TopicPartition, offset: int, *, timestamp: int = 0, headers: Headers = ()
+) -> Record:
     return Record(
         topic=partition.topic,
         partition=partition.partition,
         offset=offset,
-        timestamp=0,
+        timestamp=timestamp,
         timestamp_type=0,
         key=b"u",
         value=b"x",
         checksum=None,
         serialized_key_size=1,
         serialized_value_size=1,
-        headers=(),
+        headers=headers,
     )
 
 
@@ -117,6 +123,30 @@ class NothingRejected:
     def abandon(self) -> None: ...
 
 
+class KeptMessages:
+    """A dispatcher that settles nothing."""
+
+    def __init__(self) -> None:
+        self.kept: list[Message] = []
+
+    async def room(self) -> None: ...
+
+    def take(self, messages: Sequence[Message]) -> None:
+        self.kept += messages
+
+
+class KeptRejections:
+    """Rejects that settle nothing."""
+
+    def __init__(self) -> None:
+        self.kept: list[Rejection] = []
+
+    def take(self, rejections: Sequence[Rejection]) -> None:
+        self.kept += rejections
+
+    def abandon(self) -> None: ...
+
+
 def consumer_of(settings: SimpleNamespace, dispatcher: Offline) -> Consumer:
     return Consumer(cast("Any", settings), dispatcher.commits, dispatcher, NothingRejected())
 
@@ -188,3 +218,27 @@ async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
     await running
     assert len(joined) == 2
     assert joined[1].committed_at == {A: 3, B: 3}
+
+
+@pytest.mark.parametrize("timestamp", [-1, 1_000_000])
+async def test_a_record_without_a_timestamp_is_as_old_as_the_time_since_it_was_read(
+    timestamp: int,
+) -> None:
+    messages, rejections = KeptMessages(), KeptRejections()
+    settings = SimpleNamespace(topics=["push"], max_payload_bytes=100)
+    consumer = Consumer(cast("Any", settings), Commits(), messages, rejections)
+    consumer._assign([A])
+    began_ms = int(time.time() * 1000)
+    bad = record(A, 1, timestamp=timestamp, headers=(("push-ttl", b"soon"),))
+    consumer._take(cast("Any", None), {A: [record(A, 0, timestamp=timestamp), bad]})
+    read_ms = int(time.time() * 1000)
+    consumer.observe(read_ms + 5_000)
+    [gauge] = metrics.OLDEST_SECONDS.collect()
+    [message], [rejection] = messages.kept, rejections.kept
+    if timestamp < 0:
+        assert 5 <= gauge.samples[0].value <= 5 + (read_ms - began_ms) / 1000
+        for published_ms in (message.envelope.published_ms, rejection.published_ms):
+            assert began_ms <= published_ms <= read_ms
+    else:
+        assert gauge.samples[0].value == (read_ms + 5_000 - timestamp) / 1000
+        assert message.envelope.published_ms == rejection.published_ms == timestamp
