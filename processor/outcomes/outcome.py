@@ -15,9 +15,7 @@ class Kind(enum.Enum):
     DELIVERED = "delivered"  # handed to the kernel or the buffer of at least one connection
     OFFLINE = "offline"  # the user, or the device asked for, has no connection
     EXPIRED = "expired"  # older than its TTL
-    REPLACED = (
-        "replaced"  # by a newer message of the same user and collapse key, before it was sent
-    )
+    REPLACED = "replaced"  # by a newer message of the same user, device and collapse key
     REJECTED = "rejected"  # breaks the publishing rules; kept in the dead-letter topic
     FAILED = "failed"  # with a reason; whether the user was connected is not known
 
@@ -50,12 +48,14 @@ def outcome_of(message: Message) -> Outcome:
     """Return the outcome of a settled message.
 
     Delivered comes first: a single connection that took the message is enough, whatever a second
-    node answered. Offline comes last: no node failed, and no node had the user (or the device).
+    node answered. Failed comes next: a node that failed may have delivered the message, so a newer
+    message has not replaced it for certain. Offline comes last: no node failed, and no node had the
+    user (or the device).
     """
     if message.took:
         return DELIVERED
-    if message.replaced:
-        return REPLACED
     if message.failure is not None:
         return outcome(Kind.FAILED, message.failure)
+    if message.replaced:
+        return REPLACED
     return EXPIRED if message.expired else OFFLINE

@@ -15,15 +15,18 @@ class Lanes:
     of messages in a single lane delays another lane by one `take` at most.
     """
 
-    __slots__ = ("_count", "_queues", "_weights")
+    __slots__ = ("_count", "_discarded", "_queues", "_weights")
 
     def __init__(self, weights: Sequence[int]) -> None:
         """`weights` has a number for every lane, 1 or more."""
         self._weights = weights
         self._queues: tuple[deque[Message], ...] = tuple(deque() for _ in weights)
         self._count = 0
+        #: Discarded messages that are still in a queue: taking one out of a deque scans the deque.
+        self._discarded: set[Message] = set()
 
     def __len__(self) -> int:
+        """Return the number of messages that `take` will give out: without discarded messages."""
         return self._count
 
     def put(self, message: Message) -> None:
@@ -37,17 +40,33 @@ class Lanes:
             self._queues[message.lane].appendleft(message)
         self._count += len(messages)
 
+    def discard(self, message: Message) -> None:
+        """Give a queued message up: `take` will not return the message."""
+        self._discarded.add(message)
+        self._count -= 1
+        if len(self._discarded) > self._count:
+            self._drop_discarded()
+
     def take(self, limit: int) -> list[Message]:
         """Take up to `limit` messages, in order within a lane.
 
         `limit` is the number of lanes or more.
         """
+        if self._discarded:
+            self._drop_discarded()
         taken: list[Message] = []
         waiting = list(map(len, self._queues))
         for queue, count in zip(self._queues, shares(limit, waiting, self._weights), strict=True):
             taken += [queue.popleft() for _ in range(count)]
         self._count -= len(taken)
         return taken
+
+    def _drop_discarded(self) -> None:
+        discarded, self._discarded = self._discarded, set()
+        self._queues = tuple(
+            deque(message for message in queue if message not in discarded)
+            for queue in self._queues
+        )
 
 
 def shares(limit: int, waiting: Sequence[int], weights: Sequence[int]) -> list[int]:

@@ -36,6 +36,7 @@ class Message:
         "took",
         "tried",
         "undelivered",
+        "under_way",
     )
 
     def __init__(
@@ -50,6 +51,7 @@ class Message:
         self.lane = progress.lane
         #: Messages of an equal key keep their order. The key is a user within a lane.
         self.key: Hashable = (self.lane, self.push.user) if self.lane else self.push.user
+        self.under_way = False  # looked up, or sent: more than queued
         self.pending = 0  # nodes whose answer is awaited
         self.tried: tuple[Node, ...] = ()  # nodes that answered or failed
         self.took = 0  # connections that took the message
@@ -57,7 +59,9 @@ class Message:
         self.undelivered = False  # a tried node did not deliver: the user may be elsewhere by now
         self.looked_again = False  # the one fresh look-up after a stale result is used up
         self.expired = False  # the TTL had passed before the message could be sent
-        self.replaced = False  # by a newer message of the same collapse key
+        #: A newer message of the same user, device and collapse key was read. Nodes that did not
+        #: have this message by then do not get it.
+        self.replaced = False
         self.failure: str | None = None  # the reason of the last failure to deliver
 
     def drop_payload(self) -> None:

@@ -7,6 +7,9 @@
    up once more, and nodes that were not tried yet get the message too.
 5. `_settle` hands messages with their outcome to `settled`, and lets later messages go.
 
+A message with a collapse key is replaced (`_replace`) by a newer message of the same user, device
+and key. Nodes that have the older message keep it and answer for it; no further node gets it.
+
 Order is kept per key: the user, and with several topics the topic (its lane). Messages of a key go
 together, or one group after the other: a later group waits until every message of the group before
 has its outcome, however often the user has to be looked up again. Within a group each node gets the
@@ -101,10 +104,11 @@ class Dispatcher:
         self._now_ms = now_ms
         self._queue = Lanes(weights)  # messages to be looked up
         self._continuing: list[_Flight] = []  # flights whose next round can start
-        self._unknown: list[_Flight] = []  # flights of unknown users, until the timer ends
+        #: Flights of unknown users, until the timer ends; by their messages' key.
+        self._unknown: dict[Hashable, _Flight] = {}
         self._flights: dict[Hashable, _Flight] = {}  # flights under way, by their messages' key
-        #: By message key and collapse key: the newest message not under way yet.
-        self._replaceable: dict[tuple[Hashable, str], Message] = {}
+        #: By message key, device and collapse key: the newest message without an outcome.
+        self._replaceable: dict[Hashable, Message] = {}
         self._round_number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
@@ -124,7 +128,7 @@ class Dispatcher:
         replaced: list[Message] = []
         for message in messages:
             if message.envelope.collapse_key is not None:
-                replaced += self._replace(message, message.envelope.collapse_key)
+                replaced += self._replace(message)
             flight = self._flights.get(message.key)
             if flight is None:
                 self._queue.put(message)
@@ -134,9 +138,6 @@ class Dispatcher:
                 flight.taken_since.append(message)
         if replaced:
             self._settled(replaced)
-            # A replaced message stays in its queue, and is skipped when its turn comes.
-            for message in replaced:
-                message.drop_payload()
         self._wake.set()
         if len(self._queue) >= self._batch_messages:
             self._room.clear()
@@ -154,18 +155,38 @@ class Dispatcher:
                 self._timer.cancel()
             await self._gateways.close()
 
-    def _replace(self, message: Message, collapse_key: str) -> list[Message]:
-        """Replace an older message of the same key and collapse key, if not under way yet.
+    def _replace(self, message: Message) -> list[Message]:
+        """Replace an older message without an outcome: no further node gets the older message.
 
-        Return a list of the replaced message, or an empty list.
+        Return a list of the older message if its outcome is known now. The list is empty where
+        nothing is replaced, and where nodes that have the older message have not answered yet.
         """
-        key = (message.key, collapse_key)
+        key = _collapsing_key(message)
         older = self._replaceable.get(key)
         self._replaceable[key] = message
         if older is None:
             return []
         older.replaced = True
+        older.drop_payload()
+        # A message that is only queued stays in its queue, and is skipped when its turn comes.
+        if older.under_way and not self._withdraw(older):
+            return []
         return [older]
+
+    def _withdraw(self, message: Message) -> bool:
+        """Take a replaced message out of its flight; False while nodes have yet to answer."""
+        flight = self._flights[message.key]
+        if message.pending:
+            withdrawn = self._gateways.withdraw(message)
+            message.pending -= withdrawn
+            flight.pending_answers -= withdrawn
+            if message.pending:
+                return False
+            self._continue_if_answered(flight)
+        else:  # it waits for a look-up
+            flight.to_send.remove(message)
+        self._land(message)
+        return True
 
     def _flights_to_go(self) -> list[_Flight]:
         """Return the flights of a new round: continuing flights, then new ones from the queue."""
@@ -194,9 +215,7 @@ class Dispatcher:
             return
         flight.unsettled += 1
         flight.to_send.append(message)
-        collapse_key = message.envelope.collapse_key
-        if collapse_key is not None:
-            self._replaceable.pop((message.key, collapse_key), None)
+        message.under_way = True
 
     async def _run_round(self, flights: Sequence[_Flight]) -> None:
         """Look up the users of all flights; queue every message for the nodes of the user.
@@ -215,7 +234,7 @@ class Dispatcher:
         for flight in self._settle_undue(flights):  # messages may expire during the look-up
             nodes = nodes_by_user[flight.to_send[0].push.user]
             if nodes is None:
-                self._unknown.append(flight)
+                self._unknown[flight.to_send[0].key] = flight
                 continue
             messages, flight.to_send = flight.to_send, []
             without_nodes += [m for m in messages if not self._send(flight, m, nodes)]
@@ -265,16 +284,20 @@ class Dispatcher:
             flight.pending_answers -= 1
             if not message.pending:
                 self._conclude(flight, message, finished)
-            if not flight.pending_answers and flight.to_send:
-                flight.to_send.sort(key=_by_offset)  # nodes answer in any order
-                self._continuing.append(flight)
+            self._continue_if_answered(flight)
         self._settle(finished)
         if self._continuing:
             self._wake.set()
 
+    def _continue_if_answered(self, flight: _Flight) -> None:
+        """Let a flight go on that has all answers, and messages for a second look-up."""
+        if not flight.pending_answers and flight.to_send:
+            flight.to_send.sort(key=_by_offset)  # nodes answer in any order
+            self._continuing.append(flight)
+
     def _conclude(self, flight: _Flight, message: Message, finished: list[Message]) -> None:
         """Finish a message whose nodes have all answered, or give it a second look-up."""
-        if message.undelivered and not message.looked_again:
+        if message.undelivered and not message.looked_again and not message.replaced:
             # The registry is a hint: where a node did not deliver, one fresh look-up is worth its
             # cost, and only nodes that were not tried get the message. `fresh` in `_run_round`
             # bypasses an answer that a look-up for another message may have put back meanwhile.
@@ -285,25 +308,39 @@ class Dispatcher:
             finished.append(message)
 
     def _settle(self, messages: Sequence[Message]) -> None:
-        """Give messages under way their outcome; queue the messages behind a settled flight."""
+        """Give messages under way their outcome."""
         if not messages:
             return
         for message in messages:
-            flight = self._flights[message.key]
-            flight.unsettled -= 1
-            if not flight.unsettled:
-                del self._flights[message.key]
-                self._queue.put_back(flight.waiting_in_front)
-                for later in flight.taken_since or ():
-                    self._queue.put(later)
-                self._wake.set()
+            self._land(message)
         self._settled(messages)
+
+    def _land(self, message: Message) -> None:
+        """Take a message with an outcome off its flight; queue messages behind an empty flight."""
+        if message.envelope.collapse_key is not None:
+            key = _collapsing_key(message)
+            if self._replaceable.get(key) is message:
+                del self._replaceable[key]
+        flight = self._flights[message.key]
+        flight.unsettled -= 1
+        if not flight.unsettled:
+            del self._flights[message.key]
+            self._unknown.pop(message.key, None)
+            self._queue.put_back(flight.waiting_in_front)
+            for later in flight.taken_since or ():
+                self._queue.put(later)
+            self._wake.set()
 
     def _continue_unknown(self) -> None:
         self._timer = None
-        self._continuing += self._unknown
-        self._unknown = []
+        self._continuing += self._unknown.values()
+        self._unknown = {}
         self._wake.set()
+
+
+def _collapsing_key(message: Message) -> Hashable:
+    """Return lane, user, device and collapse key: a newer message of equal values replaces."""
+    return message.key, message.push.device, message.envelope.collapse_key
 
 
 def _note_result(message: Message, node: Node, result: Result | None) -> None:

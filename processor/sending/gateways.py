@@ -2,7 +2,8 @@
 
 Messages for a slow gateway wait in the slow gateway's own queue, and messages for other gateways
 pass by. All queues together hold at most the messages that may be in hand
-(processor/reading/progress.py).
+(processor/reading/progress.py). A message in a queue can be withdrawn: a newer message has replaced
+it. A message of the batch that is under way can't.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class Gateways:
         self._weights = weights
         self._clock = clock
         self._gateways: dict[Node, _Gateway] = {}
+        #: For messages with a collapse key: the gateways in whose queues a message waits.
+        self._replaceable: dict[Message, list[_Gateway]] = {}
 
     def put(self, node: Node, message: Message) -> None:
         """Queue a message for `node`; a task sends the queue, batch by batch."""
@@ -100,8 +103,20 @@ class Gateways:
             self._drop_idle()
             gateway = self._gateways[node] = _Gateway(node, self._weights)
         gateway.queue.put(message)
+        if message.envelope.collapse_key is not None:
+            self._replaceable.setdefault(message, []).append(gateway)
         if gateway.worker is None:
             gateway.worker = self._spawn(self._empty_queue(gateway))
+
+    def withdraw(self, message: Message) -> int:
+        """Take a message with a collapse key out of all queues where it waits.
+
+        Return the number of these queues. Their nodes give no result for the message.
+        """
+        gateways = self._replaceable.pop(message, ())
+        for gateway in gateways:
+            gateway.queue.discard(message)
+        return len(gateways)
 
     async def close(self) -> None:
         """Stop sending. Messages still in a queue get no result."""
@@ -122,9 +137,12 @@ class Gateways:
         failure = gateway.failure
         paused = failure is not None and self._clock() < gateway.paused_until
         trial = failure is not None and not paused
+        taken = gateway.queue.take(_TRIAL_MESSAGES if trial else MAX_BATCH_MESSAGES)
+        if self._replaceable:
+            self._note_taken(gateway, taken)
         batch: list[Message] = []
         undue: list[Message] = []
-        for message in gateway.queue.take(_TRIAL_MESSAGES if trial else MAX_BATCH_MESSAGES):
+        for message in taken:
             (batch if self._is_due(message) else undue).append(message)
         self._answered(gateway.node, undue, [None] * len(undue))
         if failure is not None and paused:
@@ -133,6 +151,15 @@ class Gateways:
             results = await self._forward(gateway.node, batch)
             gateway.note(_silence(results), self._clock())
             self._answered(gateway.node, batch, results)
+
+    def _note_taken(self, gateway: _Gateway, messages: Sequence[Message]) -> None:
+        """Note that messages are no longer in a gateway's queue, and can't be withdrawn there."""
+        for message in messages:
+            gateways = self._replaceable.get(message)
+            if gateways is not None:
+                gateways.remove(gateway)
+                if not gateways:
+                    del self._replaceable[message]
 
     async def _forward(self, node: Node, batch: Sequence[Message]) -> list[Result]:
         try:

@@ -53,6 +53,29 @@ def test_shares_never_exceed_what_waits_or_the_limit_and_leave_nobody_out() -> N
             assert share <= count
 
 
+def test_what_is_discarded_is_not_given_out_and_leaves_nothing_behind() -> None:
+    draw = random.Random(5)
+    lanes = Lanes([3, 1])
+    queued = [message(number % 2, number) for number in range(1_000)]
+    for each in queued:
+        lanes.put(each)
+    for each in draw.sample(queued, 950):
+        lanes.discard(each)
+        queued.remove(each)
+        assert len(lanes) == len(queued)
+        assert sum(map(len, lanes._queues)) <= 2 * len(lanes) + 1
+    late = message(0, 1_000)
+    lanes.put(late)
+    lanes.discard(queued.pop())
+    out: list[Message] = []
+    while lanes:
+        out += lanes.take(7)
+    for lane in (0, 1):
+        kept = [each for each in [*queued, late] if each.lane == lane]
+        assert [each for each in out if each.lane == lane] == kept
+    assert not any(lanes._queues)
+
+
 def test_each_lane_keeps_its_order_and_all_comes_out() -> None:
     lanes = Lanes([3, 1])
     for number in range(100):

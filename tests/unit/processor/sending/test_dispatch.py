@@ -46,6 +46,10 @@ class FakeRegistry:
         self.failures = 0
         self.lookups: list[list[str]] = []
 
+    def answer(self, answer: Answer) -> None:
+        """Give this answer from now on."""
+        self._answers = [answer]
+
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
         if self.failures:
             self.failures -= 1
@@ -95,6 +99,9 @@ class FakeForward:
     def to(self, node: Node) -> list[list[str]]:
         return [ids for called, ids in self.calls if called == node]
 
+    def ids_to(self, node: Node) -> list[str]:
+        return [each for ids in self.to(node) for each in ids]
+
 
 def envelope(
     user: str,
@@ -103,8 +110,9 @@ def envelope(
     ttl: int | None = None,
     age: int = 0,
     collapse_key: str | None = None,
+    device: str | None = None,
 ) -> Envelope:
-    push = Push(user, b"x", message_id)
+    push = Push(user, b"x", message_id, device=device)
     return Envelope(push, NOW_MS - age * 1000, ttl, collapse_key=collapse_key)
 
 
@@ -152,6 +160,10 @@ class Rig:
             while len(self.settled) < self._taken:
                 self._news.clear()
                 await self._news.wait()
+
+    def queued_for(self, node: Node) -> int:
+        """Give the places in a node's queue, those of messages that are not sent any more too."""
+        return sum(map(len, self.dispatcher._gateways._gateways[node].queue._queues))
 
     def outcomes(self) -> dict[str, Outcome]:
         return {message.push.id: outcome_of(message) for message in self.settled}
@@ -638,13 +650,164 @@ async def test_what_was_replaced_is_not_kept_for_its_payload() -> None:
         await rig.all_settled()
 
 
+async def test_a_message_for_one_device_replaces_none_for_another() -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A,)}), forward)) as rig:
+        rig.take(envelope("u", "under-way"))
+        await turns()
+        rig.take(
+            envelope("u", "desk", collapse_key="k", device="desk"),
+            envelope("u", "phone-1", collapse_key="k", device="phone"),
+            envelope("u", "all", collapse_key="k"),
+            envelope("u", "phone-2", collapse_key="k", device="phone"),
+        )
+        assert rig.outcomes() == {"phone-1": REPLACED}
+        forward.held[A].set()
+        await rig.all_settled()
+    assert forward.ids_to(A) == ["under-way", "desk", "all", "phone-2"]
+
+
+#: Messages of the same user that are not replaced: none, or one.
+BESIDE: list[list[str]] = [[], ["kept"]]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+async def test_what_waits_because_a_user_is_unknown_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, beside: list[str]
+) -> None:
+    monkeypatch.setattr("processor.sending.dispatch._UNKNOWN_SECONDS", 60.0)
+    registry, forward = FakeRegistry({"u": None}), FakeForward()
+    async with running(Rig(registry, forward)) as rig:
+        rig.take(envelope("u", "1", collapse_key="k"), *(envelope("u", each) for each in beside))
+        await turns()
+        for number in range(2, 50):
+            rig.take(envelope("u", str(number), collapse_key="k"))
+            await turns()
+        assert rig.outcomes() == {str(number): REPLACED for number in range(1, 49)}
+        assert {message.push.data for message in rig.settled} == {b""}
+        assert len(rig.dispatcher._unknown) == 1
+        registry.answer({"u": (A,)})
+        rig.dispatcher._continue_unknown()  # as the timer does
+        await rig.all_settled()
+    assert forward.ids_to(A) == [*beside, "49"]
+
+
+async def test_what_is_being_looked_up_is_replaced() -> None:
+    forward, answered = FakeForward(), asyncio.Event()
+
+    class Slow(FakeRegistry):
+        async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
+            await answered.wait()
+            return await super().lookup(users)
+
+    async with running(Rig(Slow({"u": (A,)}), forward)) as rig:
+        rig.take(envelope("u", "1", collapse_key="k"))
+        await turns()
+        rig.take(envelope("u", "2", collapse_key="k"))
+        assert rig.outcomes() == {"1": REPLACED}
+        answered.set()
+        await rig.all_settled()
+    assert forward.ids_to(A) == ["2"]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+async def test_what_waits_in_a_slow_gateways_queue_is_replaced_and_leaves_nothing_there(
+    beside: list[str],
+) -> None:
+    forward = FakeForward()
+    forward.held[A] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A,), "v": (A,)}), forward)) as rig:
+        rig.take(envelope("v", "under-way"))
+        await turns()
+        rig.take(envelope("u", "0", collapse_key="k"), *(envelope("u", each) for each in beside))
+        await turns()
+        for number in range(1, 200):
+            rig.take(envelope("u", str(number), collapse_key="k"))
+            await turns()
+        assert rig.outcomes() == {str(number): REPLACED for number in range(199)}
+        assert len(rig.lanes[0]) == 2 + len(beside), "what is replaced is no longer in hand"
+        assert rig.queued_for(A) <= 4
+        forward.held[A].set()
+        await rig.all_settled()
+        assert not rig.dispatcher._replaceable
+        assert not rig.dispatcher._gateways._replaceable
+    assert forward.ids_to(A) == ["under-way", *beside, "199"]
+
+
+async def test_what_one_node_has_taken_is_delivered_and_only_its_other_nodes_go_without() -> None:
+    forward = FakeForward()
+    forward.held[B] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A, B), "v": (B,)}), forward)) as rig:
+        rig.take(envelope("v", "under-way"))
+        await turns()
+        rig.take(envelope("u", "1", collapse_key="k"))
+        await turns()
+        assert rig.settled == []
+        rig.take(envelope("u", "2", collapse_key="k"))
+        assert rig.outcomes() == {"1": DELIVERED}
+        forward.held[B].set()
+        await rig.all_settled()
+    assert (forward.ids_to(A), forward.ids_to(B)) == (["1", "2"], ["under-way", "2"])
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (1, DELIVERED),
+        (0, REPLACED),
+        (NO_DEVICE, REPLACED),
+        (Failure("timeout"), outcome(Kind.FAILED, "timeout")),
+    ],
+)
+async def test_what_is_under_way_has_the_outcome_of_its_answers_and_goes_nowhere_else(
+    result: Result, expected: Outcome
+) -> None:
+    forward = FakeForward({A: answers(result)})
+    forward.held[A] = asyncio.Event()
+    registry = FakeRegistry({"u": (A,)}, {"u": (B,)})
+    async with running(Rig(registry, forward)) as rig:
+        rig.take(envelope("u", "1", collapse_key="k"))
+        await turns()
+        rig.take(envelope("u", "2", collapse_key="k"))
+        await turns()
+        assert rig.settled == []
+        forward.held[A].set()
+        await rig.all_settled()
+    assert rig.outcomes() == {"1": expected, "2": DELIVERED}
+    assert (forward.ids_to(A), forward.ids_to(B)) == (["1"], ["2"])
+
+
+async def test_what_waits_for_a_second_look_up_is_replaced_unless_a_node_took_it() -> None:
+    # Both nodes answer; B has the user no more, and the second look-up says that nothing is known.
+    for took, expected in ((1, DELIVERED), (0, REPLACED)):
+        forward = FakeForward({A: answers(took), B: zero})
+        registry = FakeRegistry({"u": (A, B)}, {"u": None})
+        async with running(Rig(registry, forward)) as rig:
+            rig.take(envelope("u", "1", collapse_key="k"))
+            await turns()
+            assert rig.settled == []
+            rig.take(envelope("u", "2", collapse_key="k"))
+            assert rig.outcomes() == {"1": expected}
+            registry.answer({"u": (C,)})
+            await rig.all_settled()
+        assert forward.ids_to(C) == ["2"]
+
+
+#: The places of a user who is on one node at a time.
+ONE_NODE = ((A,), (B,), (C,))
+
+
 class Restless(FakeRegistry):
     """Users wander from node to node, are unknown at times, and look-ups take their time."""
 
-    def __init__(self, draw: random.Random) -> None:
+    def __init__(
+        self, draw: random.Random, *, places: Sequence[tuple[Node, ...]] = ONE_NODE
+    ) -> None:
         super().__init__()
         self.draw = draw
-        self.where: dict[str, Node] = {}
+        self.places = places
+        self.where: dict[str, tuple[Node, ...]] = {}
 
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
         for _ in range(self.draw.randrange(6)):
@@ -654,8 +817,8 @@ class Restless(FakeRegistry):
     def _where(self, user: str) -> tuple[Node, ...] | None:
         chance = self.draw.random()
         if chance < 0.2:
-            self.where[user] = self.draw.choice((A, B, C))
-        return None if chance > 0.9 else (self.where.setdefault(user, A),)
+            self.where[user] = self.draw.choice(self.places)
+        return None if chance > 0.9 else self.where.setdefault(user, (A,))
 
 
 class Wandering(FakeForward):
@@ -665,15 +828,17 @@ class Wandering(FakeForward):
         super().__init__()
         self.registry = registry
         self.arrived: dict[str, list[int]] = {}
+        self.arrived_by_node: dict[tuple[str, Node], list[int]] = {}
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
         for _ in range(self.registry.draw.randrange(8)):
             await asyncio.sleep(0)
         results: list[Result] = []
         for push in pushes:
-            here = self.registry.where[push.user] == node
+            here = node in self.registry.where[push.user]
             if here:
                 self.arrived.setdefault(push.user, []).append(int(push.id))
+                self.arrived_by_node.setdefault((push.user, node), []).append(int(push.id))
             results.append(int(here))
         return results
 
@@ -708,3 +873,54 @@ async def test_whatever_happens_nothing_passes_an_earlier_message_of_its_user(
     assert forward.arrived
     for user, ids_in_order in forward.arrived.items():
         assert ids_in_order == sorted(ids_in_order), user
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_happens_what_is_replaced_was_taken_nowhere_and_has_a_newer_one(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr("processor.sending.dispatch._UNKNOWN_SECONDS", 0.001)
+    draw = random.Random(seed)
+    registry = Restless(draw, places=[*ONE_NODE, (A, B), (B, C), (A, B, C)])
+    forward = Wandering(registry)
+    rig = Rig(registry, forward, batch_messages=draw.choice([2, 3, 10, 100]))
+    async with running(rig):
+        number = 0
+        for _ in range(40):
+            ids = range(number, number + draw.randrange(10))
+            rig.take(
+                *(
+                    envelope(
+                        draw.choice("uvw"),
+                        str(each),
+                        collapse_key=draw.choice([None, "k", "k", "l"]),
+                        device=draw.choice([None, "phone"]),
+                    )
+                    for each in ids
+                )
+            )
+            number = ids.stop
+            await turns(draw.randrange(12))
+        await rig.all_settled()
+    assert len(rig.settled) == number
+    arrived = {each for ids_in_order in forward.arrived.values() for each in ids_in_order}
+    newest = {_collapsing(message): message.offset for message in by_offset(rig.settled)}
+    for message in rig.settled:
+        assert (outcome_of(message) == DELIVERED) == (message.offset in arrived)
+        if outcome_of(message) == REPLACED:
+            assert message.envelope.collapse_key is not None
+            assert message.offset < newest[_collapsing(message)]
+            assert message.push.data == b""
+    for ids_in_order in forward.arrived_by_node.values():
+        assert ids_in_order == sorted(ids_in_order)
+    assert REPLACED in map(outcome_of, rig.settled)
+    assert not rig.dispatcher._replaceable
+    assert not rig.dispatcher._gateways._replaceable
+
+
+def by_offset(messages: Sequence[Message]) -> list[Message]:
+    return sorted(messages, key=lambda message: message.offset)
+
+
+def _collapsing(message: Message) -> tuple[str, str | None, str | None]:
+    return message.push.user, message.push.device, message.envelope.collapse_key
