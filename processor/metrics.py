@@ -41,7 +41,7 @@ REGISTRY_ERRORS = Counter(
 )
 COMMIT_ERRORS = Counter(
     "pushgate_processor_commit_errors_total",
-    "Commits that failed; the batch may come again.",
+    "Commits that failed; each is tried again.",
     registry=_registry,
 )
 LOOKUP_CACHE = Counter(

@@ -2,19 +2,26 @@
 
 A commit takes milliseconds of waiting, and a lone message would pay them in full if the next read
 waited for the commit. Messages that are not committed when a processor dies come again to another
-member of the group: a late commit is safe, and an early commit never happens.
+member of the group: a late commit is safe, and an early commit never happens. A commit that fails,
+or gets no answer in time, is tried again with back-off, whether or not more messages are settled.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
+from typing import Final
 
 import structlog
 
 from processor import metrics
 from processor.reading.kafka import AIOKafkaConsumer, KafkaError, TopicPartition
 from processor.reading.progress import Progress
+
+#: How long a commit may take. aiokafka's own time-out is 40 s, and after it aiokafka tries on for
+#: ever with the same offsets.
+_ATTEMPT_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 log = structlog.get_logger("processor.commits")
 
@@ -26,6 +33,8 @@ class Commits:
         self._client = client
         self._finished: dict[TopicPartition, int] = {}  # to be committed
         self._committing: asyncio.Task[None] | None = None
+        self._failures = 0  # in a row
+        self._retry: asyncio.TimerHandle | None = None  # set while a failed commit waits
         self._advanced = asyncio.Event()
 
     def use(self, client: AIOKafkaConsumer) -> None:
@@ -48,8 +57,8 @@ class Commits:
         if self._client is None:
             return
         self._finished |= offsets
-        if self._committing is None or self._committing.done():
-            self._committing = asyncio.create_task(self._commit(self._client))
+        if self._retry is None:
+            self._begin(self._client)
 
     async def settled(self, progresses: Collection[Progress]) -> None:
         """Return when every message in hand is settled, except in partitions that are lost."""
@@ -60,18 +69,35 @@ class Commits:
     async def flush(self) -> None:
         """Return when every finished offset is committed, or two commits have failed."""
         for _ in range(2):  # a failed commit is tried once more: this may be the last chance
+            self._try_again()
             if self._committing is not None:
-                await asyncio.shield(self._committing)
+                await asyncio.wait((self._committing,))
             if not self._finished:
                 return
-            self.finished({})
 
     def forget(self) -> None:
         """Drop finished offsets: their partitions are lost, and may be back with other offsets."""
         self._finished = {}
         if self._committing is not None:
             self._committing.cancel()
+            self._committing = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._failures = 0
         self._advanced.set()
+
+    def _begin(self, client: AIOKafkaConsumer) -> None:
+        if self._committing is None or self._committing.done():
+            self._committing = asyncio.create_task(self._commit(client))
+
+    def _try_again(self) -> None:
+        """Commit the finished offsets now; end a wait of a failed commit."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._finished and self._client is not None:
+            self._begin(self._client)
 
     async def _commit(self, client: AIOKafkaConsumer) -> None:
         while self._finished:
@@ -83,10 +109,19 @@ class Commits:
             if not offsets:
                 continue
             try:
-                await client.commit(offsets)
-            except KafkaError as error:
-                # Kept for the next commit; if there is no next commit, the messages come again.
+                async with asyncio.timeout(_ATTEMPT_SECONDS):
+                    await client.commit(offsets)
+            except (KafkaError, TimeoutError) as error:
                 self._finished = offsets | self._finished
-                metrics.COMMIT_ERRORS.inc()
-                log.warning("commit failed", error=str(error) or type(error).__name__)
+                self._failed(error)
                 return
+            self._failures = 0
+
+    def _failed(self, error: Exception) -> None:
+        """Count and log a failed commit; try again later."""
+        metrics.COMMIT_ERRORS.inc()
+        if not self._failures:
+            log.warning("commit failed; trying on", error=str(error) or type(error).__name__)
+        delay = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
+        self._failures += 1
+        self._retry = asyncio.get_running_loop().call_later(delay, self._try_again)

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from processor.reading import commits as module
 from processor.reading.commits import Commits
 from processor.reading.kafka import AIOKafkaConsumer, KafkaError, TopicPartition
 
@@ -24,6 +25,8 @@ class FlakyConsumer:
         self.commits = 0
         self.failures = 0
         self.failed = asyncio.Event()
+        self.silences = 0  # attempts that get no answer at all
+        self.succeeded = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -34,11 +37,15 @@ class FlakyConsumer:
         assert offsets, "aiokafka raises ValueError for no offsets"
         self.commits += 1
         await self.gate.wait()
+        if self.silences:
+            self.silences -= 1
+            await asyncio.Event().wait()
         if self.failures:
             self.failures -= 1
             self.failed.set()
             raise KafkaError("injected")
         self.committed |= offsets
+        self.succeeded.set()
 
 
 def commits_of(consumer: FlakyConsumer) -> Commits:
@@ -105,3 +112,62 @@ async def test_a_flush_ends_though_kafka_never_takes_it() -> None:
     await commits.flush()
     assert consumer.committed == {}
     assert consumer.commits == 2
+
+
+async def test_a_commit_that_fails_is_tried_again_though_nothing_else_is_settled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", (0.001, 0.002))
+    consumer = FlakyConsumer()
+    consumer.failures = 4
+    commits_of(consumer).finished({A: 5})
+    async with asyncio.timeout(5):
+        await consumer.succeeded.wait()
+    assert consumer.committed == {A: 5}
+    assert consumer.commits == 5
+
+
+async def test_a_commit_without_an_answer_is_given_up_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", (0.001,))
+    monkeypatch.setattr(module, "_ATTEMPT_SECONDS", 0.01)
+    consumer = FlakyConsumer()
+    consumer.silences = 2
+    commits_of(consumer).finished({A: 5})
+    async with asyncio.timeout(5):
+        await consumer.succeeded.wait()
+    assert consumer.committed == {A: 5}
+    assert consumer.commits == 3
+
+
+async def test_while_a_failed_commit_waits_what_finishes_waits_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", (60.0,))
+    consumer = FlakyConsumer()
+    consumer.failures = 1
+    commits = commits_of(consumer)
+    commits.finished({A: 5})
+    await consumer.failed.wait()
+    await asyncio.sleep(0)
+    for offset in range(10):
+        commits.finished({B: offset})
+        await asyncio.sleep(0)
+    assert consumer.commits == 1
+    await commits.flush()
+    assert consumer.committed == {A: 5, B: 9}
+
+
+async def test_what_finishes_right_after_partitions_were_lost_is_committed() -> None:
+    consumer = FlakyConsumer()
+    consumer.gate.clear()
+    commits = commits_of(consumer)
+    commits.finished({A: 5})
+    await asyncio.sleep(0)
+    commits.forget()
+    commits.finished({B: 1})
+    consumer.gate.set()
+    async with asyncio.timeout(5):
+        await consumer.succeeded.wait()
+    assert consumer.committed == {B: 1}
