@@ -38,8 +38,9 @@ _SLICE: Final = 200
 class Item(msgspec.Struct):
     """An item of a batch: one message, for a user or for a list of users.
 
-    `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Unknown
-    fields are ignored.
+    `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Messages
+    of equal ids and different `id_scope` are different messages, and no repeats. Unknown fields are
+    ignored.
     """
 
     user: str | list[str]
@@ -48,6 +49,7 @@ class Item(msgspec.Struct):
     id: str | None = None
     type: str | None = None
     device: str | None = None
+    id_scope: str | int | None = None
 
 
 class BadBatch(GatewayError):
@@ -168,14 +170,15 @@ class Pusher:
             delivery = self._delivery(item)
         except _BadItem as bad:
             return bad.result
-        users, device, published_id = item.user, item.device, item.id
+        users, device, published_id, scope = item.user, item.device, item.id, item.id_scope
         if isinstance(users, str):
             if published_id is not None:
-                names[len(batch)] = (users, published_id, device)
+                names[len(batch)] = (users, published_id, device, scope)
             batch.append((delivery, users, device))
             return None
         if published_id is not None:
-            names.update(enumerate(((user, published_id, device) for user in users), len(batch)))
+            users_names = [(user, published_id, device, scope) for user in users]
+            names.update(enumerate(users_names, len(batch)))
         batch += [(delivery, user, device) for user in users]
         return None
 

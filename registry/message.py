@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from hashlib import blake2b
 from typing import Final
 
 import msgspec
@@ -42,7 +43,10 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     """One message as it travels from a processor to a gateway: an element of the internal batch.
 
     `data` is the payload as it was published. `type` is None where the publisher gave no type;
-    `device` is None where the message is for all devices of the user.
+    `device` is None where the message is for all devices of the user. `id_scope` is what the id is
+    unique in: messages of equal ids and different scopes are different messages. The scope is a
+    digest of a CloudEvent's source, or the timestamp of a record that has no id of its own, or
+    None: the id is unique by itself.
     """
 
     user: str
@@ -50,6 +54,7 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     id: str
     type: str | None = None
     device: str | None = None
+    id_scope: str | int | None = None
 
 
 class Envelope(msgspec.Struct, gc=False):
@@ -121,6 +126,7 @@ def from_record(
     partition: int,
     offset: int,
     timestamp_ms: int,
+    published_ms: int,
     key: bytes | None,
     value: bytes | None,
     headers: Iterable[tuple[str, bytes | None]],
@@ -128,7 +134,8 @@ def from_record(
 ) -> Envelope:
     """Read the message in one Kafka record: the key is the user, the value the payload.
 
-    `timestamp_ms` is the record's own; the header `ce_time` takes precedence.
+    `timestamp_ms` is the record's timestamp as Kafka has it, -1 for none. `published_ms` is the
+    start of a TTL; the header `ce_time` takes precedence.
 
     Raises:
         RejectedRecord: the record breaks a publishing rule; `reason` names the rule.
@@ -142,26 +149,45 @@ def from_record(
         raise RejectedRecord("value", "null value: send an empty one for an empty message")
     if len(value) > max_payload_bytes:
         raise RejectedRecord("too-large", f"{len(value)} bytes; the limit is {max_payload_bytes}")
+    default_id = f"{topic}-{partition}-{offset}"
     if not headers:
-        push = Push(user, value, f"{topic}-{partition}-{offset}")
-        return Envelope(push, timestamp_ms)
+        return Envelope(Push(user, value, default_id, None, None, timestamp_ms), published_ms)
     # The last value of a repeated header counts, as with Kafka's own Headers.lastHeader.
     raw_fields = {name: raw for name, raw in headers if name in _HEADERS}
     fields = {name: _HEADERS[name](name, raw) for name, raw in raw_fields.items()}
+    message_id, id_scope = _identity(fields, default_id, timestamp_ms)
     push = Push(
         user,
         value,
-        fields.get("push-id") or fields.get("ce_id") or f"{topic}-{partition}-{offset}",
+        message_id,
         fields.get("push-type") or fields.get("ce_type"),
         fields.get("push-device"),
+        id_scope,
     )
     return Envelope(
         push,
-        _epoch_ms(fields["ce_time"]) if "ce_time" in fields else timestamp_ms,
+        _epoch_ms(fields["ce_time"]) if "ce_time" in fields else published_ms,
         int(fields["push-ttl"]) if "push-ttl" in fields else None,
         fields.get("push-urgency", "normal"),
         fields.get("push-collapse-key"),
     )
+
+
+def _identity(
+    fields: dict[str, str], default_id: str, timestamp_ms: int
+) -> tuple[str, str | int | None]:
+    """Return a message's id and the id's scope (`Push.id_scope`).
+
+    A `ce_id` is unique within its source (CloudEvents 1.0.2, "id"). A default id is unique until
+    its topic is deleted and made anew: offsets then start again, with other timestamps.
+    """
+    if "push-id" in fields:
+        return fields["push-id"], None
+    if "ce_id" in fields:
+        source = fields.get("ce_source")  # of any length, hence the digest
+        scope = blake2b(source.encode(), digest_size=16).hexdigest() if source else None
+        return fields["ce_id"], scope
+    return default_id, timestamp_ms
 
 
 def _fits(text: str, limit: int) -> bool:
@@ -210,6 +236,7 @@ def _epoch_ms(text: str) -> int:
 
 _ID_RULE = "1–128 bytes of UTF-8 without spaces or control characters"
 _TYPE_RULE = "1–128 bytes without control characters; not open, error, nor pushgate.…"
+_SOURCE_RULE = "a URI reference: not empty, without control characters"
 _NAME_RULE = "1–128 bytes of UTF-8 without control characters"
 
 _HEADERS: Final[dict[str, Callable[[str, bytes | None], str]]] = {
@@ -221,6 +248,7 @@ _HEADERS: Final[dict[str, Callable[[str, bytes | None], str]]] = {
     "push-device": _reader(valid_device, _NAME_RULE),
     # CloudEvents, Kafka protocol binding 1.0.2 §3.2 (binary content mode).
     "ce_id": _reader(_publisher_id, _ID_RULE),
+    "ce_source": _reader(lambda text: bool(text) and not _CONTROL.search(text), _SOURCE_RULE),
     "ce_type": _reader(valid_type, _TYPE_RULE),
     "ce_time": _reader(_is_time, "an RFC 3339 time with an offset"),
 }

@@ -14,8 +14,9 @@ from itertools import islice
 from gateway import metrics
 from gateway.connections.hub import Addressed, Refusal
 
-#: The identity of a message: its user, its id, and the one device it is for (None: all devices).
-Name = tuple[str, str, str | None]
+#: The identity of a message: its user, its id, the one device it is for (None: all devices), and
+#: what the id is unique in (None: everything).
+Name = tuple[str, str, str | None, str | int | None]
 #: The results of a batch, in the order of its messages: how many connections took a message, or
 #: why no connection did (`Refusal` is no int). A message that some of a user's connections took
 #: counts as delivered; its repeat does not reach the other connections.

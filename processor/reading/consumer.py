@@ -236,14 +236,15 @@ class _Rebalances(ConsumerRebalanceListener):
         self._assign(assigned)
 
 
-def _envelope(record: Record, timestamp_ms: int, max_payload_bytes: int) -> Envelope:
+def _envelope(record: Record, published_ms: int, max_payload_bytes: int) -> Envelope:
     if isinstance(record, UnreadableRecord):
         raise RejectedRecord("unreadable", "a header here or before has a name that is not UTF-8")
     return from_record(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        timestamp_ms=timestamp_ms,
+        timestamp_ms=record.timestamp,
+        published_ms=published_ms,
         key=record.key,
         value=record.value,
         headers=record.headers,

@@ -36,8 +36,9 @@ _NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _CONNECT_SECONDS: Final = 1.0
 #: Less than the gateway's keep-alive, so that a request never meets a closing connection.
 _KEEP_ALIVE_SECONDS: Final = 30.0
-#: Bytes of a push in MessagePack beside its strings: keys, lengths, the head of the map.
-_ELEMENT_BYTES: Final = 64
+#: Bytes of a push in MessagePack beside its strings of variable length: the head of the map, keys,
+#: lengths, and the id's scope, which has 34 bytes at most.
+_ELEMENT_BYTES: Final = 96
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,25 @@ async def test_a_batch_that_comes_again_is_answered_alike_and_seen_once(
     assert await metric(pusher, REPEATS) == before + 60
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["json", "messagepack"])
+@pytest.mark.parametrize("users", ["one", "list"])
+async def test_messages_of_one_id_and_two_scopes_are_no_repeats_of_each_other(
+    gateway: GatewayProcess, pusher: Pusher, packed: bool, users: str, user: str
+) -> None:
+    to = user if users == "one" else [user, "nobody"]
+    batch: list[dict[str, object]] = [
+        {"user": to, "data": str(number), "id": "1", "id_scope": scope}
+        for number, scope in enumerate([None, "shop", "bank", 1_000, 1_001])
+    ]
+    expected = [1 if users == "one" else [1, 0]] * len(batch)
+    async with connect("ws-v1", gateway.port, user) as client:
+        for _ in range(2):
+            assert await pusher.push(batch, packed=packed) == expected
+        await pusher.push_one(user, b"the end")
+        seen = [(await client.message()).payload for _ in range(len(batch) + 1)]
+    assert seen == [*(b"%d" % number for number in range(len(batch))), b"the end"]
+
+
 async def test_without_a_window_repeats_are_seen(
     forgetful: GatewayProcess, forgetful_pusher: Pusher, user: str
 ) -> None:

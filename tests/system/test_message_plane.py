@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.clients import connect, eventually
 from tests.support.kafka import KafkaServer
@@ -178,6 +179,62 @@ async def test_members_that_come_and_go_lose_nothing_and_keep_each_users_order(
         for client in (a, b, c, d):
             got = await until_last(client, b"last", timeout=60.0)
             assert [message.payload.decode() for message in got] == [*texts, "last"]
+
+
+async def test_two_events_of_one_id_from_two_sources_both_arrive(
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    processor = start_processor()
+    async with connect("ws-v1", gateways[0].port, user) as client:
+        for source in ("/shop", "/bank", "/shop"):  # the last is a repeat of the first
+            headers = {"ce_id": "1", "ce_source": source}
+            await publish(backend, topic, user, source.encode(), headers)
+        await publish(backend, topic, user, b"the end")
+        got = await take(client, 3)
+    assert [message.payload for message in got] == [b"/shop", b"/bank", b"the end"]
+    assert [message.id for message in got[:2]] == ["1", "1"]
+    await until_outcomes([processor], {DELIVERED: 4})
+
+
+@pytest.mark.parametrize("topic", [1], indirect=True)
+async def test_messages_of_a_topic_that_was_made_anew_are_no_repeats_of_the_old_ones(
+    real_kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    processor = start_processor(kafka_start="earliest")
+    async with connect("ws-v1", gateways[0].port, user) as client:
+        first_id = await publish(backend, topic, user, b"of the old topic")
+        assert (await take(client, 1))[0].payload == b"of the old topic"
+        assert await asyncio.to_thread(processor.terminate) == 0
+        await make_anew(real_kafka.bootstrap, topic)
+        assert await publish(backend, topic, user, b"of the new topic") == first_id
+        await asyncio.to_thread(processor.start)
+        assert (await take(client, 1))[0].payload == b"of the new topic"
+
+
+async def make_anew(bootstrap: str, topic: str) -> None:
+    """Delete a topic of one partition and create it again, empty."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+
+    async def created() -> bool:
+        new = NewTopic(topic, 1, replication_factor=1)
+        response: Any = await admin.create_topics([new])
+        return all(error_code == 0 for _, error_code, *_ in response.topic_errors)
+
+    try:
+        await admin.delete_topics([topic])
+        await eventually(created, f"{topic} is there again")
+    finally:
+        await admin.close()
 
 
 async def figures(processor: ProcessorProcess) -> dict[str, float]:

@@ -29,6 +29,7 @@ def read(headers: Headers = (), **fields: Any) -> Envelope:
         "partition": 3,
         "offset": 17,
         "timestamp_ms": 1_000_000,
+        "published_ms": 1_000_000,
         "key": b"alice",
         "value": b"hello",
         "headers": headers,
@@ -45,7 +46,7 @@ def rejection(headers: Headers = (), **fields: Any) -> RejectedRecord:
 
 def test_a_bare_record_is_a_message_with_its_coordinates_as_id() -> None:
     envelope = read()
-    assert envelope.push == Push("alice", b"hello", "push-3-17", None, None)
+    assert envelope.push == Push("alice", b"hello", "push-3-17", None, None, 1_000_000)
     assert envelope == Envelope(envelope.push, 1_000_000, None, "normal", None)
 
 
@@ -123,7 +124,7 @@ def test_a_name_in_a_header_is_measured_in_bytes(name: str, char: str) -> None:
 
 HEADERS = [
     *("push-id", "push-type", "push-ttl", "push-urgency", "push-collapse-key", "push-device"),
-    *("ce_id", "ce_type", "ce_time"),
+    *("ce_id", "ce_source", "ce_type", "ce_time"),
 ]
 
 
@@ -224,6 +225,46 @@ def test_the_first_and_the_last_time_there_are_do_no_harm(text: str) -> None:
     assert isinstance(read([("ce_time", text.encode())]).published_ms, int)
 
 
+def identity(headers: Headers = (), **fields: Any) -> tuple[str, str | int | None]:
+    push = read(headers, **fields).push
+    return push.id, push.id_scope
+
+
+def test_a_default_id_is_unique_among_records_of_its_timestamp() -> None:
+    assert identity() == identity([("push-type", b"t")]) == ("push-3-17", 1_000_000)
+    assert identity(timestamp_ms=1_000_001) == ("push-3-17", 1_000_001)
+
+
+def test_a_record_without_a_timestamp_is_itself_whenever_it_is_read() -> None:
+    first = read(timestamp_ms=-1, published_ms=1_000_000)
+    again = read(timestamp_ms=-1, published_ms=2_000_000)
+    assert first.push == again.push
+    assert (first.published_ms, again.published_ms) == (1_000_000, 2_000_000)
+
+
+def test_an_id_of_the_publisher_is_unique_by_itself() -> None:
+    ours = ("push-id", b"1")
+    assert identity([ours]) == identity([ours], timestamp_ms=5) == ("1", None)
+    assert identity([ours, ("ce_id", b"2"), ("ce_source", b"/shop")]) == ("1", None)
+
+
+def test_the_id_of_a_cloud_event_is_unique_in_its_source() -> None:
+    def event(*source: tuple[str, bytes]) -> tuple[str, str | int | None]:
+        return identity([("ce_id", b"1"), *source])
+
+    shop, bank = ("ce_source", b"/shop"), ("ce_source", "/bänk".encode())
+    assert event(shop) == event(("ce_source", b"/bank"), shop)
+    scopes = {event(*source)[1] for source in ([shop], [bank], [])}
+    assert len(scopes) == 3
+    assert {event(*source)[0] for source in ([shop], [bank], [])} == {"1"}
+    assert identity([shop]) == identity()
+
+
+def test_a_source_of_any_length_takes_little_in_a_batch() -> None:
+    _, scope = identity([("ce_id", b"1"), ("ce_source", b"/" * 100_000)])
+    assert len(str(scope)) == 32
+
+
 def test_our_own_headers_beat_those_of_cloud_events() -> None:
     headers = [("ce_id", b"theirs"), ("push-id", b"ours"), ("ce_type", b"t"), ("push-type", b"o")]
     assert (read(headers).push.id, read(headers).push.type) == ("ours", "o")
@@ -244,6 +285,9 @@ def test_a_lone_surrogate_fits_no_rule(rule: Any) -> None:
 
 
 def test_a_push_survives_the_internal_batch() -> None:
-    pushes = [Push("u", b"\x00\xff", "id"), Push("é", b"", "id", "type", "device")]
+    pushes = [
+        Push("u", b"\x00\xff", "id", id_scope=-1),
+        Push("é", b"", "id", "type", "device", "scope"),
+    ]
     packed = msgspec.msgpack.encode(pushes)
     assert msgspec.msgpack.decode(packed, type=list[Push]) == pushes

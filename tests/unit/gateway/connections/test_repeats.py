@@ -8,7 +8,7 @@ from gateway.connections.delivery import Delivery
 from gateway.connections.hub import Addressed, Refusal
 from gateway.connections.repeats import Repeats, Results
 
-#: A message of these tests: user, id (None: it came without) and device.
+#: A message of these tests: user, id (None: it came without) and device; its id has no scope.
 Message = tuple[str, str | None, str | None]
 
 
@@ -26,7 +26,7 @@ class Node:
             for user, message_id, device in messages
         ]
         names = {
-            position: (user, message_id, device)
+            position: (user, message_id, device, None)
             for position, (user, message_id, device) in enumerate(messages)
             if message_id is not None
         }

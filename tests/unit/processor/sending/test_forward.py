@@ -193,8 +193,11 @@ ADVERSARIAL = {
         Push("\U0001f600" * 64, b"x" * 3_700, f"{n:04}" + "i" * 276) for n in range(2_000)
     ],
     "long names in every field": [
-        Push("\U0001f600" * 64, b"x" * 3_000, f"{n:04}" + "i" * 276, "é" * 64, "d" * 128)
+        Push("\U0001f600" * 64, b"x" * 3_000, f"{n:04}" + "i" * 276, "é" * 64, "d" * 128, "5" * 32)
         for n in range(2_000)
+    ],
+    "short names in every field": [
+        Push("u", b"", f"{n:04}", "t", "d", "5" * 32) for n in range(2_000)
     ],
     "sizes around each length of a MessagePack head": [
         push(f"m{n}", data=b"x" * (size + n % 3 - 1))
