@@ -57,7 +57,7 @@ OUTCOME_ERRORS = Counter(
 )
 LAG = Gauge(
     "pushgate_processor_lag_messages",
-    "Messages of a partition that have no outcome yet, here or still in Kafka.",
+    "Offsets of a partition from its first message without an outcome to its end in Kafka.",
     ["topic", "partition"],
     registry=_registry,
 )

@@ -42,7 +42,7 @@ class Commits:
         self._client = client
 
     def advanced(self, progresses: Iterable[Progress]) -> None:
-        """Note that messages of partitions were settled; commit the new offsets soon."""
+        """Note that more of some partitions is committable; commit the new offsets soon."""
         self._advanced.set()
         self.finished(
             {

@@ -141,6 +141,7 @@ class Consumer:
             weights=self._settings.weights,
             batch_messages=self._settings.batch_messages,
             stopping=lambda: self._stopping,
+            advanced=self._commits.advanced,
         )
 
     async def _revoke(self) -> None:

@@ -30,7 +30,8 @@ class Progress:
         self.lane = lane
         self.lost = False  # taken away: unsettled messages are another member's now
         self.full = False  # a bound was reached: the partition is not read for now
-        self.next_offset: int | None = None  # the offset after the last message taken in hand
+        #: The offset to read next: after the last message taken in hand, or further (`follow`).
+        self.next_offset: int | None = None
         #: Offset and timestamp (ms) of every message from the first unsettled message on.
         self._span: deque[tuple[int, int]] = deque()
         self._settled: set[int] = set()  # settled offsets in the span
@@ -41,7 +42,7 @@ class Progress:
 
     @property
     def committable(self) -> int | None:
-        """The offset to commit, and to go on from; None where no message was taken in hand."""
+        """The offset to commit, and to go on from; None where nothing was read yet."""
         return self._span[0][0] if self._span else self.next_offset
 
     @property
@@ -55,6 +56,16 @@ class Progress:
         self._bytes += size
         self.next_offset = offset + 1
         self.full = self.full or self._reaches(MAX_MESSAGES, MAX_BYTES, MAX_SPAN)
+
+    def follow(self, position: int) -> bool:
+        """Note that no message before `position` is left to be read.
+
+        Return whether that changes what is committable.
+        """
+        if self.next_offset is not None and position <= self.next_offset:
+            return False
+        self.next_offset = position
+        return not self._span
 
     def settle(self, offset: int, *, size: int) -> None:
         """Note that the message at `offset`, of `size` bytes, has its outcome."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -52,11 +53,13 @@ class Reader:
         weights: Sequence[int],
         batch_messages: int,
         stopping: Callable[[], bool],
+        advanced: Callable[[Iterable[Progress]], None],
     ) -> None:
         """`partitions` are the assigned partitions, kept up to date by the consumer.
 
         `lanes` has the lane of every topic, `weights` the weight of every lane. A batch has at most
         `batch_messages` records. `stopping` ends a search for an unreadable record early.
+        `advanced` is told of partitions with more to commit although no message was settled.
         """
         self._client = client
         self._partitions = partitions
@@ -64,6 +67,7 @@ class Reader:
         self._weights = weights
         self._batch_messages = batch_messages
         self._stopping = stopping
+        self._advanced = advanced
         self._place = Place.KNOWN
 
     async def read(self) -> AsyncIterator[Batch]:
@@ -82,7 +86,9 @@ class Reader:
                     async for batch in self._read_alone(partition):
                         yield batch
             else:
-                yield await self._fetch()
+                yield await self._fetch()  # and the consumer takes the records in
+                if self._place is Place.KNOWN:
+                    await self._follow_positions()
         except KafkaError:
             if self._place is Place.KNOWN:
                 self._place = Place.LOST
@@ -119,8 +125,39 @@ class Reader:
             except KafkaError:
                 if not batch:
                     raise
-                break  # the records read so far are taken in first; the error will recur
+                # The records read so far are taken in first. Other records may be lost to later
+                # calls (see _find_places), so the offsets are set again.
+                self._place = Place.LOST
+                break
         return batch
+
+    async def _follow_positions(self) -> None:
+        """Let every partition's progress follow aiokafka's position, beyond the last record.
+
+        A log has offsets without a message: markers of transactions, records of aborted
+        transactions, records that compaction removed. These leave no lag, neither here nor in the
+        offsets that the broker has.
+        """
+        moved: list[Progress] = []
+        for partition, progress in list(self._partitions.items()):
+            end = self._client.highwater(partition)
+            if end is None or end == progress.next_offset:
+                continue  # nothing was fetched yet, or all is read
+            position = await self._position(partition)
+            still_assigned = self._partitions.get(partition) is progress
+            if position is not None and still_assigned and progress.follow(position):
+                moved.append(progress)
+        if moved:
+            self._advanced(moved)
+
+    async def _position(self, partition: TopicPartition) -> int | None:
+        """Return aiokafka's position; None while aiokafka itself has to find the position again."""
+        try:
+            async with asyncio.timeout(0):
+                position: int = await self._client.position(partition)
+        except TimeoutError:
+            return None
+        return position
 
     async def _find_places(self) -> None:
         """Set every partition's offset: after the last record taken in, or the committed offset.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.clients import connect, eventually
@@ -284,3 +284,54 @@ async def test_lag_and_age_say_what_waits_and_for_how_long(
             return set((await figures(processor)).values()) == {0.0}
 
         await eventually(nothing_waits, "nothing waits any more", timeout_seconds=20.0)
+
+
+async def test_transactions_leave_no_lag_committed_or_aborted(
+    real_kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    topic: str,
+    user: str,
+) -> None:
+    processor = start_processor(kafka_start="earliest")
+    producer = AIOKafkaProducer(
+        bootstrap_servers=real_kafka.bootstrap, transactional_id=f"of-{topic}"
+    )
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=real_kafka.bootstrap, group_id=f"group-{topic}", enable_auto_commit=False
+    )
+    partitions = [TopicPartition(topic, number) for number in range(4)]
+
+    async def send(count: int, partition: int) -> None:
+        for number in range(count):
+            payload = str(number).encode()
+            await producer.send(topic, payload, key=user.encode(), partition=partition)
+
+    async def all_committed() -> bool:
+        committed = {each: await consumer.committed(each) for each in partitions}
+        return bool(committed == await consumer.end_offsets(partitions))
+
+    await producer.start()
+    await consumer.start()
+    try:
+        async with connect("ws-v1", gateways[0].port, user) as client:
+            async with producer.transaction():
+                await send(3, 0)
+                await send(3, 1)
+            await producer.begin_transaction()
+            for partition in (1, 2):
+                await send(500, partition)
+            await producer.flush()
+            await producer.abort_transaction()
+            assert len(await take(client, 6)) == 6
+            await eventually(all_committed, "the broker sees no lag", timeout_seconds=20.0)
+        ends = await consumer.end_offsets(partitions)
+        assert [ends[each] for each in partitions] == [3 + 1, 3 + 1 + 500 + 1, 500 + 1, 0]
+
+        async def no_lag() -> bool:
+            return (await figures(processor))["lag"] == 0.0
+
+        await eventually(no_lag, "the processor shows no lag", timeout_seconds=10.0)
+    finally:
+        await consumer.stop()
+        await producer.stop()

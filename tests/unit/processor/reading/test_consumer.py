@@ -74,6 +74,9 @@ class Broken:
     async def position(self, partition: TopicPartition) -> int:
         return self.places[partition]
 
+    def highwater(self, partition: TopicPartition) -> int | None:
+        return self.logs[partition]
+
     async def stop(self) -> None:
         return None
 
@@ -218,6 +221,57 @@ async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
     await running
     assert len(joined) == 2
     assert joined[1].committed_at == {A: 3, B: 3}
+
+
+LOW = TopicPartition("low", 0)
+
+
+class Torn(Broken):
+    """A consumer that reads one topic, and drops what it had of another when it raises."""
+
+    def __init__(self) -> None:
+        super().__init__(KafkaError("injected"))
+        self.failures = 0
+        self.raised, self.torn = True, False
+        self.logs = {A: 3, LOW: 3}
+        self.places = {A: 0, LOW: 0}
+
+    def assignment(self) -> set[TopicPartition]:
+        return {A, LOW}
+
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int
+    ) -> dict[TopicPartition, list[Record]]:
+        if LOW in partitions and not self.torn:
+            self.torn = True
+            self.places[LOW] = self.logs[LOW]
+            raise self.error
+        return await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+
+
+async def test_what_one_topic_lost_to_an_error_is_read_again_though_another_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torn, dispatcher = Torn(), Offline()
+    settings = SimpleNamespace(
+        kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push", "low"],
+        weights=[1, 1], batch_messages=100, max_payload_bytes=100,
+    )  # fmt: skip
+    consumer = consumer_of(settings, dispatcher)
+
+    async def join() -> Broken:
+        dispatcher.commits.use(cast("Any", torn))
+        consumer._assign([A, LOW])
+        return torn
+
+    monkeypatch.setattr(consumer, "_join", join)
+    running = asyncio.create_task(consumer.run())
+    async with asyncio.timeout(5):
+        await dispatcher.all_seen.wait()
+    consumer.stop()
+    await running
+    assert sorted(dispatcher.seen) == [f"{t}-0-{n}" for t in ("low", "push") for n in range(3)]
+    assert torn.committed_at == {A: 3, LOW: 3}
 
 
 @pytest.mark.parametrize("timestamp", [-1, 1_000_000])

@@ -50,6 +50,25 @@ def test_in_whatever_order_they_settle_nothing_unsettled_is_passed(progress: Pro
         assert len(progress) == len(left)
 
 
+def test_what_follows_the_last_message_is_committable_when_all_is_settled(
+    progress: Progress,
+) -> None:
+    assert progress.follow(5)
+    assert progress.committable == 5
+    assert not progress.follow(5)
+    begin(progress, 5, 6)
+    assert not progress.follow(7)
+    assert not progress.follow(9), "a message before is unsettled"
+    assert (progress.committable, progress.next_offset) == (5, 9)
+    progress.settle(5, size=1)
+    progress.settle(6, size=1)
+    assert progress.committable == 9
+    assert progress.follow(10)
+    assert progress.committable == 10
+    assert not progress.follow(3), "aiokafka starts over: what comes from there is begun again"
+    assert progress.committable == 10
+
+
 @pytest.mark.parametrize(("count", "size"), [(MAX_MESSAGES, 1), (64, MAX_BYTES // 64)])
 def test_one_with_much_in_hand_is_full_until_half_of_it_is_settled(
     progress: Progress, count: int, size: int
