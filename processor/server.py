@@ -130,6 +130,14 @@ class Processor:
                 with contextlib.suppress(KafkaError, TimeoutError):
                     await asyncio.wait_for(stop(), timeout=2.0)
 
+    def _warnings(self) -> dict[str, list[str]]:
+        """Return what an operator of a ready processor should see to; empty where all is well."""
+        warnings = [
+            f"topic {topic} does not exist; its messages will be read from its beginning"
+            for topic in self._consumer.missing_topics
+        ]
+        return {"warnings": warnings} if warnings else {}
+
     async def _refresh(self) -> None:
         failing = False
         while True:
@@ -152,7 +160,7 @@ class Processor:
 
         async def readyz(request: Request) -> Response:  # noqa: ARG001
             if self.ready:
-                return JSONResponse({"status": "ready"})
+                return JSONResponse({"status": "ready", **self._warnings()})
             waiting = "Kafka" if self._registry_seen.is_set() else "the registry"
             return JSONResponse({"status": f"waiting for {waiting}"}, 503)
 

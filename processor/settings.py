@@ -88,7 +88,10 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
     ] = "pushgate"
     kafka_start: Annotated[
         Literal["end", "earliest"],
-        Field(description="Where a new consumer group starts in what exists already."),
+        Field(
+            description="Where a new consumer group starts in what exists already, and a group at "
+            "work in an existing topic that is added to its topics."
+        ),
     ] = "end"
     kafka_weights: Annotated[
         str,

@@ -31,15 +31,20 @@ class Commits:
 
     def __init__(self, client: AIOKafkaConsumer | None = None) -> None:
         self._client = client
+        self._note = ""
         self._finished: dict[TopicPartition, int] = {}  # to be committed
         self._committing: asyncio.Task[None] | None = None
         self._failures = 0  # in a row
         self._retry: asyncio.TimerHandle | None = None  # set while a failed commit waits
         self._advanced = asyncio.Event()
 
-    def use(self, client: AIOKafkaConsumer) -> None:
-        """Commit through `client` from now on: joining the group anew takes a new client."""
+    def use(self, client: AIOKafkaConsumer, *, note: str = "") -> None:
+        """Commit through `client` from now on: joining the group anew takes a new client.
+
+        `note` is the metadata of every commit.
+        """
         self._client = client
+        self._note = note
 
     def advanced(self, progresses: Iterable[Progress]) -> None:
         """Note that more of some partitions is committable; commit the new offsets soon."""
@@ -110,7 +115,9 @@ class Commits:
                 continue
             try:
                 async with asyncio.timeout(_ATTEMPT_SECONDS):
-                    await client.commit(offsets)
+                    await client.commit(
+                        {partition: (offset, self._note) for partition, offset in offsets.items()}
+                    )
             except (KafkaError, TimeoutError) as error:
                 self._finished = offsets | self._finished
                 self._failed(error)

@@ -26,13 +26,13 @@ from processor.reading.kafka import (
     TopicPartition,
     UnreadableRecord,
     group_consumer,
-    seed_group,
     size_of,
     until_reached,
 )
 from processor.reading.message import Message, Rejection
 from processor.reading.progress import Progress
 from processor.reading.reader import Batch, Reader
+from processor.reading.starts import Starts
 from processor.settings import ProcessorSettings
 from registry.message import Envelope, RejectedRecord, from_record
 
@@ -41,6 +41,9 @@ _RETRY_SECONDS: Final = 1.0
 _MOST_ERRORS: Final = 30
 #: How long a rebalance waits for the messages in hand; the broker's own bound is far above.
 _REVOKE_SECONDS: Final = 10.0
+#: How long new topics may take to get their first commit. A member sends no heartbeat meanwhile,
+#: and the group gives a silent member up after six seconds.
+_BEGIN_SECONDS: Final = 4.0
 
 log = structlog.get_logger("processor.consumer")
 
@@ -80,7 +83,12 @@ class Consumer:
         # Changed in place: the reader holds the same dict.
         self._partitions: dict[TopicPartition, Progress] = {}
         self._lanes = {topic: lane for lane, topic in enumerate(settings.topics)}
+        self._starts = Starts(settings)
+        #: Topics of the setting that do not exist (or can't be described); see `observe`.
+        self.missing_topics: list[str] = []
+        self._missing_at_last_look: list[str] = []
         self._errors = 0  # failed reads in a row
+        self._rejoin = False  # the assignment could not begin: join the group anew
         self._stopping = False
 
     def stop(self) -> None:
@@ -90,14 +98,13 @@ class Consumer:
     async def run(self) -> None:
         """Consume until `stop`. While Kafka can't be reached, joining is retried with back-off."""
         bootstrap = self._settings.kafka_bootstrap
-        if self._settings.kafka_start == "end":
-            await until_reached(self._seed, bootstrap=bootstrap)
+        await until_reached(self._survey, bootstrap=bootstrap)
         while not self._stopping:
             client = await until_reached(self._join, bootstrap=bootstrap)
             self._errors = 0
             reader = self._reader(client)
             try:
-                while not self._stopping and self._errors < _MOST_ERRORS:
+                while not (self._stopping or self._rejoin or self._errors >= _MOST_ERRORS):
                     await self._read(client, reader)
                 await self._revoke()
             finally:
@@ -105,7 +112,11 @@ class Consumer:
                 await _leave_group(client)
 
     def observe(self, now_ms: int) -> None:
-        """Set the gauges of lag, of the oldest message's age, and of messages in hand."""
+        """Set the gauges of lag, of the oldest message's age, of messages in hand; look for topics.
+
+        Call this every second or so.
+        """
+        self._look_for_topics()
         oldest = now_ms
         for partition, progress in self._partitions.items():
             end = None if self._kafka is None else self._kafka.highwater(partition)
@@ -116,21 +127,42 @@ class Consumer:
         metrics.OLDEST_SECONDS.set((now_ms - oldest) / 1_000)
         metrics.IN_HAND.set(sum(map(len, self._partitions.values())))
 
-    async def _seed(self) -> None:
-        settings = self._settings
-        if await seed_group(settings, settings.kafka_group, settings.topics):
-            log.info("new group starts at the end", group=settings.kafka_group)
+    def _look_for_topics(self) -> None:
+        """Say which topics are missing, once two looks in a row have found the same.
+
+        The first look may come before a new client has the topics' metadata.
+        """
+        missing: list[str] = []
+        if self._kafka is not None and self.assigned.is_set():
+            kafka = self._kafka
+            missing = [
+                topic
+                for topic in self._settings.topics
+                if kafka.partitions_for_topic(topic) is None
+            ]
+        if missing == self._missing_at_last_look != self.missing_topics:
+            if missing:
+                log.warning("topics do not exist; the others are read", missing=missing)
+            else:
+                log.info("all topics exist")
+            self.missing_topics = missing
+        self._missing_at_last_look = missing
+
+    async def _survey(self) -> None:
+        await self._starts.survey()
 
     async def _join(self) -> AIOKafkaConsumer:
+        self._rejoin = False
         client = group_consumer(self._settings, self._settings.kafka_group)
         self._kafka = client
-        self._commits.use(client)
-        client.subscribe(self._settings.topics, listener=_Rebalances(self._revoke, self._assign))
+        self._commits.use(client, note=self._starts.note)
         try:
             await client.start()
         except KafkaError:
             await _leave_group(client)
             raise
+        # Only now: start() would wait for every topic, and fail where one topic does not exist.
+        client.subscribe(self._settings.topics, listener=_Rebalances(self._revoke, self._begin))
         return client
 
     def _reader(self, client: AIOKafkaConsumer) -> Reader:
@@ -165,6 +197,19 @@ class Consumer:
             with contextlib.suppress(KeyError):  # the partition's lag may never have been shown
                 metrics.LAG.remove(progress.partition.topic, str(progress.partition.partition))
         self._commits.forget()
+
+    async def _begin(self, partitions: Collection[TopicPartition]) -> None:
+        """Begin with assigned partitions, once every new topic among them has its first commit."""
+        assert self._kafka is not None  # noqa: S101 - assignments come after `_join`
+        try:
+            async with asyncio.timeout(_BEGIN_SECONDS):
+                await self._starts.begin(self._kafka, partitions)
+        except (KafkaError, TimeoutError) as error:
+            reason = str(error) or type(error).__name__
+            log.error("can't commit where new topics start; joining anew", error=reason)
+            self._rejoin = True
+        else:
+            self._assign(partitions)
 
     def _assign(self, partitions: Iterable[TopicPartition]) -> None:
         self._partitions.clear()
@@ -221,10 +266,10 @@ class _Rebalances(ConsumerRebalanceListener):
     def __init__(
         self,
         revoke: Callable[[], Awaitable[None]],
-        assign: Callable[[Iterable[TopicPartition]], None],
+        begin: Callable[[Collection[TopicPartition]], Awaitable[None]],
     ) -> None:
         self._revoke = revoke
-        self._assign = assign
+        self._begin = begin
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Finish all partitions: rebalances are eager, and kept partitions are assigned anew."""
@@ -234,7 +279,7 @@ class _Rebalances(ConsumerRebalanceListener):
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Begin with the assigned partitions."""
         log.info("partitions assigned", partitions=sorted(f"{t}-{n}" for t, n in assigned))
-        self._assign(assigned)
+        await self._begin(assigned)
 
 
 def _envelope(record: Record, published_ms: int, max_payload_bytes: int) -> Envelope:

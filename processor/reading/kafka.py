@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -34,10 +35,12 @@ __all__ = [
     "Record",
     "TopicPartition",
     "UnreadableRecord",
+    "commit_ends",
+    "commits_of",
     "group_consumer",
     "partition_of",
+    "partitions_of",
     "producer",
-    "seed_group",
     "size_of",
     "unreadable",
     "until_reached",
@@ -66,8 +69,8 @@ _MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
 def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
     """Return a consumer of `group` without automatic commits.
 
-    Partitions without a committed offset are read from the earliest offset: see `seed_group` for
-    new groups.
+    Partitions without a committed offset are read from the earliest offset: see starts.py for new
+    groups and new topics.
     """
     return AIOKafkaConsumer(
         group_id=group,
@@ -146,47 +149,74 @@ def unreadable(partition: TopicPartition, offset: int) -> UnreadableRecord:
     )
 
 
-async def seed_group(settings: KafkaSettings, group: str, topics: Iterable[str]) -> bool:
-    """Let a group without commits start at the end of all partitions that exist now.
-
-    The end offsets of all partitions are committed in one step before any member joins. So only
-    partitions that appear later start at the earliest offset. Of two processors that start at once
-    either may win: neither has read anything yet. Return whether the group was new.
+async def partitions_of(settings: KafkaSettings, topics: Sequence[str]) -> list[TopicPartition]:
+    """Return the partitions of the topics that exist; a broker may create the others now.
 
     Raises:
-        KafkaError: no broker answers, or a request failed.
+        KafkaError: no broker answers.
     """
-    partitions = await _partitions(settings, topics)
-    if not partitions:
-        return False
-    consumer = group_consumer(settings, group)
-    await consumer.start()
-    try:
-        consumer.assign(partitions)
-        consumer.pause(*partitions)
-        for partition in partitions:
-            if await consumer.committed(partition) is not None:
-                return False
-        await consumer.commit(await consumer.end_offsets(partitions))
-    except CommitFailedError:
-        return False  # the group has members: the first processor has seeded the group
-    finally:
-        await consumer.stop()
-    return True
-
-
-async def _partitions(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicPartition]:
-    admin = AIOKafkaAdminClient(**_connection(settings))
-    await admin.start()
-    try:
+    async with _administering(settings) as admin:
         described = await admin.describe_topics(list(topics))
-    finally:
-        await admin.close()
     return [
         TopicPartition(topic["topic"], partition["partition"])
         for topic in described
         for partition in topic["partitions"]
     ]
+
+
+async def commits_of(
+    settings: KafkaSettings, group: str, partitions: Sequence[TopicPartition]
+) -> dict[TopicPartition, tuple[int, str]]:
+    """Return the offsets that a group has committed, with their metadata.
+
+    Partitions without a committed offset are left out.
+
+    Raises:
+        KafkaError: no broker answers, or the request failed.
+    """
+    if not partitions:
+        return {}
+    async with _administering(settings) as admin:
+        commits = await admin.list_consumer_group_offsets(group, partitions=list(partitions))
+    return {
+        partition: (commit.offset, commit.metadata or "")
+        for partition, commit in commits.items()
+        if commit.offset >= 0
+    }
+
+
+async def commit_ends(
+    settings: KafkaSettings, group: str, partitions: Sequence[TopicPartition], *, note: str
+) -> bool:
+    """Commit the ends of partitions in one step, with `note` as metadata, for a group at rest.
+
+    Return False where the group has members: then only a member can commit.
+
+    Raises:
+        KafkaError: no broker answers, or a request failed.
+    """
+    consumer = group_consumer(settings, group)
+    await consumer.start()
+    try:
+        consumer.assign(partitions)
+        consumer.pause(*partitions)
+        ends = await consumer.end_offsets(partitions)
+        await consumer.commit({partition: (end, note) for partition, end in ends.items()})
+    except CommitFailedError:
+        return False
+    finally:
+        await consumer.stop()
+    return True
+
+
+@asynccontextmanager
+async def _administering(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**_connection(settings))
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
 
 
 def _connection(settings: KafkaSettings) -> dict[str, Any]:

@@ -97,6 +97,11 @@ class KafkaServer:
         return self._process
 
 
+def start_strict_kafka(environ: Mapping[str, str] = os.environ) -> KafkaServer:
+    """Start an Apache Kafka that creates no topic by itself; KafkaError where there is none."""
+    return _start_apache(_fetched_jars(_cache_directory(environ)), creates_topics=False)
+
+
 def start_kafka(environ: Mapping[str, str] = os.environ) -> KafkaServer:
     """Start, or find, the broker that this module describes; KafkaError where there is none."""
     if bootstrap := environ.get("PUSHGATE_TEST_KAFKA"):
@@ -126,14 +131,14 @@ def _start_embedded(missing: str) -> KafkaServer:
     return KafkaServer(bootstrap, "embedded", missing, process)
 
 
-def _start_apache(jars: Path) -> KafkaServer:
+def _start_apache(jars: Path, *, creates_topics: bool = True) -> KafkaServer:
     with contextlib.ExitStack() as cleanup:
         directory = Path(
             cleanup.enter_context(tempfile.TemporaryDirectory(prefix="pushgate-kafka-"))
         )
         bootstrap = f"{LOOPBACK}:{choose_port()}"
         settings = directory / "server.properties"
-        settings.write_text(_server_properties(bootstrap, directory))
+        settings.write_text(_server_properties(bootstrap, directory, creates_topics=creates_topics))
         _format_storage(jars, settings)
         process = _run_server(jars, settings, directory / "log")
         cleanup.callback(_end, process)
@@ -143,7 +148,7 @@ def _start_apache(jars: Path) -> KafkaServer:
     raise AssertionError("unreachable: no exception is suppressed above")
 
 
-def _server_properties(bootstrap: str, directory: Path) -> str:
+def _server_properties(bootstrap: str, directory: Path, *, creates_topics: bool) -> str:
     controller = f"{LOOPBACK}:{choose_port()}"
     single = {
         f"{topic}.replication.factor": 1
@@ -157,7 +162,7 @@ def _server_properties(bootstrap: str, directory: Path) -> str:
         "controller.listener.names": "CONTROLLER",
         "controller.quorum.voters": f"1@{controller}",
         "log.dirs": directory / "data",
-        "auto.create.topics.enable": "true",
+        "auto.create.topics.enable": str(creates_topics).lower(),
         "num.partitions": PARTITIONS,
         "offsets.topic.num.partitions": 1,
         "transaction.state.log.num.partitions": 1,

@@ -27,13 +27,14 @@ class FlakyConsumer:
         self.failed = asyncio.Event()
         self.silences = 0  # attempts that get no answer at all
         self.succeeded = asyncio.Event()
+        self.notes: set[str] = set()
         self.gate = asyncio.Event()
         self.gate.set()
 
     def assignment(self) -> set[TopicPartition]:
         return self.assigned
 
-    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+    async def commit(self, offsets: dict[TopicPartition, tuple[int, str]]) -> None:
         assert offsets, "aiokafka raises ValueError for no offsets"
         self.commits += 1
         await self.gate.wait()
@@ -44,7 +45,8 @@ class FlakyConsumer:
             self.failures -= 1
             self.failed.set()
             raise KafkaError("injected")
-        self.committed |= offsets
+        self.committed |= {partition: offset for partition, (offset, _) in offsets.items()}
+        self.notes = {note for _, note in offsets.values()}
         self.succeeded.set()
 
 
@@ -171,3 +173,13 @@ async def test_what_finishes_right_after_partitions_were_lost_is_committed() -> 
     async with asyncio.timeout(5):
         await consumer.succeeded.wait()
     assert consumer.committed == {B: 1}
+
+
+async def test_every_commit_has_the_note_as_metadata() -> None:
+    consumer = FlakyConsumer()
+    commits = Commits()
+    commits.use(cast("AIOKafkaConsumer", consumer), note="missing:low")
+    commits.finished({A: 5, B: 6})
+    await commits.flush()
+    assert consumer.committed == {A: 5, B: 6}
+    assert consumer.notes == {"missing:low"}
