@@ -98,9 +98,7 @@ class Gateway:
             loop=asyncio.get_running_loop(),
             send_buffer_bytes=settings.send_buffer_bytes,
         )
-        entry = Entry(
-            self.node, origins=Origins(settings.origins), auth=self._auth, wires=self._wires
-        )
+        entry = Entry(self.node, origins=_origins(settings), auth=self._auth, wires=self._wires)
         public = public_app(entry, extra_transports=extra_transports, extra_routes=extra_routes)
         door = Door(
             _door_bounds(settings, sockets=most_sockets()),
@@ -227,6 +225,17 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 def _door_bounds(settings: GatewaySettings, *, sockets: int | None = None) -> DoorBounds:
     return DoorBounds(settings.head_seconds, settings.max_head_bytes, sockets)
+
+
+def _origins(settings: GatewaySettings) -> Origins:
+    """Make the allow-list of origins, and say it loudly where the list allows every page."""
+    origins = settings.allowed_origins()
+    if origins.allows_all:
+        log.warning(
+            "PUSHGATE_ORIGINS has *: pages of every origin may connect with a token; the cookie "
+            "counts only for the gateway's own pages, and for origins that the list names"
+        )
+    return origins
 
 
 def _pusher(node: GatewayNode, settings: GatewaySettings) -> Pusher:

@@ -72,8 +72,9 @@ class AuthSettings(BaseSettings):
     origins: Annotated[
         str,
         Field(
-            description="Allowed Origins, a comma list of scheme://host[:port]; a host may start "
-            "with *. for any labels. Empty: the same host only."
+            description="Origins of pages that may connect, beside the gateway's own: a comma list "
+            "of scheme://host[:port], https://*.host (any labels), http://localhost:* (any port of "
+            "a loopback host), or * (any page, without its cookie)."
         ),
     ] = ""
 
@@ -88,6 +89,10 @@ class AuthSettings(BaseSettings):
             issuer=self.jwt_issuer,
             max_seconds=self.jwt_max_seconds,
         )
+
+    def allowed_origins(self) -> Origins:
+        """Make the allow-list of the origins of web pages."""
+        return Origins(self.origins)
 
     def key_ring(self) -> KeyRing | None:
         """Make the ring of keys for RS256 and ES256; None where neither algorithm is accepted."""

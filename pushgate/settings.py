@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.entry.origin import Origins
 from gateway.settings import GatewaySettings
 from processor.settings import KafkaSettings, ProcessorSettings
 from registry.settings import RegistrySettings, printable
@@ -86,3 +87,7 @@ class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
         SecretStr,
         Field(min_length=1, description="Bearer secret of the gateways; made if not set."),
     ] = Field(default_factory=_secret)
+
+    def allowed_origins(self) -> Origins:
+        """Allow pages of this machine too: of any loopback origin, and opened from a file."""
+        return Origins(self.origins, local_pages=True)

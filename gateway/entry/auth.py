@@ -188,16 +188,16 @@ def credential(
     subprotocols: Iterable[str],
     query_token: str | None,
     cookies: Mapping[str, str],
-    origin_allowed: bool,
+    cookie_counts: bool,
 ) -> str:
     """Return the token of the first credential that is present.
 
     The order is Authorization, subprotocol, query, cookie. The first credential decides, good or
-    bad: later credentials are not tried. A cookie counts only with an allowed Origin, because
-    browsers add cookies to requests of any web page.
+    bad: later credentials are not tried. Whether a cookie counts depends on the page
+    (`Trust.COOKIE` in origin.py), because browsers add cookies to requests of any web page.
 
     Raises:
-        Unauthenticated: the request has no credential.
+        Unauthenticated: the request has no credential, or only a cookie that does not count.
     """
     if authorization is not None and authorization[: len(_BEARER)].lower() == _BEARER:
         return authorization[len(_BEARER) :].strip()
@@ -206,8 +206,13 @@ def credential(
             return name[len(BEARER_PREFIX) :]
     if query_token is not None:
         return query_token
-    if origin_allowed and COOKIE in cookies:
-        return cookies[COOKIE]
+    if COOKIE in cookies:
+        if cookie_counts:
+            return cookies[COOKIE]
+        raise Unauthenticated(
+            "the cookie does not count here: it needs an Origin of PUSHGATE_ORIGINS (not by *), or "
+            "Sec-Fetch-Site: same-origin, which browsers send to https and loopback"
+        )
     raise Unauthenticated(
         "no token: send Authorization: Bearer, subprotocol bearer.<token>, ?token= or the cookie"
     )

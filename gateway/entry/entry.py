@@ -7,6 +7,7 @@ the connection ends) or of `park` (the socket goes back to HTTP after one answer
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,7 +22,7 @@ from gateway.connections.connection import Connection, StreamConnection
 from gateway.connections.identity import Identity
 from gateway.connections.node import GatewayNode
 from gateway.entry.auth import Authenticator, Unauthenticated, credential
-from gateway.entry.origin import Origins
+from gateway.entry.origin import Origins, RefusedOrigins, Trust
 from gateway.errors import GatewayError
 from gateway.http.detach import DETACH, Detached, Resume
 from gateway.http.head import Head
@@ -76,6 +77,7 @@ class Entry:
     ) -> None:
         self.node = node
         self._origins = origins
+        self._refused_origins = RefusedOrigins()
         self._auth = auth
         self._wires = wires
 
@@ -94,9 +96,12 @@ class Entry:
                 the refused request.
         """
         origin = head.fields.get("origin")
-        cors = self.cors(head)
-        if origin is not None and not cors:
-            raise HTTPException(403, _FOREIGN_ORIGIN)
+        trust = self._trust(head)
+        if trust is Trust.NONE:
+            # The page may read why it is refused, unless the page has the browser send cookies.
+            readable = {"access-control-allow-origin": origin or "", "vary": "origin"}
+            raise self._foreign(origin, readable)
+        cors = _cors(origin)
         if head.has_body:
             # Where the body is incomplete, the listener closes the connection gracefully. With a
             # field "connection: close" uvicorn would close at once, and a client that still sends
@@ -104,7 +109,7 @@ class Entry:
             raise HTTPException(413, "no body is taken here", cors)
         if new and self.node.admission.overloaded:
             raise Overloaded(cors, self.node.refusal(head.address))
-        identity = await self._identify(head, subprotocols, cors)
+        identity = await self._identify(head, subprotocols, cors, trust)
         admitted = Admitted(identity, cors, head.address)
         if new:
             self.check_load(admitted)
@@ -156,16 +161,7 @@ class Entry:
 
     def cors(self, head: Head) -> dict[str, str]:
         """Return the CORS fields for an allowed Origin; none for a foreign or a missing Origin."""
-        origin = head.fields.get("origin")
-        host = head.fields.get("host", "")
-        if origin is None or not self._origins.allow(origin, host=host):
-            return {}
-        return {
-            "access-control-allow-origin": origin,
-            "access-control-allow-credentials": "true",
-            "access-control-expose-headers": "retry-after",
-            "vary": "origin",
-        }
+        return {} if self._trust(head) is Trust.NONE else _cors(head.fields.get("origin"))
 
     def preflight(self, head: Head) -> Response:
         """Answer OPTIONS (Fetch standard, "CORS-preflight fetch").
@@ -175,24 +171,39 @@ class Entry:
         """
         cors = self.cors(head)
         if not cors:
-            raise HTTPException(403, _FOREIGN_ORIGIN)
-        allowed_fields = {
+            raise self._foreign(head.fields.get("origin"))
+        allowed = {
             "access-control-allow-methods": "GET",
             "access-control-allow-headers": "authorization, last-event-id",
             "access-control-max-age": "600",
         }
-        return Response(status_code=204, headers={**cors, **allowed_fields})
+        return Response(status_code=204, headers={**cors, **allowed})
+
+    def _trust(self, head: Head) -> Trust:
+        fields = head.fields
+        return self._origins.trust(
+            fields.get("origin"),
+            host=fields.get("host", ""),
+            fetch_site=fields.get("sec-fetch-site", ""),
+            tls=head.tls,
+        )
+
+    def _foreign(self, origin: str | None, headers: dict[str, str] | None = None) -> HTTPException:
+        """Return the refusal of a foreign origin, and log the origin."""
+        if origin is not None:
+            self._refused_origins.note(origin, time.monotonic())
+        return HTTPException(403, _FOREIGN_ORIGIN, headers)
 
     async def _identify(
-        self, head: Head, subprotocols: Sequence[str], cors: dict[str, str]
+        self, head: Head, subprotocols: Sequence[str], cors: dict[str, str], trust: Trust
     ) -> Identity:
         try:
             token = credential(
                 authorization=head.fields.get("authorization"),
                 subprotocols=subprotocols,
                 query_token=head.query.get("token"),
-                cookies=head.cookies if cors else {},
-                origin_allowed=bool(cors),
+                cookies=head.cookies,
+                cookie_counts=trust is Trust.COOKIE,
             )
             return await self._auth.authenticate(token)
         except Unauthenticated as error:
@@ -206,6 +217,20 @@ class Overloaded(GatewayError, HTTPException):
         wait = random.randint(*RETRY_AFTER_SECONDS)  # noqa: S311
         retry_fields = {"retry-after": str(wait), "connection": "close"}
         HTTPException.__init__(self, 503, reason or "overloaded", {**retry_fields, **headers})
+
+
+def _cors(origin: str | None) -> dict[str, str]:
+    """Return the CORS fields for an allowed Origin; none where there is no Origin."""
+    if origin is None:
+        return {}
+    return {
+        "access-control-allow-origin": origin,
+        # Also where the cookie does not count: pushgate.js has the browser send cookies, and then
+        # the browser asks for this field.
+        "access-control-allow-credentials": "true",
+        "access-control-expose-headers": "retry-after",
+        "vary": "origin",
+    }
 
 
 def count_refusal(refusal: HTTPException) -> None:

@@ -17,8 +17,9 @@ from starlette.types import Scope
 class Head:
     """A request's method, client address and header fields; names of fields are in lower case.
 
-    The values of a repeated field are joined with commas (RFC 9110 §5.3). Two Origin or two
-    Authorization fields therefore make one invalid value, and neither field counts.
+    The values of a repeated field are joined with commas (RFC 9110 §5.3). Two Origin fields
+    therefore make one invalid value, and neither field counts. `tls` says whether TLS ends at this
+    process.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -28,6 +29,7 @@ class Head:
             fields[name] = f"{fields[name]}, {value}" if name in fields else value
         client = scope["client"]
         self.method: str = scope["method"]
+        self.tls: bool = scope["scheme"] == "https"
         self.address: str = client[0] if client else ""
         self.fields: Mapping[str, str] = fields
         self._query: bytes = scope["query_string"]

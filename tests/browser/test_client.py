@@ -224,6 +224,23 @@ async def test_a_page_of_an_allowed_origin_connects_to_where_the_script_came_fro
             assert await page.evaluate("seen.ws.errors[0].status") == 401
 
 
+async def test_a_page_of_the_gateway_connects_by_its_cookie_alone(
+    chromium: Chromium, gateway: GatewayProcess
+) -> None:
+    async with page_at(chromium, gateway.port) as page, pusher_to(gateway.internal_port) as pusher:
+        await page.evaluate(f"document.cookie = 'pushgate_token={token('alice')}'")
+        try:
+            for transport in TRANSPORTS:
+                await page.evaluate(f"watch('{transport}', {{transport: '{transport}'}})")
+                await page.until(f"seen.{transport}.connection.state === 'open'")
+            await push_to_all(pusher, "alice", b"by cookie")
+            for transport in TRANSPORTS:
+                [message] = await messages(page, transport, 1)
+                assert message["data"] == "by cookie"
+        finally:  # a cookie is of the host, whatever the port: the next test's gateway has it too
+            await page.evaluate("document.cookie = 'pushgate_token=; max-age=0'")
+
+
 async def test_an_event_stream_may_be_cut_anywhere_and_end_its_lines_in_any_way(
     chromium: Chromium, gateway: GatewayProcess
 ) -> None:

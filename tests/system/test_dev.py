@@ -140,6 +140,34 @@ def connected(internal: str) -> bool:
     return 'pushgate_gateway_connections{transport="websocket"} 1.0' in text
 
 
+def test_pages_of_this_machine_connect_to_dev_and_none_by_its_cookie(
+    tmp_path: Path, devs: list[Dev]
+) -> None:
+    dev = Dev(tmp_path)
+    devs.append(dev)
+    dev.until_up()
+    token = dev.command("token", "alice").strip()
+    bearer, cookie = {"Authorization": f"Bearer {token}"}, {"Cookie": f"pushgate_token={token}"}
+    for origin in ("http://localhost:5173", "https://127.0.0.1:1", "http://[::1]:80", "null"):
+        assert poll_status(dev.port, bearer | {"Origin": origin}) == 200
+        assert poll_status(dev.port, cookie | {"Origin": origin}) == 401
+    own = {"Origin": f"http://{LOOPBACK}:{dev.port}"}
+    assert poll_status(dev.port, cookie | own) == 200
+    for origin in ("https://evil.example", "http://localhost.evil", "file://"):
+        assert poll_status(dev.port, bearer | {"Origin": origin}) == 403
+
+
+def poll_status(port: int, fields: dict[str, str]) -> int:
+    import http.client
+
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=5.0)
+    try:
+        connection.request("GET", "/poll?wait=0", headers=fields)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def test_secrets_outlive_a_restart(tmp_path: Path, devs: list[Dev]) -> None:
     secrets = []
     for _ in range(2):

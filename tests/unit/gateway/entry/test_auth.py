@@ -615,14 +615,14 @@ EVERY: dict[str, Any] = {
     "subprotocols": ["pushgate.v1", "bearer.of-subprotocol"],
     "query_token": "of-query",
     "cookies": {"pushgate_token": "of-cookie"},
-    "origin_allowed": True,
+    "cookie_counts": True,
 }
 NONE: dict[str, Any] = {
     "authorization": None,
     "subprotocols": [],
     "query_token": None,
     "cookies": {},
-    "origin_allowed": True,
+    "cookie_counts": True,
 }
 
 
@@ -656,11 +656,11 @@ def test_another_scheme_is_no_credential_of_ours(header: str) -> None:
     assert credential(**EVERY | {"authorization": header}) == "of-subprotocol"
 
 
-def test_a_cookie_counts_only_with_an_allowed_origin() -> None:
+def test_a_cookie_counts_only_where_its_page_is_trusted() -> None:
     cookie = NONE | {"cookies": {"pushgate_token": "of-cookie"}}
     assert credential(**cookie) == "of-cookie"
-    with pytest.raises(Unauthenticated):
-        credential(**cookie | {"origin_allowed": False})
+    with pytest.raises(Unauthenticated, match="PUSHGATE_ORIGINS"):
+        credential(**cookie | {"cookie_counts": False})
 
 
 def test_other_cookies_do_not_count() -> None:
