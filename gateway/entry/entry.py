@@ -34,6 +34,11 @@ from gateway.wires.choice import Wires
 #: client, so that refused clients do not come back all at once.
 RETRY_AFTER_SECONDS: Final = (1, 10)
 
+#: Fields that a page's request may have beside the fields that need no leave (Fetch standard): what
+#: client libraries send when they ask for an event stream, or poll.
+_ALLOWED_FIELDS: Final = (
+    "authorization, cache-control, content-type, last-event-id, pragma, x-requested-with"
+)
 _FOREIGN_ORIGIN: Final = "this origin is not allowed; see PUSHGATE_ORIGINS"
 
 
@@ -174,7 +179,7 @@ class Entry:
             raise self._foreign(head.fields.get("origin"))
         allowed = {
             "access-control-allow-methods": "GET",
-            "access-control-allow-headers": "authorization, last-event-id",
+            "access-control-allow-headers": _ALLOWED_FIELDS,
             "access-control-max-age": "600",
         }
         return Response(status_code=204, headers={**cors, **allowed})

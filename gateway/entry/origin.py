@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+#: The schemes of web pages. Origins of other schemes are those of apps and browser extensions.
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Scheme, host and port of an origin. A host name has no empty label: `a..example.com` is none.
 _ORIGIN: Final = re.compile(
@@ -37,7 +38,7 @@ class Trust(enum.Enum):
 class _Origin(NamedTuple):
     scheme: str
     host: str
-    port: int
+    port: int | None  # None: no port is given, and the scheme has no default port
 
 
 class Origins:
@@ -138,15 +139,15 @@ def _parse(origin: str) -> _Origin | None:
     if match is None:
         return None
     scheme, host, port = match.groups()
-    number = int(port) if port else _DEFAULT_PORTS.get(scheme.lower())
-    return None if number is None else _Origin(scheme.lower(), host.lower(), number)
+    scheme = scheme.lower()
+    return _Origin(scheme, host.lower(), int(port) if port else _DEFAULT_PORTS.get(scheme))
 
 
 def _can_vary(origin: _Origin, *, port: bool, label: bool) -> bool:
     """Whether an element of the list may leave open the port, or the first labels, of `origin`.
 
     The ports of a loopback host are all of the user's own machine; the ports of a remote host may
-    belong to strangers.
+    belong to strangers. Hosts of apps and extensions have no labels.
     """
     return not (port and not _is_loopback(origin.host)) and not (
         label and origin.scheme not in _DEFAULT_PORTS

@@ -12,6 +12,8 @@ from tests.support.processes import GatewayProcess
 
 pytestmark = pytest.mark.anyio
 
+APP: Final = "capacitor://localhost"
+EXTENSION: Final = "chrome-extension://abcdefghijklmnopabcdefghijklmnop"
 FOREIGN: Final = "https://evil.example"
 PREFLIGHT: Final = {"Access-Control-Request-Method": "GET"}
 
@@ -26,8 +28,8 @@ def path(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def listing(start_gateway: Start) -> GatewayProcess:
-    """Give a gateway that allows any port of localhost, and what is below a name."""
-    return start_gateway(origins="http://localhost:*, https://*.example.org")
+    """Give a gateway that allows an app, an extension, and any port of localhost."""
+    return start_gateway(origins=f"{APP}, {EXTENSION}, http://localhost:*, https://*.example.org")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ async def test_the_own_origin_is_allowed_beside_a_list(gateway: GatewayProcess, 
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://localhost", "http://localhost:5173", "https://a.example.org"]
+    "origin", [APP, EXTENSION, "http://localhost", "http://localhost:5173", "https://a.example.org"]
 )
 async def test_a_listed_origin_connects_with_its_cookie_and_reads_its_answers(
     listing: GatewayProcess, path: str, origin: str
@@ -105,7 +107,7 @@ async def test_a_listed_origin_connects_with_its_cookie_and_reads_its_answers(
 
 @pytest.mark.parametrize(
     "origin",
-    [
+    ["capacitor://localhost:80", "ionic://localhost", "capacitor://127.0.0.1", f"{EXTENSION[:-1]}a",
      "https://localhost:5173", "http://localhost.evil:5173", "http://127.0.0.1:1",
      "https://a..example.org", "https://.example.org", "https://example.org", "null"],
 )  # fmt: skip
@@ -155,3 +157,17 @@ async def test_a_refused_origin_is_logged_with_the_setting_and_not_each_time(
     lines = [line for line in fresh.log.splitlines() if "PUSHGATE_ORIGINS" in line]
     assert len(lines) == 2
     assert all(f"https://{number}.evil.example" in lines[number] for number in range(2))
+
+
+@pytest.mark.parametrize(
+    "field", ["authorization", "cache-control", "last-event-id", "content-type", "x-requested-with"]
+)
+@pytest.mark.parametrize("route", ["/sse", "/poll"])
+async def test_a_preflight_allows_what_clients_of_event_streams_send(
+    gateway: GatewayProcess, route: str, field: str
+) -> None:
+    asked = {**PREFLIGHT, "Origin": ALLOWED_ORIGIN, "Access-Control-Request-Headers": field}
+    answer = await request(gateway.port, "OPTIONS", route, asked)
+    assert answer.status == 204
+    allowed = answer.headers["access-control-allow-headers"].lower().split(",")
+    assert field in [name.strip() for name in allowed]

@@ -256,6 +256,29 @@ def test_pages_of_other_machines_are_not_of_this_one(origin: str) -> None:
     assert trust("", origin, local=True) is Trust.NONE
 
 
+# Apps and browser extensions
+
+APPS = [
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "app://-",
+    "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    "moz-extension://0a1b2c3d-0a1b-4c2d-8e3f-0a1b2c3d4e5f",
+]
+
+
+@pytest.mark.parametrize("origin", APPS)
+def test_an_origin_of_an_app_can_be_allowed_exactly(origin: str) -> None:
+    assert trust(f"https://example.com,{origin}", origin) is Trust.COOKIE
+    assert not allows("https://example.com", origin)
+    for other in APPS:
+        assert allows(origin, other) is (other == origin)
+    assert not allows(origin, f"{origin}:80")
+    assert not allows(origin, f"{origin}x")
+    assert not allows(origin, f"{origin}/")
+
+
 # Lists
 
 
