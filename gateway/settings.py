@@ -15,6 +15,7 @@ from pydantic_core.core_schema import ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.entry.auth import TokenRules
+from gateway.entry.claims import ClaimRules
 from gateway.entry.jwks import KeyRing
 from gateway.entry.origin import Origins
 from gateway.wires.choice import Choice
@@ -85,9 +86,11 @@ class AuthSettings(BaseSettings):
         return TokenRules(
             algorithms=self.algorithms,
             secret=None if secret is None else secret.get_secret_value(),
-            audience=self.jwt_audience,
-            issuer=self.jwt_issuer,
-            max_seconds=self.jwt_max_seconds,
+            claims=ClaimRules(
+                audience=self.jwt_audience,
+                issuer=self.jwt_issuer,
+                max_seconds=self.jwt_max_seconds,
+            ),
         )
 
     def allowed_origins(self) -> Origins:

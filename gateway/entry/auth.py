@@ -1,4 +1,4 @@
-"""From credentials to an Identity: which credential of a request decides, and for which user."""
+"""From credentials to an Identity: which credential of a request decides, and its signature."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import jwt
 from jwt.algorithms import HMACAlgorithm
+from jwt.types import Options
 
 from gateway.connections.identity import Identity
+from gateway.entry.claims import BadClaims, ClaimRules, identity_of
 from gateway.entry.jwks import KeyRing
 from gateway.errors import GatewayError
-from registry.message import valid_device, valid_user
 
 #: The longest token. Common proxies let no longer token through in the head of a request, so to
 #: verify a longer token would be work for nothing.
@@ -24,26 +25,43 @@ COOKIE: Final = "pushgate_token"
 #: A WebSocket subprotocol with this prefix carries a token.
 BEARER_PREFIX: Final = "bearer."
 _BEARER: Final = "bearer "
+#: A token's fault by PyJWT's error; subclasses come first. An error that is not listed, and any
+#: ValueError, comes from bytes that are no JWT.
+_FAULTS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (jwt.InvalidSignatureError, "signed with another key"),
+    (jwt.InvalidAlgorithmError, "its algorithm is not accepted here"),
+    (jwt.DecodeError, "not a JWT"),
+    (jwt.InvalidTokenError, "its header has a bad kid, or crit or b64, which are not taken"),
+)
+#: PyJWT verifies signatures alone; claims.py has the rules for claims.
+_SIGNATURE_ALONE: Final[Options] = {
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_aud": False,
+    "verify_iss": False,
+    "verify_sub": False,
+    "verify_jti": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
     """The operator's rules for tokens.
 
-    `algorithms` are names of RFC 7518 §3.1, `secret` is the key of HS256. `audience` and `issuer`
-    are required values of `aud` and `iss`; None accepts any value. `max_seconds` bounds how far
-    ahead `exp` may lie.
+    `algorithms` are names of RFC 7518 §3.1, `secret` is the key of HS256.
     """
 
     algorithms: frozenset[str]
     secret: str | None = field(repr=False)
-    audience: str | None
-    issuer: str | None
-    max_seconds: int
+    claims: ClaimRules
 
 
 class Unauthenticated(GatewayError):
-    """A request has no credential, or its token is not valid. The text never repeats the token."""
+    """A request has no credential, or its token is not valid.
+
+    The text says in plain words what is wrong, and never repeats bytes of the token.
+    """
 
 
 class _CheckedHMAC(HMACAlgorithm):
@@ -81,17 +99,8 @@ class Authenticator:
         self._secret = None if rules.secret is None else _checked_key(rules.secret)
         self._algorithms = rules.algorithms
         self._keys = keys
-        self._audience = rules.audience
-        self._issuer = rules.issuer
-        self._max_seconds = rules.max_seconds
-        self._jwt = jwt.PyJWT(
-            {
-                # Unless `exp` is required here, PyJWT accepts a token without `exp`.
-                "require": ["exp", "sub"],
-                # With this check on and no audience set, PyJWT refuses every token with an `aud`.
-                "verify_aud": self._audience is not None,
-            }
-        )
+        self._rules = rules.claims
+        self._jwt = jwt.PyJWT(_SIGNATURE_ALONE)
 
     async def authenticate(self, token: str) -> Identity:
         """Verify `token` and return its user, device and expiry.
@@ -118,24 +127,22 @@ class Authenticator:
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated(f"token refused: over {MAX_TOKEN_BYTES} bytes")
         try:
-            claims = self._claims(token)
-        except (jwt.PyJWTError, ValueError, OverflowError) as error:
-            reason = type(error).__name__
-        else:
-            return self._identity(claims)
+            return identity_of(self._claims(token), self._rules, now=time.time())
+        except BadClaims as error:
+            fault = str(error)
+        except (jwt.PyJWTError, ValueError) as error:
+            fault = _fault(error)
         # Raised outside of the handler, so that PyJWT's error is not chained: the text of the error
         # and the attributes of a decoder's error repeat the token.
-        raise Unauthenticated(f"token refused: {reason}")
+        raise Unauthenticated(f"token refused: {fault}")
 
     def _claims(self, token: str) -> dict[str, Any]:
-        """Verify `token` and return its claims."""
+        """Verify the signature of `token`, and return its claims."""
         key, algorithm = self._key(token)
-        decoded = self._jwt.decode_complete(
-            token, key, algorithms=[algorithm], audience=self._audience, issuer=self._issuer
-        )
+        decoded = self._jwt.decode_complete(token, key, algorithms=[algorithm])
         if "crit" in decoded["header"]:
             # PyJWT accepts the critical parameter `b64`, which no JWT may use (RFC 7797 §7).
-            raise Unauthenticated("token refused: crit")
+            raise jwt.InvalidTokenError
         claims: dict[str, Any] = decoded["payload"]
         return claims
 
@@ -155,19 +162,10 @@ class Authenticator:
             raise UnknownKey("token refused: its key is not known")
         return key, algorithm
 
-    def _identity(self, claims: dict[str, Any]) -> Identity:
-        user, device, expires = claims["sub"], claims.get("device"), claims["exp"]
-        # PyJWT accepts as `exp` all that int() accepts, the string "1790000000" too.
-        if not isinstance(expires, int | float):
-            raise Unauthenticated("token refused: exp is no number")
-        expires_at = int(expires)
-        if expires_at > time.time() + self._max_seconds:
-            raise Unauthenticated("token refused: exp is too far ahead")
-        if not (isinstance(user, str) and valid_user(user)):
-            raise Unauthenticated("token refused: sub is no user id")
-        if device is not None and not (isinstance(device, str) and valid_device(device)):
-            raise Unauthenticated("token refused: device is no device name")
-        return Identity(user, device, expires_at)
+
+def _fault(error: Exception) -> str:
+    """Return the fault of a token, in plain words."""
+    return next((fault for kind, fault in _FAULTS if isinstance(error, kind)), "not a JWT")
 
 
 def _checked_key(secret: str) -> jwt.PyJWK:

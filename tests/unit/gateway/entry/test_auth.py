@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 import warnings
 from base64 import urlsafe_b64encode
@@ -582,6 +583,59 @@ async def test_an_issuer_that_is_down_is_no_error_of_ours() -> None:
 
 async def identified(auth: Authenticator, token: str) -> Identity:
     return auth.identify(token)
+
+
+SIGNED = signed(CLAIMS)
+HEADER_FAULT = "its header has a bad kid, or crit or b64, which are not taken"
+
+
+@pytest.mark.parametrize(
+    ("token", "fault"),
+    [
+        ("", "not a JWT"),
+        ("a.b.c", "not a JWT"),
+        ("\ud800", "not a JWT"),
+        (signed([]), "not a JWT"),
+        (signed(b"{"), "not a JWT"),
+        (f"{SIGNED[:-2]}", "not a JWT"),
+        (signed(CLAIMS, secret="x" * 32), "signed with another key"),
+        (f"{SIGNED.rpartition('.')[0]}.{part(bytes(32))}", "signed with another key"),
+        (f"{part({'alg': 'none'})}.{part(CLAIMS)}.", "its algorithm is not accepted here"),
+        (RSA.sign(CLAIMS), "its algorithm is not accepted here"),
+        (signed(CLAIMS, header={"kid": 7}), HEADER_FAULT),
+        (signed(CLAIMS, header={"crit": ["x"]}), HEADER_FAULT),
+        (signed(CLAIMS, header={"crit": ["b64"], "b64": True}), HEADER_FAULT),
+        (signed({"sub": "alice"}), "exp is missing"),
+        (signed({"exp": FUTURE}), "sub is missing"),
+        (signed(CLAIMS | {"exp": "soon"}), "exp is no number"),
+        (signed(CLAIMS | {"sub": 7}), "sub is no user id"),
+        ("x" * 9_000, "over 8192 bytes"),
+    ],
+    ids=lambda value: repr(value)[-30:],
+)
+def test_a_refusal_says_in_plain_words_what_is_wrong(token: str, fault: str) -> None:
+    auth = Authenticator(settings().token_rules, None)
+    assert refusal(auth, token) == f"token refused: {fault}"
+
+
+def test_how_long_ago_a_token_has_expired_is_said() -> None:
+    auth = Authenticator(settings().token_rules, None)
+    told = refusal(auth, signed(CLAIMS | {"exp": int(time.time()) - 12}))
+    match = re.fullmatch(r"token refused: expired (\d+) s ago", told)
+    assert match is not None
+    assert 12 <= int(match[1]) < 60
+
+
+def test_another_key_under_a_published_name_is_said_to_be_another(
+    asymmetric: Authenticator,
+) -> None:
+    fault = "signed with another key|its algorithm is not accepted here"
+    assert re.fullmatch(f"token refused: ({fault})", refusal(asymmetric, OTHER_RSA.sign(CLAIMS)))
+
+
+def test_a_clock_that_is_ahead_by_seconds_refuses_no_token(auth: Authenticator) -> None:
+    ahead = int(time.time()) + 5
+    assert auth.identify(signed(CLAIMS | {"iat": ahead, "nbf": ahead})).user == "alice"
 
 
 @pytest.mark.parametrize("asked", [identified, Authenticator.authenticate])
