@@ -25,17 +25,18 @@ RETRY_MS: Final = (1_000, 5_000)
 #: The same range for a client whose turn to reconnect was drawn already, or is now.
 _PARTING_RETRY_MS: Final = (100, 1_000)
 _COMMENT: Final = b":\n\n"
+#: The fields of every event stream. A proxy that compresses, or collects a response before passing
+#: it on, would keep events back: `no-transform` (RFC 9111 §5.2.2.6) forbids the former,
+#: `x-accel-buffering` (nginx's field, which other proxies know too) the latter.
+_FIELDS: Final = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store, no-transform",
+    "x-accel-buffering": "no",
+    "connection": "close",
+}
 # The stream ends with the connection (RFC 9112 §6.3). Without a content-length or chunks, events
 # are framed once less, and a connection that is cut ends the stream cleanly.
-_HEAD: Final = start_head(
-    200,
-    {
-        "content-type": "text/event-stream; charset=utf-8",
-        "cache-control": "no-store",
-        "x-accel-buffering": "no",
-        "connection": "close",
-    },
-)
+_HEAD: Final = start_head(200, _FIELDS)
 
 
 async def connect(head: Head, entry: Entry) -> ASGIApp:
@@ -48,8 +49,7 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         # An EventSource never reconnects after a 503, but does reconnect after the end of a stream:
         # the refusal is a stream that ends at once. The metric counts a refusal with 503.
         count_refusal(overloaded)
-        headers = {"cache-control": "no-store", "connection": "close", **entry.cors(head)}
-        return Response(retry(), media_type="text/event-stream", headers=headers)
+        return Response(retry(), headers={**_FIELDS, **entry.cors(head)})
     connection = SseConnection(admitted.identity, entry.node)
     return entry.hold(connection, admitted, stream_head(admitted.cors_lines))
 

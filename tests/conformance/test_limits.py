@@ -160,6 +160,8 @@ async def test_an_event_source_is_sent_away_in_the_one_way_it_comes_back_from(
             answer, body = await refused({"Origin": ALLOWED_ORIGIN})
             assert answer.status == 200
             assert answer.headers["content-type"].startswith("text/event-stream")
+            assert answer.headers["cache-control"] == "no-store, no-transform"
+            assert answer.headers["x-accel-buffering"] == "no"
             assert answer.headers["access-control-allow-origin"] == ALLOWED_ORIGIN
             name, _, value = body.decode().removesuffix("\n\n").partition(": ")
             assert name == "retry"

@@ -133,7 +133,8 @@ def test_the_head_starts_an_event_stream_that_nobody_buffers() -> None:
     assert lines[0] == b"HTTP/1.1 200 OK"
     fields = dict(line.split(b": ", 1) for line in lines[1:])
     assert fields[b"content-type"].startswith(b"text/event-stream")
-    assert fields[b"cache-control"] == b"no-store"
+    assert fields[b"cache-control"] == b"no-store, no-transform"  # nor does a proxy compress it
+    assert fields[b"x-accel-buffering"] == b"no"
     assert fields[b"vary"] == b"origin"
     assert b"content-length" not in fields
     assert parse(body) == ([], None)
