@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.entry.entry import Entry, count_refusal
+from gateway.http.detach import FLUSH
 from gateway.http.head import Head
 from gateway.internal import health_routes, plain_text
 from gateway.transports import sse, websocket
@@ -59,6 +60,8 @@ def public_app(
         if connect is None:
             await app(scope, receive, send)
             return
+        # Before admission: limits that were checked before a long wait would no longer hold.
+        await scope["extensions"][FLUSH]()
         try:
             response = await _connected(connect, Head(scope), entry)
         except HTTPException as error:

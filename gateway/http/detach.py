@@ -1,7 +1,7 @@
-"""Two extensions of ASGI: an application detaches its request's socket, or answers in one write.
+"""Extensions of ASGI: an application detaches its request's socket, or answers in one write.
 
-The listener puts a function for both into `scope["extensions"]` (ASGI 3.0, "Extensions"), under the
-names below. An application that finds a name there may call the function.
+The listener puts functions into `scope["extensions"]` (ASGI 3.0, "Extensions"), under the names
+below. An application that finds a name there may call the function.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 #: The name of the extension to detach a request's socket from HTTP: a function without arguments.
-#: Returns a Detached, or None when the client has disconnected already.
+#: Returns a Detached, or None when the client has disconnected already. To be called behind FLUSH.
 DETACH: Final = "pushgate.detach"
+#: The name of the extension to wait until the kernel has the answers to earlier requests: a
+#: coroutine function without arguments. Bytes that wait in the transport would be lost where a wire
+#: takes the socket out of the transport, and would escape the bounds of a wire over the transport.
+FLUSH: Final = "pushgate.flush"
 #: The name of the extension to answer 200 in one write: a coroutine function of a content type and
 #: a body, both bytes.
 ANSWER: Final = "pushgate.answer"

@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 
 from gateway.errors import GatewayError
 from gateway.http import responses
-from gateway.http.detach import ANSWER, DETACH, Detached, Resume
+from gateway.http.detach import ANSWER, DETACH, FLUSH, Detached, Resume
 from gateway.http.door import Door
 from gateway.http.proxy_header import BadProxyHeader, read
 
@@ -161,7 +161,7 @@ class DetachableHTTP(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Hand the request to the application, or refuse a head beyond the bounds.
 
-        The scope offers the application the extensions DETACH and ANSWER.
+        The scope offers the application the extensions DETACH, FLUSH and ANSWER.
         """
         self._door.satisfied(self)
         self._head_bytes = 0
@@ -222,7 +222,11 @@ class DetachableHTTP(HttpToolsProtocol):
     def _extensions(self, cycle: RequestResponseCycle) -> dict[str, Any]:
         # Bound to the request's own cycle: with pipelined requests `self.cycle` belongs to a later
         # request.
-        return {DETACH: partial(self.detach, cycle), ANSWER: partial(self.answer, cycle)}
+        return {
+            DETACH: partial(self.detach, cycle),
+            FLUSH: self.flush,
+            ANSWER: partial(self.answer, cycle),
+        }
 
     async def answer(self, cycle: RequestResponseCycle, content_type: bytes, body: bytes) -> None:
         """Answer the request of `cycle` with 200, in one write.
@@ -240,6 +244,22 @@ class DetachableHTTP(HttpToolsProtocol):
         if last:
             self.transport.close()
         cycle.on_response()
+
+    async def flush(self) -> None:
+        """Return when the kernel has every byte of earlier answers, or the connection is closed.
+
+        A client that reads none of its answers is cut off by the kernel (TCP_USER_TIMEOUT).
+        """
+        transport = self.transport
+        if transport.is_closing() or not transport.get_write_buffer_size():
+            return
+        transport.set_write_buffer_limits(high=0)  # `resume_writing` comes with an empty buffer
+        # Said here too: a transport that was paused before its socket was lent, and given back,
+        # pauses no second protocol.
+        self.flow.pause_writing()
+        await self.flow.drain()
+        if not transport.is_closing():
+            transport.set_write_buffer_limits()
 
     def detach(self, cycle: RequestResponseCycle) -> Detached | None:
         """Detach the socket for the request of `cycle`; None when the client has disconnected."""
