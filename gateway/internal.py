@@ -273,7 +273,7 @@ class _RequireSecret:
     ) -> None:
         """Guard every path but `open_paths`; any of `secrets` is accepted (for rotation)."""
         self._app = app
-        self._expected = [f"Bearer {secret}".encode() for secret in secrets]
+        self._secrets = [secret.encode() for secret in secrets]
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -289,6 +289,7 @@ class _RequireSecret:
         await PlainTextResponse("internal secret required\n", status, headers)(scope, receive, send)
 
     def _accepts(self, credential: bytes) -> bool:
+        scheme, _, given = credential.partition(b" ")  # the scheme has no case (RFC 9110 §11.1)
         # Every secret is compared, also after a match: the time taken tells nothing of any secret.
-        matches = [hmac.compare_digest(credential, expected) for expected in self._expected]
-        return any(matches)
+        matches = [hmac.compare_digest(given, secret) for secret in self._secrets]
+        return any(matches) and scheme.lower() == b"bearer"

@@ -224,7 +224,11 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def _door_bounds(settings: GatewaySettings, *, sockets: int | None = None) -> DoorBounds:
-    return DoorBounds(settings.head_seconds, settings.max_head_bytes, sockets)
+    # A door looks at its limits once a tick, and a busy loop's tick is late. So a door's limit is
+    # two ticks (of a short limit: a quarter) before the setting's, after which no socket is left.
+    seconds = settings.head_seconds
+    limit = seconds - min(2 * TICK_SECONDS, seconds / 4)
+    return DoorBounds(limit, settings.max_head_bytes, sockets)
 
 
 def _origins(settings: GatewaySettings) -> Origins:

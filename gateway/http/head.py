@@ -1,4 +1,4 @@
-"""The head of a request on a transport's path: method, client address, header fields, query.
+"""The head of a request: rules for all paths, and the head as a transport reads it.
 
 A handshake reads a dozen fields. starlette's headers scan the list of all fields for every read, so
 the fields are put into a dict once.
@@ -6,12 +6,40 @@ the fields are put into a dict once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Final
 
 from starlette.datastructures import QueryParams
 from starlette.requests import cookie_parser
 from starlette.types import Scope
+
+#: Versions of HTTP that a request line may name. The parser also accepts 2.0, and a request line
+#: without a version (HTTP/0.9).
+_VERSIONS: Final = ("1.0", "1.1")
+#: A value of the Host field, as far as is checked: no delimiter of a URI, and no space (RFC 9110
+#: §7.2).
+_HOST: Final = re.compile(rb"[^\s/?#@\\]*")
+
+
+def refusal(version: str, fields: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
+    """Return status and reason of a refusal that holds for every path; None to take the request.
+
+    `fields` are all fields of the head, with names in lower case. Two Host or two Authorization
+    fields leave open which of the two counts, and a proxy on the way may have read the other one.
+    """
+    if version not in _VERSIONS:
+        return 505, "HTTP/1.1 is spoken here"
+    names = [name for name, _ in fields]
+    hosts = names.count(b"host")
+    if hosts > 1 or (hosts == 0 and version == "1.1"):  # RFC 9112 §3.2
+        return 400, "the request needs one Host field"
+    if hosts and _HOST.fullmatch(fields[names.index(b"host")][1]) is None:
+        return 400, "the Host field is no host"
+    if names.count(b"authorization") > 1:
+        return 400, "the request has more than one Authorization field"
+    return None
 
 
 class Head:
@@ -27,6 +55,8 @@ class Head:
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        if scope["http_version"] == "1.0":
+            fields.pop("upgrade", None)  # to be ignored in a request of HTTP/1.0 (RFC 9110 §7.8)
         client = scope["client"]
         self.method: str = scope["method"]
         self.tls: bool = scope["scheme"] == "https"

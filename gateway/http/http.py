@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway.errors import GatewayError
-from gateway.http import responses
+from gateway.http import head, responses
 from gateway.http.detach import ANSWER, DETACH, FLUSH, Detached, Resume
 from gateway.http.door import Door
 from gateway.http.proxy_header import BadProxyHeader, read
@@ -159,23 +159,29 @@ class DetachableHTTP(HttpToolsProtocol):
         return data[header.size :]
 
     def on_headers_complete(self) -> None:
-        """Hand the request to the application, or refuse a head beyond the bounds.
+        """Hand the request to the application, or refuse a head beyond the bounds or the rules.
 
         The scope offers the application the extensions DETACH, FLUSH and ANSWER.
         """
         self._door.satisfied(self)
         self._head_bytes = 0
         self._in_body = True
-        if len(self.headers) > MAX_HEADERS:
-            self._refuse(431, "the request has too many header fields")
-            raise _HeadRefused
-        if len(self.pipeline) >= MAX_WAITING_REQUESTS:
-            self._refuse(400, "too many requests at once")
+        refusal = self._head_refusal()
+        if refusal is not None:
+            self._refuse(*refusal)
             raise _HeadRefused
         super().on_headers_complete()
         self.scope["extensions"] = self._extensions(self.cycle)
         if self._door.draining:
             self.cycle.keep_alive = False
+
+    def _head_refusal(self) -> tuple[int, str] | None:
+        """Return status and reason of the refusal of a complete head; None to take the request."""
+        if len(self.headers) > MAX_HEADERS:
+            return 431, "the request has too many header fields"
+        if len(self.pipeline) >= MAX_WAITING_REQUESTS:
+            return 400, "too many requests at once"
+        return head.refusal(self.parser.get_http_version(), self.headers)
 
     def on_message_complete(self) -> None:
         """Take note that the request is complete: the next bytes belong to a new head."""

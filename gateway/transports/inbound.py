@@ -18,6 +18,10 @@ from gateway.connections.closes import BAD_TEXT, CLOSES, PROTOCOL_ERROR, TOO_MAN
 #: empty frames is recognised before parsing takes long.
 _PIECE_BYTES: Final = 2_048
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+#: Bytes of an extended payload length, by the 7 bits before it, and the least length that needs so
+#: many bytes (§5.2).
+_EXTENDED_BYTES: Final = {126: 2, 127: 8}
+_LEAST_LENGTHS: Final = {2: 126, 8: 1 << 16}
 #: Reasons by close code.
 _REASONS: Final = {close.code: close.reason for close in CLOSES}
 #: The logger of the parser; silent, because the parser logs what clients send.
@@ -34,11 +38,12 @@ class Inbound:
     every heartbeat.
     """
 
-    __slots__ = ("_kept", "_opcode", "_parser", "_text", "frames")
+    __slots__ = ("_heads", "_kept", "_opcode", "_parser", "_text", "frames")
 
     def __init__(self, *, max_bytes: int) -> None:
         self.frames = 0
         self._parser = Protocol(SERVER, state=State.OPEN, max_size=max_bytes, logger=_SILENT)
+        self._heads = _FrameHeads()
         self._text = codecs.getincrementaldecoder("utf-8")()
         self._opcode = Opcode.CONT  # of the message, from its first frame
         self._kept = bytearray()  # the payload of an incomplete message
@@ -50,7 +55,9 @@ class Inbound:
         connection has ended (see `end`), no further bytes are parsed.
         """
         for start in range(0, len(data), _PIECE_BYTES):
-            self._parser.receive_data(data[start : start + _PIECE_BYTES])
+            piece = data[start : start + _PIECE_BYTES]
+            end_of_bad = self._heads.end_of_bad_length(piece)
+            self._parser.receive_data(piece[:end_of_bad])
             for event in self._parser.events_received():
                 self.frames += 1
                 if isinstance(event, Frame) and event.opcode in _DATA:
@@ -59,6 +66,8 @@ class Inbound:
                     return  # RFC 6455 §7.1.7: no data behind the bad text is processed
             if self.open and self.frames > max_frames:
                 self._parser.fail(TOO_MANY_FRAMES.code, TOO_MANY_FRAMES.reason)
+            if self.open and end_of_bad is not None:
+                self._parser.fail(PROTOCOL_ERROR.code, PROTOCOL_ERROR.reason)
             if not self.open:
                 return
 
@@ -112,3 +121,40 @@ class Inbound:
         if frame.fin:
             payload, self._kept = bytes(self._kept), bytearray()
             yield payload.decode() if self._opcode is Opcode.TEXT else payload
+
+
+class _FrameHeads:
+    """Follows the heads of frames through inbound bytes, to find lengths that are not minimal.
+
+    A payload's length has to be encoded in as few bytes as possible (§5.2). The parser of
+    websockets takes longer encodings too.
+    """
+
+    __slots__ = ("_begun", "_payload_left")
+
+    def __init__(self) -> None:
+        self._begun = b""  # the part of an incomplete head that has arrived
+        self._payload_left = 0  # bytes of the present frame that are still to come
+
+    def end_of_bad_length(self, data: bytes) -> int | None:
+        """Take inbound bytes; return the position in `data` behind a length that is not minimal.
+
+        None where there is no bad length. Behind a bad length, no frame is followed any more.
+        """
+        begun, data = len(self._begun), self._begun + data
+        position = self._payload_left
+        while len(data) - position >= 2:
+            length = data[position + 1] & 0x7F
+            extended_bytes = _EXTENDED_BYTES.get(length, 0)
+            end = position + 2 + extended_bytes
+            if len(data) < end:
+                break
+            if extended_bytes:
+                length = int.from_bytes(data[position + 2 : end])
+                if length < _LEAST_LENGTHS[extended_bytes]:
+                    return end - begun
+            mask_bytes = 4 if data[position + 1] & 0x80 else 0
+            position = end + mask_bytes + length
+        self._begun = data[position:]
+        self._payload_left = max(0, position - len(data))
+        return None

@@ -107,6 +107,22 @@ async def test_a_crowd_that_says_nothing_or_half_of_it_is_gone_in_time(
         assert time.monotonic() - last < LATE_SECONDS
 
 
+@pytest.mark.parametrize("sent", [b"", HALF], ids=["nothing", "half"])
+async def test_no_socket_is_left_after_the_time_for_a_head(
+    gateway: GatewayProcess, sent: bytes
+) -> None:
+    async def life() -> float:
+        began = time.monotonic()
+        async with wire_to(gateway.port) as wire:
+            await wire.send(sent)
+            await wire.ended(LATE_SECONDS)
+            return time.monotonic() - began
+
+    lives = await asyncio.gather(*(life() for _ in range(20)))
+    assert min(lives) > HEAD_SECONDS / 2
+    assert max(lives) <= HEAD_SECONDS
+
+
 async def test_a_head_that_comes_byte_by_byte_is_taken(gateway: GatewayProcess, user: str) -> None:
     async with wire_to(gateway.port) as wire:
         for byte in head("GET", "/ws", {**upgrade_headers(), **bearer(user)}):
@@ -282,7 +298,7 @@ async def test_requests_piled_up_in_one_segment_cost_little(
     async with AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(wire_to(gateway.port)) for _ in range(10)]
         async with costing_little(gateway, pusher, user):
-            pile = b"GET / HTTP/1.1\r\n\r\n" * 50_000
+            pile = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 50_000
             sending = [asyncio.create_task(send(wire, pile)) for wire in wires]
             for wire in wires:
                 assert (await wire.rest(20.0)).startswith((b"HTTP/1.1 404", b""))

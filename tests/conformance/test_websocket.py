@@ -178,6 +178,9 @@ async def test_nothing_is_pushed_to_a_client_that_has_closed(
             id="too-big-in-fragments",
         ),
         pytest.param(b"\x82\xff" + b"\x7f" + b"\xff" * 7 + b"mask", 1009, id="claims-8-EiB"),
+        pytest.param(b"\x82\xfe\x00\x7d" + bytes(4 + 125), 1002, id="2-bytes-for-a-length-of-125"),
+        pytest.param(b"\x82\xff" + bytes(6) + b"\xff\xff", 1002, id="8-bytes-for-65535"),
+        pytest.param(b"\x89\xfe\x00\x00" + bytes(4), 1002, id="2-bytes-for-an-empty-ping"),
     ],
 )
 async def test_a_protocol_error_closes_with_its_code(

@@ -201,6 +201,48 @@ def test_what_breaks_the_protocol_is_1002(bad: bytes) -> None:
     assert ended_with(inbound) == (1002, "protocol error")
 
 
+def long_form(opcode: int, payload: bytes, *, length_bytes: int) -> bytes:
+    """Spell a frame whose length is in so many bytes, needed or not."""
+    start = bytes([0x80 | opcode, 0x80 | {2: 126, 8: 127}[length_bytes]])
+    return start + len(payload).to_bytes(length_bytes) + bytes(4) + payload
+
+
+@pytest.mark.parametrize(
+    ("length_bytes", "size", "minimal"),
+    [(2, 0, False), (2, 125, False), (2, 126, True), (2, 9_000, True), (8, 0, False),
+     (8, 125, False), (8, 126, False), (8, 9_000, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("piece", [1, 3, 20_000])
+def test_a_length_that_is_not_minimal_is_1002(
+    length_bytes: int, size: int, minimal: bool, piece: int
+) -> None:
+    before = client_frame(TEXT, b"before") + client_frame(PING, b"?") + fragments(b"xy", 1)[0]
+    frame = long_form(CONTINUATION, b"z" * size, length_bytes=length_bytes)
+    data = before + frame + client_frame(TEXT, b"behind")
+    inbound = made()
+    parts = [data[start : start + piece] for start in range(0, len(data), piece)]
+    messages = taken(inbound, *parts)
+    if minimal:
+        assert messages == ["before", "x" + "z" * size, "behind"]
+        assert inbound.open
+        assert inbound.between_messages
+    else:
+        assert messages == ["before"]
+        frames = server_frames(inbound.answer())
+        assert frames[0] == (PONG, b"?")
+        assert [opcode for opcode, _ in frames] == [PONG, CLOSE]
+        assert struct.unpack("!H", frames[1][1][:2])[0] == 1002
+        assert inbound.end == "protocol error"
+
+
+def test_a_length_of_eight_bytes_is_minimal_from_65536_on() -> None:
+    inbound = Inbound(max_bytes=100_000)
+    whole = long_form(BINARY, b"x" * 65_536, length_bytes=8)
+    assert taken(inbound, whole + client_frame(TEXT, b"next")) == [b"x" * 65_536, "next"]
+    taken(inbound, long_form(BINARY, b"x" * 65_535, length_bytes=8))
+    assert ended_with(inbound) == (1002, "protocol error")
+
+
 @pytest.mark.parametrize("code", [1000, 1001, 4999])
 def test_a_close_is_echoed_and_is_the_clients_leave(code: int) -> None:
     inbound = made()
