@@ -77,7 +77,7 @@ class RegistrySettings(BaseSettings):
 
     @field_validator("redis_ca_file")
     @classmethod
-    def _readable(cls, value: str | None) -> str | None:
+    def _readable_redis_ca(cls, value: str | None) -> str | None:
         if value is not None:
             try:
                 ssl.create_default_context(cafile=value)
@@ -86,7 +86,7 @@ class RegistrySettings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _of_the_url(self) -> Self:
+    def _redis_settings_agree(self) -> Self:
         sentinel = self.redis_sentinel_username or self.redis_sentinel_password
         if sentinel and "+sentinel:" not in self.redis_url:
             raise ValueError(
