@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import ssl
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.directory import is_address
-from registry.settings import RegistrySettings, printable
+from registry.settings import RegistrySettings, printable, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):
@@ -35,7 +34,9 @@ class KafkaSettings(BaseSettings):
     kafka_sasl_username: Annotated[str | None, Field(description="SASL user name.")] = None
     kafka_sasl_password: Annotated[SecretStr | None, Field(description="SASL password.")] = None
     kafka_ca_file: Annotated[
-        str | None, Field(description="PEM file of the CA that signed the brokers' certificates.")
+        str | None,
+        AfterValidator(readable_ca_file),
+        Field(description="PEM file of the CA that signed the brokers' certificates."),
     ] = None
 
     kafka_fetch_wait_ms: Annotated[
@@ -54,16 +55,6 @@ class KafkaSettings(BaseSettings):
         for address in value.split(","):
             if not is_address(address.strip()):
                 raise ValueError(f"{address.strip()!r} is no host:port")
-        return value
-
-    @field_validator("kafka_ca_file")
-    @classmethod
-    def _readable(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                ssl.create_default_context(cafile=value)
-            except OSError as error:  # ssl.SSLError is an OSError too
-                raise ValueError(f"that is no PEM file of certificates: {error}") from error
         return value
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -21,6 +21,20 @@ def printable(secret: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", secret.get_secret_value()):
         raise ValueError("printable ASCII only, without spaces at the ends")
     return secret
+
+
+def readable_ca_file(path: str | None) -> str | None:
+    """Return the path of a PEM file of certificates, or None for None.
+
+    Raises:
+        ValueError: the file can't be read, or is no such file.
+    """
+    if path is not None:
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:  # ssl.SSLError is an OSError too
+            raise ValueError(f"that is no PEM file of certificates: {error}") from error
+    return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +76,7 @@ class RegistrySettings(BaseSettings):
     ] = None
     redis_ca_file: Annotated[
         str | None,
+        AfterValidator(readable_ca_file),
         Field(description="PEM file of the CA that signed the certificates of Redis, for rediss."),
     ] = None
 
@@ -74,16 +89,6 @@ class RegistrySettings(BaseSettings):
             sentinel_password=None if password is None else password.get_secret_value(),
             ca_file=self.redis_ca_file,
         )
-
-    @field_validator("redis_ca_file")
-    @classmethod
-    def _readable_redis_ca(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                ssl.create_default_context(cafile=value)
-            except OSError as error:  # ssl.SSLError is an OSError too
-                raise ValueError(f"that is no PEM file of certificates: {error}") from error
-        return value
 
     @model_validator(mode="after")
     def _redis_settings_agree(self) -> Self:
