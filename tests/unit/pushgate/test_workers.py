@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+import structlog
 
 from pushgate.embedded import tied_to_parent
 from pushgate.options import load
@@ -181,8 +182,15 @@ async def test_a_stop_ends_the_wait_for_a_worker_that_died(
     workers: Callable[..., Workers], notes: Path
 ) -> None:
     dying = workers("note('dies'); sys.exit(1)", 1)
-    running = asyncio.create_task(dying.run())
-    await eventually(lambda: lines(notes).count("0 dies") == 2, "two", timeout_seconds=SECONDS)
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(dying.run())
+        # Its note comes a moment before its end: one that is stopped in between did not leave
+        # cleanly, and rightly shows in the status.
+        await eventually(
+            lambda: [entry["event"] for entry in logs].count("worker has died") == 2,
+            "two ends",
+            timeout_seconds=SECONDS,
+        )
     dying.stop()
     # The next attempt would come two seconds after the second end.
     assert await asyncio.wait_for(running, SECONDS) == 0
