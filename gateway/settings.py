@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Self
 
 from jwt import InvalidKeyError
 from jwt.algorithms import HMACAlgorithm
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,7 +20,7 @@ from gateway.entry.jwks import KeyRing
 from gateway.entry.origin import Origins
 from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
-from registry.settings import RegistrySettings, printable
+from registry.settings import InternalSecret, RegistrySettings, long_enough, printable
 
 #: Signature algorithms that an operator can accept. A token's own header never chooses among the
 #: algorithms that the operator did not accept (RFC 8725 §3.1).
@@ -39,7 +39,7 @@ class AuthSettings(BaseSettings):
     ] = "HS256"
     jwt_secret: Annotated[
         SecretStr | None,
-        Field(min_length=1, validate_default=True, description="Key of HS256 tokens."),
+        Field(validate_default=True, description="Key of HS256 tokens, of 32 bytes at least."),
     ] = None
     jwks_url: Annotated[
         str | None,
@@ -62,13 +62,12 @@ class AuthSettings(BaseSettings):
         Field(ge=1, description="How far ahead `exp` may lie; a token good for longer is refused."),
     ] = 366 * 86_400
     internal_secret: Annotated[
-        SecretStr,
-        AfterValidator(printable),
-        Field(min_length=1, description="Bearer secret of the internal listener."),
+        InternalSecret,
+        Field(description="Bearer secret of the internal listener, of 32 bytes at least."),
     ]
     internal_secret_previous: Annotated[
         SecretStr | None,
-        Field(min_length=1, description="A second one that is good too, while it is rotated."),
+        Field(description="A second one that is good too, while it is rotated."),
     ] = None
     origins: Annotated[
         str,
@@ -119,17 +118,18 @@ class AuthSettings(BaseSettings):
     def _there_for_hs256(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is None and "HS256" in info.data.get("jwt_algorithms", ""):
             raise PydanticCustomError("missing", "a key is needed for HS256")
-        if value is not None:
-            try:
-                HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(value.get_secret_value())
-            except InvalidKeyError as error:
-                raise ValueError(f"no secret for HS256: {error}") from None
-        return value
+        if value is None:
+            return None
+        try:
+            HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(value.get_secret_value())
+        except InvalidKeyError as error:
+            raise ValueError(f"no secret for HS256: {error}") from None
+        return long_enough(value)
 
     @field_validator("internal_secret_previous")
     @classmethod
     def _in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else printable(value)
+        return None if value is None else long_enough(printable(value))
 
     @field_validator("origins")
     @classmethod

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.directory import is_address
-from registry.settings import RegistrySettings, printable, readable_ca_file
+from registry.settings import InternalSecret, RegistrySettings, printable, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):
@@ -105,9 +105,7 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
         Field(ge=0, le=1, description="Share of messages whose outcomes are told, by their ids."),
     ] = 1.0
     internal_secret: Annotated[
-        SecretStr,
-        AfterValidator(printable),
-        Field(min_length=1, description="Bearer secret of the gateways."),
+        InternalSecret, Field(description="Bearer secret of the gateways, of 32 bytes at least.")
     ]
     processor_host: Annotated[
         str, Field(description="Address of /healthz, /readyz and /metrics.")

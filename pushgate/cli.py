@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import click
 import httpx
+import structlog
 import uvloop
+from pydantic_settings import BaseSettings
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from gateway.server import Gateway
@@ -22,6 +25,7 @@ from pushgate import logs
 from pushgate.audit import Audit, AuditError, write_metrics
 from pushgate.audit import audit as run_audit
 from pushgate.client import TRANSPORTS
+from pushgate.environment import remarks
 from pushgate.options import load, settings_options
 from pushgate.publish import publisher
 from pushgate.settings import (
@@ -30,6 +34,7 @@ from pushgate.settings import (
     DevSettings,
     GatewayCommandSettings,
     ListenSettings,
+    LogSettings,
     ProcessorCommandSettings,
     SendSettings,
     TokenSettings,
@@ -45,6 +50,10 @@ _RECONNECT_SECONDS: Final = 1.0
 _SHOWN: Final = 20
 #: The exit status of `pushgate audit` with findings; 1 is the status of an error.
 _DIFFERENT: Final = 3
+
+log = structlog.get_logger("pushgate")
+
+_Settings = TypeVar("_Settings", bound=BaseSettings)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,8 +71,7 @@ def dev(**flags: Any) -> None:
     from pushgate.dev import run as run_dev  # noqa: PLC0415
     from pushgate.embedded import EmbeddedError  # noqa: PLC0415
 
-    settings = load(DevSettings, flags)
-    logs.configure(as_json=settings.log_json)
+    settings = _load(DevSettings, flags)
     try:
         _run(run_dev(settings))
     except (EmbeddedError, OSError, DiedError) as error:
@@ -76,8 +84,7 @@ def dev(**flags: Any) -> None:
 @settings_options(GatewayCommandSettings)
 def gateway(**flags: Any) -> None:
     """Run one gateway node, or with --workers several on one port."""
-    settings = load(GatewayCommandSettings, flags)
-    logs.configure(as_json=settings.log_json)
+    settings = _load(GatewayCommandSettings, flags)
     index = load(WorkerSettings, {}).worker_index
     if settings.workers == 1:
         _serve(lambda: Gateway(settings))
@@ -91,8 +98,7 @@ def gateway(**flags: Any) -> None:
 @settings_options(ProcessorCommandSettings)
 def processor(**flags: Any) -> None:
     """Run one processor worker."""
-    settings = load(ProcessorCommandSettings, flags)
-    logs.configure(as_json=settings.log_json)
+    settings = _load(ProcessorCommandSettings, flags)
     # A batch makes thousands of objects that live for milliseconds. With Python's own threshold of
     # 700 the collector goes through the objects every few hundred messages: a sixth of the CPU
     # (measured).
@@ -117,7 +123,7 @@ def send(user: str, payload: str, **flags: Any) -> None:
         for name in [name for name in flags if name.startswith("push_")]
         if (value := flags.pop(name)) is not None
     }
-    settings = load(SendSettings, flags, files=(DEV_FILE,))
+    settings = _load(SendSettings, flags, files=(DEV_FILE,))
     payloads = (line.rstrip("\n") for line in sys.stdin) if payload == "-" else iter([payload])
 
     async def publish() -> None:
@@ -143,7 +149,7 @@ def send(user: str, payload: str, **flags: Any) -> None:
 @settings_options(ListenSettings)
 def listen(user: str, transport: str, device: str | None, **flags: Any) -> None:
     """Connect as USER and print what arrives, a message a line."""
-    settings = load(ListenSettings, flags, files=(DEV_FILE,))
+    settings = _load(ListenSettings, flags, files=(DEV_FILE,))
     secret = settings.jwt_secret.get_secret_value()
 
     async def receive() -> None:
@@ -174,7 +180,7 @@ def listen(user: str, transport: str, device: str | None, **flags: Any) -> None:
 @settings_options(TokenSettings)
 def token(user: str, ttl: int, device: str | None, **flags: Any) -> None:
     """Mint a token for USER with the configured secret."""
-    settings = load(TokenSettings, flags, files=(DEV_FILE,))
+    settings = _load(TokenSettings, flags, files=(DEV_FILE,))
     click.echo(mint(user, settings.jwt_secret.get_secret_value(), ttl_seconds=ttl, device=device))
 
 
@@ -186,7 +192,7 @@ def token(user: str, ttl: int, device: str | None, **flags: Any) -> None:
 @settings_options(AuditSettings)
 def audit(pause: float, textfile: Path | None, **flags: Any) -> None:
     """Compare the registry with every node's connections; exit with 3 where they differ."""
-    settings = load(AuditSettings, flags, files=(DEV_FILE,))
+    settings = _load(AuditSettings, flags, files=(DEV_FILE,))
 
     async def compare() -> Audit:
         registry = RedisRegistry(
@@ -214,6 +220,33 @@ def audit(pause: float, textfile: Path | None, **flags: Any) -> None:
         for user, node in sorted(places, key=lambda place: place[0])[:_SHOWN]:
             click.echo(f"{kind}: {user!r} at {node.name}")
     sys.exit(0 if comparison.clean else _DIFFERENT)
+
+
+def _load(
+    settings: type[_Settings], flags: dict[str, Any], *, files: tuple[str, ...] = ()
+) -> _Settings:
+    """Build a command's settings, and warn of variables that are no settings.
+
+    Servers warn in their log, which is configured here; tools on standard error. Where a setting
+    stops the start, its message has the warnings: a misspelt name may be the cause.
+
+    Raises:
+        click.UsageError: a value is bad, or a setting is missing.
+    """
+    # A worker says nothing: its parent has warned already.
+    warnings = remarks(os.environ) if "PUSHGATE_WORKER_INDEX" not in os.environ else []
+    try:
+        loaded = load(settings, flags, files=files)
+    except click.UsageError as error:
+        raise click.UsageError("\n".join((error.message, *warnings))) from None
+    if isinstance(loaded, LogSettings):
+        logs.configure(as_json=loaded.log_json)
+        for warning in warnings:
+            log.warning(warning)
+    else:
+        for warning in warnings:
+            click.echo(f"Warning: {warning}", err=True)
+    return loaded
 
 
 class _Server(Protocol):

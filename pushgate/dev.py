@@ -23,6 +23,7 @@ from pushgate.errors import PushgateError
 from pushgate.publish import publisher as publishing
 from pushgate.settings import DEV_FILE, DevSettings
 from registry.redis_store import RedisRegistry
+from registry.settings import MIN_SECRET_BYTES
 
 _KAFKA_PORT: Final = 9092
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -120,13 +121,17 @@ async def _with_servers(
 
 
 def _with_secrets(settings: DevSettings, kept: Path) -> DevSettings:
-    """Take the secrets of an earlier start from the file `kept`: tokens then outlive a restart."""
+    """Take the secrets of an earlier start from the file `kept`: tokens then outlive a restart.
+
+    A kept secret that is too short by now is not taken: a new secret is made.
+    """
     earlier = dotenv_values(kept) if kept.exists() else {}
     update = {
         name: SecretStr(value)
         for name in ("jwt_secret", "internal_secret")
         if name not in settings.model_fields_set
-        and (value := earlier.get(f"PUSHGATE_{name.upper()}"))
+        and len((value := earlier.get(f"PUSHGATE_{name.upper()}") or "").encode())
+        >= MIN_SECRET_BYTES
     }
     return settings.model_copy(update=update)
 

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gateway.entry.origin import Origins
 from gateway.settings import GatewaySettings
 from processor.settings import KafkaSettings, ProcessorSettings
-from registry.settings import RegistrySettings, printable
+from registry.settings import InternalSecret, RegistrySettings, long_enough
 
 #: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
 DEV_FILE: Final = ".pushgate/dev.env"
@@ -22,7 +22,11 @@ class TokenSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
 
-    jwt_secret: Annotated[SecretStr, Field(min_length=1, description="Key of HS256 tokens.")]
+    jwt_secret: Annotated[
+        SecretStr,
+        AfterValidator(long_enough),
+        Field(description="Key of HS256 tokens, of 32 bytes at least."),
+    ]
 
 
 class ListenSettings(TokenSettings):
@@ -42,9 +46,7 @@ class AuditSettings(RegistrySettings):
     """Settings of `pushgate audit`."""
 
     internal_secret: Annotated[
-        SecretStr,
-        AfterValidator(printable),
-        Field(min_length=1, description="Bearer secret of the gateways."),
+        InternalSecret, Field(description="Bearer secret of the gateways, of 32 bytes at least.")
     ]
 
 
@@ -81,11 +83,11 @@ class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
         int, Field(ge=1, le=1, description="One: the whole system is one process.")
     ] = 1
     jwt_secret: Annotated[
-        SecretStr, Field(min_length=1, description="Key of HS256 tokens; made if not set.")
+        SecretStr,
+        Field(description="Key of HS256 tokens, of 32 bytes at least; made if not set."),
     ] = Field(default_factory=_secret)
     internal_secret: Annotated[
-        SecretStr,
-        Field(min_length=1, description="Bearer secret of the gateways; made if not set."),
+        InternalSecret, Field(description="Bearer secret of the gateways; made if not set.")
     ] = Field(default_factory=_secret)
 
     def allowed_origins(self) -> Origins:

@@ -1,15 +1,18 @@
-"""How to reach the registry: where Redis is, and how long a command may take."""
+"""How to reach the registry: where Redis is, and how long a command may take; rules for secrets."""
 
 from __future__ import annotations
 
 import re
 import ssl
 from dataclasses import dataclass, field
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: The least length of a secret, in bytes: the length of HS256's hash (RFC 7518 §3.2).
+MIN_SECRET_BYTES: Final = 32
 
 
 def printable(secret: SecretStr) -> SecretStr:
@@ -48,6 +51,23 @@ class RedisAccess:
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
     ca_file: str | None = None
+
+
+def long_enough(secret: SecretStr) -> SecretStr:
+    """Return a secret that is too long to be guessed (RFC 7518 §3.2).
+
+    Raises:
+        ValueError: the secret has under `MIN_SECRET_BYTES`.
+    """
+    if len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise ValueError(
+            f"shorter than {MIN_SECRET_BYTES} bytes; `openssl rand -hex 32` makes a long one"
+        )
+    return secret
+
+
+#: The secret of the gateways' internal listeners.
+InternalSecret = Annotated[SecretStr, AfterValidator(printable), AfterValidator(long_enough)]
 
 
 class RegistrySettings(BaseSettings):

@@ -22,8 +22,8 @@ from tests.support.valkey import RedisServer
 pytestmark = pytest.mark.anyio
 
 SECRET: Final = {"Authorization": f"Bearer {INTERNAL_SECRET}"}
-OLD_SECRET: Final = "the secret of yesterday"
-NEW_SECRET: Final = "the secret of tomorrow"
+OLD_SECRET: Final = "the secret of yesterday in thirty-two bytes or more"
+NEW_SECRET: Final = "the secret of tomorrow in thirty-two bytes or more"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import ClassVar, Final, Self
 from pushgate.embedded import LOOPBACK, tied_to_parent
 
 JWT_SECRET: Final = "a secret of thirty-two bytes or more, for tests"
-INTERNAL_SECRET: Final = "internal secret of tests"
+INTERNAL_SECRET: Final = "internal secret of tests of thirty-two bytes or more"
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.02

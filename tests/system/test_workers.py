@@ -310,6 +310,15 @@ async def test_bad_settings_end_it_with_a_message(
     assert "Traceback" not in workers.log
 
 
+async def test_a_variable_that_no_command_knows_is_told_once_by_the_parent(
+    make_workers: StartWorkers,
+) -> None:
+    workers = make_workers()
+    workers.env["PUSHGATE_REDIS_ULR"] = "redis://localhost"
+    workers.start()
+    assert workers.log.count("PUSHGATE_REDIS_ULR (nearest: PUSHGATE_REDIS_URL)") == 1
+
+
 async def test_one_worker_is_the_process_itself(processes: ExitStack, valkey: RedisServer) -> None:
     gateway = GatewayProcess(
         "alone", redis_url=valkey.url, workers=1, drain_seconds=0, worker_index=1

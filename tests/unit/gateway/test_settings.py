@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from gateway.settings import GatewaySettings
 
-SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y"}
+SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y" * 32}
 
 
 @pytest.fixture(autouse=True)
@@ -59,24 +59,44 @@ def test_without_a_secret_there_is_no_start(name: str) -> None:
 def test_secrets_are_not_shown() -> None:
     shown = repr(
         settings(
-            jwt_secret="marker" * 6, internal_secret="marker", internal_secret_previous="marker"
+            jwt_secret="marker" * 6,
+            internal_secret="marker" * 6,
+            internal_secret_previous="marker" * 6,
         )
     )
     assert "marker" not in shown
 
 
+@pytest.mark.parametrize("name", ["jwt_secret", "internal_secret", "internal_secret_previous"])
+@pytest.mark.parametrize("short", ["marker", "x" * 31, "marker" * 5])
+def test_a_secret_that_can_be_guessed_stops_the_start(name: str, short: str) -> None:
+    told = refusal(**{name: short})
+    assert name in told
+    assert "32 bytes" in told
+    assert settings(**{name: short.ljust(32, "x")})
+
+
+def test_the_length_of_a_secret_is_in_bytes() -> None:
+    assert settings(jwt_secret="é" * 16)
+    assert "jwt_secret" in refusal(jwt_secret="é" * 15 + "x")
+
+
 @pytest.mark.parametrize("name", ["internal_secret", "internal_secret_previous"])
 @pytest.mark.parametrize(
-    "bad", ["", " marker", "marker ", "mar\nker", "mar\rker", "märker", "\x00"]
-)
+    "bad",
+    ["", " ".rjust(32, "m"), " ".ljust(32, "m"), "mar\nker" * 6, "mar\rker" * 6, "märker" * 6,
+     "\x00" * 32],
+)  # fmt: skip
 def test_a_secret_that_no_header_carries_stops_the_start(name: str, bad: str) -> None:
     told = refusal(**{name: bad})
     assert name in told
+    assert "printable" in told
 
 
 def test_the_internal_listener_takes_one_secret_or_two() -> None:
-    assert settings().internal_secrets == ["y"]
-    assert settings(internal_secret_previous="x").internal_secrets == ["y", "x"]
+    new, old = SECRETS["internal_secret"], "x" * 32
+    assert settings().internal_secrets == [new]
+    assert settings(internal_secret_previous=old).internal_secrets == [new, old]
 
 
 def test_a_node_registers_its_internal_address() -> None:
@@ -245,7 +265,11 @@ def test_ports_that_workers_would_fight_for_stop_the_start(given: dict[str, int]
 
 
 @pytest.mark.parametrize(
-    "key", ["-----BEGIN PUBLIC KEY-----\nmarker\n-----END PUBLIC KEY-----", '{"kty": "oct"}']
+    "key",
+    [
+        "-----BEGIN PUBLIC KEY-----\nmarker\n-----END PUBLIC KEY-----",
+        '{"kty": "oct", "k": "marker-marker-marker"}',
+    ],
 )
 def test_a_key_of_another_kind_is_no_secret(key: str) -> None:
     told = refusal(jwt_secret=key)

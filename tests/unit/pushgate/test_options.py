@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings
 from pushgate.cli import cli
 from pushgate.options import load, settings_options
 from pushgate.settings import (
+    AuditSettings,
+    DevSettings,
     GatewayCommandSettings,
     ListenSettings,
     ProcessorCommandSettings,
@@ -26,7 +28,7 @@ COMMANDS: dict[str, type[BaseSettings]] = {
     "token": TokenSettings,
 }
 FIELDS = [(command, name) for command, made in COMMANDS.items() for name in made.model_fields]
-SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y"}
+SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y" * 32}
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +57,13 @@ def test_the_environment_beats_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("dev") / "dev.env"
-    file.write_text("PUSHGATE_JWT_SECRET=of-file\nPUSHGATE_OTHER=ignored\n")
+    of_file, of_environment = "of-file".ljust(32, "x"), "of-environment".ljust(32, "x")
+    file.write_text(f"PUSHGATE_JWT_SECRET={of_file}\nPUSHGATE_OTHER=ignored\n")
     given = load(TokenSettings, {}, files=(str(file),))
-    assert given.jwt_secret.get_secret_value() == "of-file"
-    monkeypatch.setenv("PUSHGATE_JWT_SECRET", "of-environment")
+    assert given.jwt_secret.get_secret_value() == of_file
+    monkeypatch.setenv("PUSHGATE_JWT_SECRET", of_environment)
     given = load(TokenSettings, {}, files=(str(file),))
-    assert given.jwt_secret.get_secret_value() == "of-environment"
+    assert given.jwt_secret.get_secret_value() == of_environment
 
 
 def test_a_file_that_is_not_there_is_no_error() -> None:
@@ -143,6 +146,35 @@ def test_a_secret_is_never_echoed() -> None:
     message = explained(ProcessorCommandSettings, **sasl)
     assert "PUSHGATE_KAFKA_SASL_USERNAME" in message
     assert "marker" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (GatewayCommandSettings, "jwt_secret"),
+        (GatewayCommandSettings, "internal_secret"),
+        (GatewayCommandSettings, "internal_secret_previous"),
+        (ProcessorCommandSettings, "internal_secret"),
+        (DevSettings, "jwt_secret"),
+        (DevSettings, "internal_secret"),
+        (TokenSettings, "jwt_secret"),
+        (ListenSettings, "jwt_secret"),
+        (AuditSettings, "internal_secret"),
+    ],
+)
+def test_a_short_secret_is_named_with_its_cure_and_not_echoed(
+    settings: type[BaseSettings], name: str
+) -> None:
+    message = explained(settings, **{name: "marker" * 5})
+    assert f"PUSHGATE_{name.upper()}: shorter than 32 bytes" in message
+    assert "openssl rand -hex 32" in message
+    assert "marker" not in message
+
+
+def test_the_secrets_that_dev_makes_are_long_enough() -> None:
+    made = load(DevSettings, {})
+    for secret in (made.jwt_secret, made.internal_secret):
+        assert load(TokenSettings, {"jwt_secret": secret.get_secret_value()})
 
 
 @pytest.mark.parametrize(

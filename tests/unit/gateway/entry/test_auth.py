@@ -39,7 +39,7 @@ Ask = Callable[[Authenticator, str], Awaitable[Identity]]
 
 
 def settings(**given: Any) -> AuthSettings:
-    values = {"jwt_secret": SecretStr(SECRET), "internal_secret": SecretStr("i"), **given}
+    values = {"jwt_secret": SecretStr(SECRET), "internal_secret": SecretStr("i" * 32), **given}
     if values.get("jwt_algorithms", "HS256") != "HS256":
         values["jwks_url"] = "http://127.0.0.1/"  # the ring is made by hand
     return AuthSettings(**values)

@@ -131,9 +131,9 @@ async def test_keys_of_a_file_are_found(tmp_path: Path) -> None:
 
 async def test_the_settings_say_where_keys_are(server: KeyServer, tmp_path: Path) -> None:
     def settings(**given: Any) -> AuthSettings:
-        return AuthSettings(internal_secret=SecretStr("i"), **given)
+        return AuthSettings(internal_secret=SecretStr("i" * 32), **given)
 
-    assert settings(jwt_secret="s", jwks_url=server.url).key_ring() is None
+    assert settings(jwt_secret="s" * 32, jwks_url=server.url).key_ring() is None
     (tmp_path / "keys").write_bytes(key_set(RSA))
     for where in ({"jwks_url": server.url}, {"jwks_file": str(tmp_path / "keys")}):
         ring = settings(jwt_algorithms="RS256", **where).key_ring()
