@@ -310,13 +310,19 @@ async def test_bad_settings_end_it_with_a_message(
     assert "Traceback" not in workers.log
 
 
-async def test_a_variable_that_no_command_knows_is_told_once_by_the_parent(
+async def test_variables_that_are_no_settings_are_told_once_by_the_parent(
     make_workers: StartWorkers,
 ) -> None:
     workers = make_workers()
-    workers.env["PUSHGATE_REDIS_ULR"] = "redis://localhost"
+    workers.env |= {
+        "PUSHGATE_REDIS_ULR": "redis://localhost",
+        "PUSHGATE_SERVICE_HOST": "10.0.0.1",
+        "PUSHGATE_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "PUSHGATE_PROCESSOR_PORT": "tcp://10.0.0.2:8082",
+    }
     workers.start()
     assert workers.log.count("PUSHGATE_REDIS_ULR (nearest: PUSHGATE_REDIS_URL)") == 1
+    assert workers.log.count("enableServiceLinks: false") == 1
 
 
 async def test_one_worker_is_the_process_itself(processes: ExitStack, valkey: RedisServer) -> None:

@@ -1,4 +1,4 @@
-"""PUSHGATE_… variables that are no settings: named once, with the nearest name."""
+"""PUSHGATE_… variables that are no settings: named once, with the cure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from pydantic_settings import BaseSettings
 from structlog.testing import capture_logs
 
 from pushgate.cli import cli
 from pushgate.environment import known_variables, remarks
+from pushgate.options import load
+from pushgate.settings import GatewayCommandSettings, ProcessorCommandSettings
 
+SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y" * 32}
 SECRET_VARIABLES = {"PUSHGATE_JWT_SECRET": "x" * 32, "PUSHGATE_INTERNAL_SECRET": "y" * 32}
 
 
@@ -21,6 +25,85 @@ SECRET_VARIABLES = {"PUSHGATE_JWT_SECRET": "x" * 32, "PUSHGATE_INTERNAL_SECRET":
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PUSHGATE_")]:
         monkeypatch.delenv(name)
+
+
+def links_to(
+    service: str, port: int, *, protocol: str = "tcp", host: str = "10.0.0.1"
+) -> dict[str, str]:
+    """Give what Kubernetes sets in every pod for a Service with one port, named `http`."""
+    name = service.upper().replace("-", "_")
+    of_port = f"{name}_PORT_{port}_{protocol.upper()}"
+    url = f"{protocol}://{host}:{port}"
+    return {
+        f"{name}_SERVICE_HOST": host,
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTP": str(port),
+        f"{name}_PORT": url,
+        of_port: url,
+        f"{of_port}_PROTO": protocol,
+        f"{of_port}_PORT": str(port),
+        f"{of_port}_ADDR": host,
+    }
+
+
+SERVICES = {
+    "pushgate": links_to("pushgate", 8080),
+    "pushgate-processor": links_to("pushgate-processor", 8082),
+    "pushgate-internal": links_to("pushgate-internal", 8081, host="[fd00::1]"),
+    "pushgate-some-udp": links_to("pushgate-some-udp", 53, protocol="udp"),
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_links_are_ignored_with_one_remark_that_names_the_cure(service: str) -> None:
+    links = SERVICES[service]
+    environment = {**links, "PUSHGATE_NODE_NAME": "gw-a", "PATH": "/bin", "OTHER_PORT": "tcp://x:1"}
+    (remark,) = remarks(environment)
+    assert environment == {"PUSHGATE_NODE_NAME": "gw-a", "PATH": "/bin", "OTHER_PORT": "tcp://x:1"}
+    assert "enableServiceLinks: false" in remark
+    assert all(name in remark for name in links)
+    assert remarks(environment) == []
+
+
+def test_the_links_of_many_services_are_one_remark() -> None:
+    environment = {name: value for links in SERVICES.values() for name, value in links.items()}
+    assert len(remarks(environment)) == 1
+    assert environment == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "default"),
+    [
+        (GatewayCommandSettings, "port", 8080),
+        (GatewayCommandSettings, "internal_port", 8081),
+        (ProcessorCommandSettings, "processor_port", 8082),
+    ],
+)
+def test_a_start_beside_a_service_of_that_name_has_the_default(
+    monkeypatch: pytest.MonkeyPatch, settings: type[BaseSettings], name: str, default: int
+) -> None:
+    for links in SERVICES.values():
+        for variable, value in links.items():
+            monkeypatch.setenv(variable, value)
+    with pytest.raises(click.UsageError, match="tcp://"):
+        load(settings, SECRETS)
+    remarks(os.environ)
+    assert getattr(load(settings, SECRETS), name) == default
+
+
+@pytest.mark.parametrize(
+    "value", ["9000", "eighty", "tcp://", "tcp://10.0.0.1", "http://x:8080", ""]
+)
+def test_a_port_that_is_no_link_is_left_to_be_judged_as_a_setting(value: str) -> None:
+    environment = {"PUSHGATE_PORT": value}
+    assert remarks(environment) == []
+    assert environment == {"PUSHGATE_PORT": value}
+
+
+def test_no_setting_has_the_name_of_a_link() -> None:
+    environment = dict.fromkeys(known_variables(), "8080")
+    assert remarks(environment) == []
+    assert environment.keys() == known_variables()
 
 
 @pytest.mark.parametrize(
@@ -78,12 +161,19 @@ def started(
     return made[0], [entry["event"] for entry in entries]
 
 
-def test_a_server_starts_and_logs_the_name_once(
+def test_a_server_starts_with_the_default_and_logs_each_warning_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings, (warning,) = started(monkeypatch, "gateway", PUSHGATE_REDIS_ULR="redis://x")
+    settings, warnings = started(
+        monkeypatch, "gateway", PUSHGATE_REDIS_ULR="redis://x", **SERVICES["pushgate"]
+    )
     assert settings.port == 8080
-    assert "PUSHGATE_REDIS_ULR (nearest: PUSHGATE_REDIS_URL)" in warning
+    of_links, of_names = warnings
+    assert "enableServiceLinks: false" in of_links
+    assert "PUSHGATE_REDIS_ULR (nearest: PUSHGATE_REDIS_URL)" in of_names
+    settings, warnings = started(monkeypatch, "processor", **SERVICES["pushgate-processor"])
+    assert settings.processor_port == 8082
+    assert len(warnings) == 1
 
 
 def test_a_start_that_fails_names_the_misspelt_variable_too() -> None:
