@@ -108,7 +108,7 @@ class _Pushes:
         ]
 
     async def batch(self, scope: Scope, receive: Receive) -> None:
-        """`POST /push`: at most 1,000 messages and 4 MiB; answers a result for every message.
+        """`POST /push`: at most 1,000 messages, 10,000 users, 4 MiB; answers a result for each.
 
         Raises:
             HTTPException: the batch is refused as a whole.
@@ -118,7 +118,7 @@ class _Pushes:
         media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         body = await _body(headers, receive, limit=MAX_BATCH_BYTES)
         try:
-            answer = self._pusher.batch(media_type, body)
+            answer = await self._pusher.batch(media_type, body)
         except BadBatch as bad:
             raise HTTPException(bad.status, bad.detail) from bad
         await scope["extensions"][ANSWER](*answer)
@@ -143,11 +143,10 @@ class _Pushes:
             headers.get("push-type"),
             headers.get("push-device"),
         )
-        (result,) = self._pusher.push([item])
+        result = await self._pusher.one(item)
         if isinstance(result, int):
             status, text = (200, f"delivered to {result}") if result else (404, "not on this node")
             return PlainTextResponse(f"{text}\n", status)
-        assert isinstance(result, dict)  # noqa: S101 - one user, one result
         error = result["error"]
         return PlainTextResponse(f"{error}\n", _STATUS[error])
 

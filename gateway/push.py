@@ -1,22 +1,27 @@
 """Takes a batch of messages to the hub, and returns a result for every message. Knows no HTTP.
 
 A batch is decoded, its items are checked and addressed to users, and repeats are recognised. All
-messages but the repeats are delivered to this node's connections.
+messages but the repeats are delivered to this node's connections. Delivery pauses now and then, so
+that no batch holds up the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
+from abc import ABC, abstractmethod
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import count, islice
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from gateway import metrics
 from gateway.connections.delivery import Delivery
 from gateway.connections.hub import Addressed, Hub, Refusal
-from gateway.connections.repeats import Name, Repeats
+from gateway.connections.repeats import Name, Repeats, Results
 from gateway.errors import GatewayError
 from registry.message import (
     BATCH_MEDIA_TYPE,
@@ -30,9 +35,13 @@ from registry.message import (
 #: The result of one message for one user: how many connections took the message, 0 where the user
 #: is not on this node, or `{"error": …}`.
 Result = int | dict[str, str]
-#: How many items of a batch are looked up in the hub and encoded before the first write. Larger
+#: How many messages of a batch are looked up in the hub and encoded before the first write. Larger
 #: slices are no faster, and their buffers become the process's peak memory.
 _SLICE: Final = 200
+#: The most users of a batch: an item for a list of users counts once for each.
+MAX_BATCH_USERS: Final = 10_000
+#: How long delivery goes on before the event loop gets a turn, in seconds; several slices.
+_TURN_SECONDS: Final = 0.01
 
 
 class Item(msgspec.Struct):
@@ -43,7 +52,7 @@ class Item(msgspec.Struct):
     ignored.
     """
 
-    user: str | list[str]
+    user: str | Annotated[list[str], msgspec.Meta(max_length=MAX_BATCH_USERS)]
     data: Any
     encoding: str | None = None
     id: str | None = None
@@ -61,6 +70,12 @@ class BadBatch(GatewayError):
         self.detail = detail
 
 
+class _EncodedUser(msgspec.Struct):
+    """The user, or the list of users, of an item, not decoded yet."""
+
+    user: msgspec.Raw
+
+
 class _BadItem(GatewayError):
     """An item can't be delivered to any user; `result` is the error in the item's result."""
 
@@ -69,8 +84,8 @@ class _BadItem(GatewayError):
         self.result = result
 
 
-class _Codec:
-    """An encoding of batches and results: JSON for people, MessagePack for processors."""
+class _Codec(ABC):
+    """An encoding of batches and results."""
 
     def __init__(self, module: Any, media_type: str) -> None:
         self.media_type = media_type.encode("ascii")
@@ -78,20 +93,49 @@ class _Codec:
         self._batch = module.Decoder(list[Item])
         self._raw = module.Decoder(list[msgspec.Raw])
         self._item = module.Decoder(Item)
+        self._user = module.Decoder(_EncodedUser)
 
     def decode(self, body: bytes) -> list[Item | None]:
         """Return a batch's items in order, with None in place of an item of the wrong shape.
 
         Raises:
             msgspec.DecodeError: the body is no list at all.
+            BadBatch: the batch has too many messages or users.
         """
         try:
+            self._refuse_early(body)
             try:
-                return self._batch.decode(body)  # type: ignore[no-any-return]
+                items: list[Item | None] = self._batch.decode(body)
             except (msgspec.ValidationError, UnicodeDecodeError):
-                return [self._item_or_none(raw) for raw in self._raw.decode(body)]
+                raws = self._raw.decode(body)
+                self._refuse_long(raws)
+                items = [self._item_or_none(raw) for raw in raws]
         except RecursionError as error:
             raise msgspec.DecodeError("nested too deeply") from error
+        _refuse_above(MAX_BATCH_MESSAGES, len(items), "messages")
+        lists = [item.user for item in items if item and item.user.__class__ is list]
+        _refuse_above(MAX_BATCH_USERS, len(items) - len(lists) + sum(map(len, lists)), "users")
+        return items
+
+    @abstractmethod
+    def _refuse_early(self, body: bytes) -> None:
+        """Refuse a body whose decoder would build a long list before it counts the elements."""
+
+    @abstractmethod
+    def _count(self, encoded: memoryview, most: int) -> int:
+        """Return how many users an encoded user or list of users has, or `most` if more."""
+
+    def _refuse_long(self, raws: Sequence[msgspec.Raw]) -> None:
+        """Refuse a batch of too many messages or users, whose items are not decoded yet."""
+        _refuse_above(MAX_BATCH_MESSAGES, len(raws), "messages")
+        users = 0
+        for raw in raws:
+            try:
+                encoded = memoryview(self._user.decode(raw).user)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue  # an item of the wrong shape: `_item_or_none` finds the same
+            users += self._count(encoded, MAX_BATCH_USERS + 1 - users)
+            _refuse_above(MAX_BATCH_USERS, users, "users")
 
     def _item_or_none(self, raw: msgspec.Raw) -> Item | None:
         try:
@@ -100,8 +144,59 @@ class _Codec:
             return None
 
 
-_JSON: Final = _Codec(msgspec.json, "application/json")
-_PACKED: Final = _Codec(msgspec.msgpack, BATCH_MEDIA_TYPE)
+class _Json(_Codec):
+    """JSON, for people. msgspec knows the length of a list when the list is decoded."""
+
+    _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+    _LIST_OF_USERS: Final = re.compile(rb'"user"\s*+:\s*+\[')
+
+    def _refuse_early(self, body: bytes) -> None:
+        # A user in a list takes three bytes at least: two quotes and a comma.
+        if len(body) > 3 * MAX_BATCH_USERS and self._LIST_OF_USERS.search(body):
+            self._refuse_long(self._raw.decode(body))
+
+    def _count(self, encoded: memoryview, most: int) -> int:
+        return sum(1 for _ in islice(self._STRING.finditer(encoded), most))
+
+
+class _Packed(_Codec):
+    """MessagePack, for processors. An array begins with its length, which msgspec bounds first."""
+
+    def _refuse_early(self, body: bytes) -> None:
+        length = self._count(memoryview(body), len(body) + 1)
+        if length <= len(body):  # the elements of a longer array are not all there
+            _refuse_above(MAX_BATCH_MESSAGES, length, "messages")
+
+    def _count(self, encoded: memoryview, most: int) -> int:
+        first = encoded[0] if encoded else 0
+        if first & 0xF0 == 0x90:  # fixarray
+            return first & 0x0F
+        length_bytes = {0xDC: 2, 0xDD: 4}.get(first, 0)  # array 16, array 32
+        if not length_bytes:
+            return 1
+        return min(most, int.from_bytes(encoded[1 : 1 + length_bytes], "big"))
+
+
+def _refuse_above(most: int, count: int, what: str) -> None:
+    if count > most:
+        raise BadBatch(413, f"too many {what}; at most {most}")
+
+
+_JSON: Final = _Json(msgspec.json, "application/json")
+_PACKED: Final = _Packed(msgspec.msgpack, BATCH_MEDIA_TYPE)
+
+
+class _Turn:
+    """A turn of the event loop, as long work shares it with all other work."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    async def share(self) -> None:
+        """Let the event loop do its other work, where this turn has been long."""
+        if time.monotonic() - self._began >= _TURN_SECONDS:
+            await asyncio.sleep(0)
+            self._began = time.monotonic()
 
 
 class Pusher:
@@ -114,35 +209,42 @@ class Pusher:
         self._epoch = epoch
         self._max_payload_bytes = max_payload_bytes
         self._numbers = count(1)
+        # One message at a time is on its way to a crowd: later messages do not go past it.
+        self._crowd_lock = asyncio.Lock()
 
-    def batch(self, media_type: bytes, body: bytes) -> tuple[bytes, bytes]:
+    async def batch(self, media_type: bytes, body: bytes) -> tuple[bytes, bytes]:
         """Push a batch; return the media type and the body of the answer, in the batch's encoding.
 
         The encoding is MessagePack where `media_type` names MessagePack, else JSON. At most 1,000
-        messages.
+        messages, for 10,000 users in all.
 
         Raises:
-            BadBatch: the body is no list of messages, or too long a list.
+            BadBatch: the body is no list of messages, or the batch is too large.
         """
+        turn = _Turn()
         codec = _PACKED if media_type == _PACKED.media_type else _JSON
         try:
             items = codec.decode(body)
         except msgspec.DecodeError as error:
             raise BadBatch(400, f"the body is no list of messages: {error}") from error
-        if len(items) > MAX_BATCH_MESSAGES:
-            raise BadBatch(413, f"{len(items)} messages; at most {MAX_BATCH_MESSAGES}")
         metrics.BATCH.observe(len(items))
         results: list[Result | list[Result]] = []
         for start in range(0, len(items), _SLICE):
-            results += self.push(items[start : start + _SLICE])
+            results += await self._push(items[start : start + _SLICE], turn)
         return codec.media_type, codec.encode({"results": results})
 
-    def push(self, items: Sequence[Item | None]) -> list[Result | list[Result]]:
+    async def one(self, item: Item) -> Result:
+        """Push an item for one user; return its result."""
+        (result,) = await self._push([item], _Turn())
+        assert not isinstance(result, list)  # noqa: S101 - one user, one result
+        return result
+
+    async def _push(self, items: Sequence[Item | None], turn: _Turn) -> list[Result | list[Result]]:
         """Push items; return their results in order, a list of results for a list of users."""
         batch: list[Addressed] = []
         names: dict[int, Name] = {}
         errors = [self._address(item, batch, names) for item in items]
-        hub_results = self._repeats.deliver(batch, names, self._hub.deliver)
+        hub_results = await self._deliver(batch, names, turn)
         results_of_batch = iter(
             [
                 result if result.__class__ is int and result else _not_taken(result, user)
@@ -155,6 +257,38 @@ class Pusher:
         ]
         _count(results)
         return results
+
+    async def _deliver(
+        self, batch: Sequence[Addressed], names: Mapping[int, Name], turn: _Turn
+    ) -> Results:
+        """Deliver messages in their order, a part at a time; repeats are not sent."""
+        results: Results = []
+        for part in _parts(batch, self._hub.crowds):
+            messages = batch[part.start : part.stop]
+            if messages[0][1] in self._hub.crowds:
+                result = await self._deliver_to_crowd(messages[0], names.get(part.start), turn)
+                results.append(result)
+            else:
+                here = names if len(part) == len(batch) else _names_of(part, names)
+                results += self._repeats.deliver(messages, here, self._hub.deliver)
+            await turn.share()
+        return results
+
+    async def _deliver_to_crowd(
+        self, message: Addressed, name: Name | None, turn: _Turn
+    ) -> int | Refusal:
+        """Deliver one message to a user with many connections, in parts with turns between."""
+
+        async def deliver() -> int | Refusal:
+            taken = 0
+            for count_of_part in self._hub.deliver_in_parts(message):
+                taken += count_of_part
+                await turn.share()
+            _, user, device = message
+            return taken or self._hub.not_taken(user, device)
+
+        async with self._crowd_lock:
+            return await self._repeats.deliver_one(name, deliver)
 
     def _address(
         self, item: Item | None, batch: list[Addressed], names: dict[int, Name]
@@ -196,6 +330,28 @@ class Pusher:
             raise _BadItem("invalid")
         message_id = item.id or f"{self._epoch}-{next(self._numbers)}"
         return Delivery(payload, message_id=message_id, event_type=item.type, text=text)
+
+
+def _parts(batch: Sequence[Addressed], crowds: Collection[str]) -> Iterator[range]:
+    """Cut a batch into parts: each message for a crowd by itself, all others in slices."""
+    if len(batch) <= _SLICE and not crowds:
+        if batch:
+            yield range(len(batch))
+        return
+    start = 0
+    for position, (_, user, _) in enumerate(batch):
+        if position > start and (user in crowds or position - start == _SLICE):
+            yield range(start, position)
+            start = position
+        if user in crowds:
+            yield range(position, position + 1)
+            start = position + 1
+    if start < len(batch):
+        yield range(start, len(batch))
+
+
+def _names_of(part: range, names: Mapping[int, Name]) -> dict[int, Name]:
+    return {at - part.start: names[at] for at in part if at in names}
 
 
 def _not_taken(hub_result: int | Refusal, user: str) -> Result:

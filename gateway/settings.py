@@ -175,7 +175,7 @@ class AdmissionSettings(BaseSettings):
     ] = 0
     max_connections_per_user: Annotated[
         int, Field(ge=0, description="Connections of one user on a node; 0 for no limit.")
-    ] = 0
+    ] = 64
     handshakes_per_second: Annotated[
         int, Field(ge=0, description="New connections a second on a node; 0 for no limit.")
     ] = 0

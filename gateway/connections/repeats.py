@@ -8,7 +8,7 @@ node was restarted, may get a message twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 
 from gateway import metrics
@@ -81,6 +81,24 @@ class Repeats:
             [hash_by_position[at] for at in unremembered], [results[at] for at in unremembered]
         )
         return results
+
+    async def deliver_one(
+        self, name: Name | None, deliver: Callable[[], Awaitable[int | Refusal]]
+    ) -> int | Refusal:
+        """Await `deliver`, which sends one message over some time, unless the message is a repeat.
+
+        `name` is None where the message has no id. Two calls with one name must not overlap.
+        """
+        if name is None or not self._window:
+            return await deliver()
+        name_hash = hash(name)
+        earlier_result = self._young.get(name_hash) or self._old.get(name_hash)
+        if earlier_result is not None:
+            metrics.REPEATS.inc()
+            return earlier_result
+        result = await deliver()
+        self._remember([name_hash], [result])
+        return result
 
     def _all_new(self, hashes: Sequence[int]) -> bool:
         """Whether no message is a repeat, of an earlier batch or within this batch."""

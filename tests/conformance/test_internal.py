@@ -265,6 +265,22 @@ async def test_a_thousand_messages_are_taken_and_one_more_is_413(pusher: Pusher)
         assert answer.status_code == 413
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["json", "messagepack"])
+async def test_ten_thousand_users_are_taken_and_one_more_is_413(
+    pusher: Pusher, packed: bool
+) -> None:
+    users = [f"nobody-{number}" for number in range(10_000)]
+    batch: list[dict[str, object]] = [{"user": users, "data": "x"}]
+    assert await pusher.push(batch, packed=packed) == [[NOT_HERE] * len(users)]
+    batch.append({"user": "nobody", "data": "x"})
+    answer = await pusher.http.post(
+        "/push",
+        content=(msgspec.msgpack if packed else msgspec.json).encode(batch),
+        headers={"Content-Type": "application/msgpack" if packed else "application/json"},
+    )
+    assert answer.status_code == 413
+
+
 async def test_four_mebibytes_are_taken_and_one_byte_more_is_413(pusher: Pusher) -> None:
     fits = b"[]".ljust(4 * MEBIBYTE)
     assert (await pusher.http.post("/push", content=fits)).json() == {"results": []}

@@ -265,6 +265,20 @@ async def test_a_user_has_no_more_than_their_number(
         await eventually(in_again, "the user's second place is free")
 
 
+async def test_a_user_has_64_connections_to_a_node_if_no_number_is_set(
+    start_gateway: Start, user: str
+) -> None:
+    gateway = start_gateway()
+    async with AsyncExitStack() as stack:
+        for _ in range(64):
+            await stack.enter_async_context(connect("ws-plain", gateway.port, user))
+        for path in PATHS:
+            assert is_refused(await ask(gateway, path, user))
+        assert not is_refused(await ask(gateway, "/ws", f"{user}-other"))
+        async with pusher_to(gateway.internal_port) as pusher:
+            assert await pusher.push([{"user": user, "data": "x"}]) == [64]
+
+
 async def test_an_event_source_over_its_users_number_comes_back_later(
     two_a_user: GatewayProcess, user: str
 ) -> None:

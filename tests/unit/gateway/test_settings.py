@@ -38,7 +38,7 @@ def test_the_defaults_are_those_of_the_product() -> None:
     assert (made.slow_consumer, made.max_age_seconds) == ("close", 1_800)
     assert (made.heartbeat_seconds, made.heartbeat_timeout_seconds) == (25, 10)
     assert (made.drain_seconds, made.drain_settle_seconds, made.drain_rate) == (60, 5, 0)
-    assert (made.max_connections_per_user, made.max_connections_per_address) == (0, 0)
+    assert (made.max_connections_per_user, made.max_connections_per_address) == (64, 0)
     assert made.algorithms == {"HS256"}
     assert (made.workers, made.tls_cert, made.trusted_networks) == (1, None, ())
 
@@ -268,7 +268,7 @@ def test_ports_that_workers_would_fight_for_stop_the_start(given: dict[str, int]
     "key",
     [
         "-----BEGIN PUBLIC KEY-----\nmarker\n-----END PUBLIC KEY-----",
-        '{"kty": "oct", "k": "marker-marker-marker"}',
+        '{"kty": "oct", "k": "bWFya2VyLW1hcmtlcg"}',
     ],
 )
 def test_a_key_of_another_kind_is_no_secret(key: str) -> None:

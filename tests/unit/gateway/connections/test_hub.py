@@ -1,11 +1,12 @@
 """User → connections: who is here, and who took a message."""
 
+import time
 from functools import partial
 
 import pytest
 
 from gateway.connections.delivery import Delivery
-from gateway.connections.hub import Hub, Refusal
+from gateway.connections.hub import CROWD, Hub, Refusal
 from tests.unit.gateway.fakes import FakeConnection, identity, message
 
 
@@ -115,9 +116,71 @@ def test_connections_that_leave_while_they_are_delivered_to_disturb_nobody(hub: 
     assert "alice" not in hub
 
 
-def test_connections_may_leave_while_all_are_gone_through(hub: Hub) -> None:
-    for number in range(10):
+@pytest.mark.parametrize("count", [10, 10 * CROWD])
+def test_connections_may_leave_while_all_are_gone_through(hub: Hub, count: int) -> None:
+    for number in range(count):
         held(hub, f"u{number % 3}")
     for connection in hub.connections():
         hub.remove(connection)
+    assert len(hub) == 0
+
+
+# Users with many connections
+
+
+def test_a_user_is_a_crowd_from_so_many_connections_on_and_until_the_last_is_gone(
+    hub: Hub,
+) -> None:
+    connections = [held(hub) for _ in range(CROWD)]
+    assert hub.crowds == set()
+    connections.append(held(hub))
+    assert hub.crowds == {"alice"}
+    assert hub.of("alice") == tuple(connections)
+    for number, connection in enumerate(connections):
+        assert hub.crowds == {"alice"}
+        assert hub.count("alice") == len(connections) - number
+        assert hub.remove(connection) == (connection is connections[-1])
+    assert hub.crowds == set()
+    assert "alice" not in hub
+
+
+def test_a_message_reaches_a_crowd_as_it_reaches_others(hub: Hub) -> None:
+    phones = [held(hub, device="phone") for _ in range(3 * CROWD)]
+    others = [held(hub, device="tablet") for _ in range(CROWD)]
+    others[0].takes = False
+    assert taken(hub, message("one"), "alice", "phone") == len(phones)
+    assert taken(hub, message("two"), "alice") == len(phones) + len(others) - 1
+    assert taken(hub, message(), "alice", "watch") is Refusal.NO_DEVICE
+    assert all(phone.got == [b"one", b"two"] for phone in phones)
+    assert all(other.got == [b"two"] for other in others[1:])
+
+
+@pytest.mark.parametrize("device", [None, "phone"])
+def test_in_parts_a_message_reaches_each_connection_that_was_there_and_is(
+    hub: Hub, device: str | None
+) -> None:
+    connections = [held(hub, device="phone") for _ in range(1_000)]
+    tablet = held(hub, device="tablet")
+    late: list[FakeConnection] = []
+    counts = []
+    for count in hub.deliver_in_parts((message("one"), "alice", device)):
+        counts.append(count)
+        if len(counts) == 1:
+            gone, late = connections.pop(), [held(hub)]
+            gone.takes = False
+            hub.remove(gone)
+    assert len(counts) > 5
+    assert sum(counts) == len(connections) + (device is None)
+    assert all(connection.got == [b"one"] for connection in connections)
+    assert tablet.got == ([b"one"] if device is None else [])
+    assert late[0].got == []
+
+
+def test_what_many_connections_of_one_user_cost_does_not_grow_with_their_square(hub: Hub) -> None:
+    # The square of 30,000 takes a copy of all the user's connections, for each of them: over 5 s.
+    began = time.process_time()
+    connections = [held(hub) for _ in range(30_000)]
+    for connection in connections:
+        hub.remove(connection)
+    assert time.process_time() - began < 2.0
     assert len(hub) == 0

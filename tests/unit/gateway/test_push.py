@@ -1,0 +1,248 @@
+"""Batches: how many messages and users one may have, and how others fare while it is delivered."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+
+import gateway.push
+from gateway.connections.hub import CROWD, Hub
+from gateway.connections.repeats import Repeats
+from gateway.push import MAX_BATCH_USERS, BadBatch, Item, Pusher
+from tests.unit.gateway.fakes import FakeConnection, identity
+
+pytestmark = pytest.mark.anyio
+
+JSON, PACKED = b"application/json", b"application/msgpack"
+MEDIA = {JSON: msgspec.json, PACKED: msgspec.msgpack}
+MIB = 1024 * 1024
+
+
+@pytest.fixture(params=[JSON, PACKED], ids=["json", "messagepack"])
+def media_type(request: pytest.FixtureRequest) -> bytes:
+    chosen: bytes = request.param
+    return chosen
+
+
+class Rig:
+    """A node's hub, and what pushes into it."""
+
+    def __init__(self, *, repeat_window: int = 0) -> None:
+        self.hub = Hub()
+        self.pusher = Pusher(self.hub, Repeats(repeat_window), epoch="e1", max_payload_bytes=65_536)
+
+    def hold(self, user: str, count: int = 1) -> list[FakeConnection]:
+        connections = [FakeConnection(identity(user)) for _ in range(count)]
+        for connection in connections:
+            self.hub.add(connection)
+        return connections
+
+    async def push(self, media_type: bytes, batch: object) -> Any:
+        """Push a batch; give its results."""
+        return await self.push_body(media_type, MEDIA[media_type].encode(batch))
+
+    async def push_body(self, media_type: bytes, body: bytes) -> Any:
+        _, answer = await self.pusher.batch(media_type, body)
+        return MEDIA[media_type].decode(answer)["results"]
+
+    async def refusal(self, media_type: bytes, body: bytes) -> tuple[int, str, int]:
+        """Give the status and the text of a refusal, and the memory that the refusal took."""
+        tracemalloc.start()
+        try:
+            with pytest.raises(BadBatch) as caught:
+                await self.push_body(media_type, body)
+            return caught.value.status, caught.value.detail, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
+def to(*users: str, **fields: object) -> dict[str, object]:
+    return {"user": list(users), "data": "x", **fields}
+
+
+def names(count: int) -> list[str]:
+    return [f"u{number}" for number in range(count)]
+
+
+# How many
+
+
+@pytest.mark.parametrize("pretty", [False, True], ids=["terse", "spaced"])
+async def test_half_a_million_users_are_refused_before_they_are_decoded(
+    media_type: bytes, pretty: bool
+) -> None:
+    body = MEDIA[media_type].encode([to("alice"), to(*names(400_000))])
+    if pretty and media_type == JSON:
+        body = msgspec.json.format(body, indent=0)
+    assert len(body) > 2 * MIB
+    status, detail, memory = await Rig().refusal(media_type, body)
+    assert (status, detail) == (413, "too many users; at most 10000")
+    assert memory < MIB
+
+
+async def test_the_users_of_many_lists_count_together(media_type: bytes) -> None:
+    body = MEDIA[media_type].encode([to(*names(101)) for _ in range(100)])
+    assert (await Rig().refusal(media_type, body))[:2] == (413, "too many users; at most 10000")
+
+
+async def test_as_many_users_as_there_may_be_are_taken_and_one_more_is_not(
+    media_type: bytes,
+) -> None:
+    rig = Rig()
+    (here,) = rig.hold("u9998")
+    fits = [to(*names(MAX_BATCH_USERS - 1)), {"user": "u1", "data": "y"}]
+    listed, single = await rig.push(media_type, fits)
+    assert (len(listed), sum(listed), single) == (MAX_BATCH_USERS - 1, 1, 0)
+    assert here.got == [b"x"]
+    body = MEDIA[media_type].encode([*fits, {"user": "u2", "data": "z"}])
+    assert (await rig.refusal(media_type, body))[0] == 413
+    assert here.got == [b"x"]
+
+
+async def test_names_that_look_like_many_count_once(media_type: bytes) -> None:
+    rig = Rig()
+    strange = ['a","b","c', "\\", '\\"', "[,,,]", '","', "é,é", "7"]
+    users = strange * (MAX_BATCH_USERS // len(strange))
+    (results,) = await rig.push(media_type, [to(*users, id="m-1")])
+    assert results == [0] * len(users)
+
+
+async def test_what_a_payload_or_an_unknown_field_holds_is_no_list_of_users(
+    media_type: bytes,
+) -> None:
+    text = '{"user": [' + '"u",' * 15_000 + '"u"]}'
+    batch = [{"user": "alice", "data": text, "meta": {"user": names(20_000)}}, to("alice")]
+    assert await Rig().push(media_type, batch) == [0, [0]]
+
+
+async def test_a_list_that_is_wrong_harms_none_beside_it(media_type: bytes) -> None:
+    rig = Rig()
+    long = names(9_000)
+    batch = [to("alice"), to(*long[:-1], 7), None, to("bob")]  # type: ignore[arg-type]
+    invalid = {"error": "invalid"}
+    assert await rig.push(media_type, batch) == [[0], invalid, invalid, [0]]
+    body = MEDIA[media_type].encode([None, to(*names(MAX_BATCH_USERS + 1))])
+    assert (await rig.refusal(media_type, body))[0] == 413
+
+
+@pytest.mark.parametrize("element", [None, {}, "", {"user": "u", "data": ""}], ids=str)
+async def test_too_many_messages_of_any_kind_are_refused(
+    media_type: bytes, element: object
+) -> None:
+    body = MEDIA[media_type].encode([element] * 50_000)
+    status, detail, memory = await Rig().refusal(media_type, body)
+    assert (status, detail) == (413, "too many messages; at most 1000")
+    assert memory < (16 * MIB if media_type == JSON else MIB // 4)
+
+
+async def test_an_escaped_field_does_not_get_around_the_bound() -> None:
+    body = msgspec.json.encode([to(*names(MAX_BATCH_USERS + 1))]).replace(b"user", b"us\\u0065r")
+    assert (await Rig().refusal(JSON, body))[0] == 413
+
+
+# Turns
+
+
+async def turns_during(work: Callable[[], Any]) -> int:
+    """Give how many turns the event loop had for others while `work` was under way."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    await asyncio.sleep(0)
+    await work()
+    counting.cancel()
+    with suppress(asyncio.CancelledError):
+        await counting
+    return turns
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each part of a delivery be a turn of its own."""
+    monkeypatch.setattr(gateway.push, "_TURN_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_long_list_is_delivered_in_parts_with_turns_for_others_between() -> None:
+    rig = Rig(repeat_window=100_000)
+    users = names(MAX_BATCH_USERS)
+    connections = [connection for user in users for connection in rig.hold(user)]
+    batch = [to(*users, id="m-1")]
+    results: list[list[int]] = []
+
+    async def push() -> None:
+        results.extend(await rig.push(JSON, batch))
+
+    assert await turns_during(push) > 40
+    assert await turns_during(push) > 40
+    assert results == [[1] * len(users)] * 2
+    assert all(connection.got == [b"x"] for connection in connections), "repeats are not sent"
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_crowd_gets_a_message_in_parts_with_turns_for_others_between() -> None:
+    rig = Rig()
+    crowd, (other,) = rig.hold("alice", 2_000), rig.hold("bob")
+    for connection in crowd[1_000:]:
+        connection.takes = False
+    batch = [{"user": user, "data": data} for data in ("1", "2") for user in ("bob", "alice")]
+    results: list[int] = []
+
+    async def push() -> None:
+        results.extend(await rig.push(JSON, batch))
+
+    assert await turns_during(push) > 40
+    assert results == [1, 1_000] * 2
+    assert other.got == [b"1", b"2"]
+    assert all(connection.got == [b"1", b"2"] for connection in crowd[:1_000])
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_what_comes_while_a_crowd_is_delivered_to_does_not_go_past() -> None:
+    rig = Rig(repeat_window=100)
+    crowd = rig.hold("alice", 1_000)
+    pushes = [{"user": "alice", "data": data, "id": data} for data in ("1", "2", "1", "3")]
+    results = await asyncio.gather(*(rig.push(PACKED, [message]) for message in pushes))
+    assert results == [[1_000]] * 4
+    assert all(connection.got == [b"1", b"2", b"3"] for connection in crowd)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_crowd_that_cannot_take_a_message_is_told_from_one_that_is_gone() -> None:
+    rig = Rig(repeat_window=100)
+    for connection in rig.hold("alice", CROWD + 1):
+        connection.takes = False
+    assert (
+        await rig.push(JSON, [{"user": "alice", "data": "x", "id": "1"}] * 2)
+        == [{"error": "overloaded"}] * 2
+    )
+    device = {"user": "alice", "data": "x", "device": "phone"}
+    assert await rig.push(JSON, [device]) == [{"error": "no-device"}]
+    for gone in rig.hub.of("alice"):
+        rig.hub.remove(gone)
+    assert await rig.pusher.one(Item("alice", "x")) == 0
+
+
+async def test_a_batch_that_is_delivered_at_once_takes_no_turn_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway.push, "_TURN_SECONDS", 1e6)
+    rig = Rig()
+    rig.hold("alice")
+
+    async def push() -> None:
+        assert await rig.push(PACKED, [{"user": "alice", "data": "x"}] * 100) == [1] * 100
+
+    assert await turns_during(push) == 0
