@@ -277,6 +277,7 @@ def _bounds(settings: GatewaySettings) -> Bounds:
         inbound_bytes=settings.inbound_bytes,
         inbound_frames=max(1, int(frames)),
         drops_oldest=settings.slow_consumer == "drop-oldest",
+        send_buffer_bytes=settings.send_buffer_bytes,
         poll_grace_seconds=settings.poll_grace_seconds,
         poll_buffer_bytes=settings.poll_buffer_bytes,
     )

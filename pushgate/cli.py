@@ -25,6 +25,7 @@ from pushgate import logs
 from pushgate.audit import Audit, AuditError, write_metrics
 from pushgate.audit import audit as run_audit
 from pushgate.client import TRANSPORTS
+from pushgate.descriptors import raise_limit
 from pushgate.environment import remarks
 from pushgate.options import load, settings_options
 from pushgate.publish import publisher
@@ -72,6 +73,7 @@ def dev(**flags: Any) -> None:
     from pushgate.embedded import EmbeddedError  # noqa: PLC0415
 
     settings = _load(DevSettings, flags)
+    raise_limit()
     try:
         _run(run_dev(settings))
     except (EmbeddedError, OSError, DiedError) as error:
@@ -256,6 +258,8 @@ class _Server(Protocol):
 
 
 def _serve(make: Callable[[], _Server]) -> None:
+    raise_limit()  # before a gateway derives its own limits
+
     async def serve() -> None:
         try:
             server = make()

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
+import structlog
+
 from gateway.connections.closes import (
     CLOSE_GRACE_SECONDS,
     TOKEN_EXPIRED,
@@ -18,8 +20,10 @@ from gateway.connections.identity import Identity
 from gateway.errors import GatewayError
 from gateway.wires import Wire
 
+log = structlog.get_logger("gateway.connection")
+
 #: The most messages that wait in a connection while the handshake waits for the registry, one
-#: second at most.
+#: second at most. `Bounds.send_buffer_bytes` bounds their bytes.
 MAX_HANDSHAKE_BACKLOG: Final = 64
 #: The length of one tick of the node's clock; see sweep.py.
 TICK_SECONDS: Final = 0.25
@@ -42,6 +46,7 @@ class Bounds:
     inbound_bytes: int
     inbound_frames: int  # within one heartbeat's interval
     drops_oldest: bool  # for a client that is too slow: drop the oldest messages, or close
+    send_buffer_bytes: int  # what may wait for one client that does not read, or not yet
     poll_grace_seconds: float
     poll_buffer_bytes: int
 
@@ -140,6 +145,22 @@ class Connection:
     def close(self, close: Close) -> None:
         """Tell the client why the connection ends, and end it. Harmless when repeated."""
         raise NotImplementedError
+
+    def abort(self, reason: str) -> None:
+        """End the connection at once, without a goodbye. Harmless when repeated."""
+        raise NotImplementedError
+
+    def failed(self) -> None:
+        """Log the present exception, and end this connection.
+
+        For `except` blocks of loops over connections: an unexpected error of one connection must
+        neither end the loop nor go on with every message.
+        """
+        log.exception("a connection failed, and is ended", transport=self.transport)
+        try:
+            self.abort("failed")
+        except Exception:
+            log.exception("a connection that failed can't be ended", transport=self.transport)
 
     def part(self, close: Close, delay_seconds: float) -> None:
         """Tell the client to reconnect after `delay_seconds`; `close` has the reason.
@@ -310,6 +331,10 @@ class StreamConnection(Connection):
         backlog = self._handshake_backlog
         if backlog is None:
             backlog = self._handshake_backlog = []
+        size = sum(map(len, backlog)) + len(data)
+        # A first message always fits, however long, as in a wire's backlog.
+        if backlog and size > self._keeper.bounds.send_buffer_bytes:
+            return False
         if len(backlog) >= MAX_HANDSHAKE_BACKLOG:
             return False
         backlog.append(data)

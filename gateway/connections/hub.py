@@ -112,7 +112,7 @@ class Hub:
                     message_numbers.append(number)
             taken_counts.append(len(connections) - earlier_writes)
         for position in write_at_once([held.wire for held in connections], encoded):
-            if not connections[position].write(encoded[position]):
+            if not _write(connections[position], encoded[position]):
                 taken_counts[message_numbers[position]] -= 1
         if all(taken_counts):
             return [*taken_counts]
@@ -137,7 +137,7 @@ class Hub:
             ]
             encoded = [delivery.encoded(held.form) for held in part]
             later = write_at_once([held.wire for held in part], encoded)
-            yield len(part) - sum(not part[at].write(encoded[at]) for at in later)
+            yield len(part) - sum(not _write(part[at], encoded[at]) for at in later)
 
     def not_taken(self, user: str, device: str | None) -> int | Refusal:
         """Return why no connection took a message.
@@ -151,3 +151,11 @@ class Hub:
         if all(device not in (None, connection.device) for connection in connections):
             return Refusal.NO_DEVICE
         return Refusal.OVERLOADED
+
+
+def _write(connection: Connection, data: bytes) -> bool:
+    try:
+        return connection.write(data)
+    except Exception:  # a fault in one connection must not take the results of a whole batch
+        connection.failed()
+        return False

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Final
+from typing import Final, ParamSpec
 
 from gateway import metrics
 from gateway.connections.admission import Admission
@@ -32,6 +32,7 @@ _connections: Final = cache(metrics.CONNECTIONS.labels)
 _closed: Final = cache(metrics.CLOSED.labels)
 #: Returns the user, device and expiry of a token; raises Unrefreshed for an invalid token.
 Identify = Callable[[str], Identity]
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ class GatewayNode:
             held for held in self.hub.of(user) if device is None or held.device == device
         ]
         for connection in connections:
-            connection.close(DISCONNECTED)
+            _apart(connection, connection.close, DISCONNECTED)
         return len(connections)
 
     def advance(self) -> None:
@@ -210,13 +211,23 @@ class GatewayNode:
     def _step_drain(self, drain: Drain, now: float) -> None:
         if drain.has_ended(now):
             for connection in self.hub.connections():
-                connection.close(GOING_AWAY)
+                _apart(connection, connection.close, GOING_AWAY)
             return
         # Connections that were told to reconnect because of their age are leaving already.
         untold = [held for held in self.hub.connections() if held.state is State.OPEN]
         for connection in islice(untold, drain.step(now, untold=len(untold))):
-            connection.part(GOING_AWAY, self.reconnect_delay())
+            _apart(connection, connection.part, GOING_AWAY, self.reconnect_delay())
 
     def _tick_of(self, expires_at: int) -> int:
         # Ticks count monotonic time: a later jump of the wall clock ends no connection.
         return Sweep.tick_at(self._clock() + expires_at - self._wall_clock())
+
+
+def _apart(
+    connection: Connection, act: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs
+) -> None:
+    """Call a method of one connection; an unexpected error ends this connection alone."""
+    try:
+        act(*args, **kwargs)
+    except Exception:  # whatever the fault: the other connections, and the process, go on
+        connection.failed()

@@ -4,6 +4,9 @@ Only users who came or went since the last write are written. A write takes the 
 from the hub at the time of the write, not of the change: the hub is the truth, so even a late or a
 repeated write writes the truth. One write is in flight at a time, and the next write takes all
 changes that came in the meantime. So batches grow with load, and a lone connect is written at once.
+
+Users who are only asserted again wait apart, and go with the writes of users who came or went: a
+client who connects after an outage does not wait until all the node's users are asserted again.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from gateway.connections.hub import Hub
 from registry.directory import Lease, Node, Registry, RegistryUnavailable, Timings
 
 _USERS_A_WRITE: Final = 1_000
+#: How many users of a full write are asserted again, where so many wait: a storm of connects must
+#: not put the re-assertion off for ever.
+_REASSERTED_A_WRITE: Final = 100
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 
 log = structlog.get_logger("gateway.registrar")
@@ -42,33 +48,37 @@ class Registrar:
         self._hub = hub
         self._timings = timings
         # Dicts as ordered sets: the user who changed first is written first.
-        self._changed: dict[str, None] = {}  # users to be written
+        self._changed: dict[str, None] = {}  # users who came or went, to be written
+        self._unsure: dict[str, None] = {}  # other users, to be asserted again
         self._writing: dict[str, None] = {}  # users of the write in flight
-        self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
-        self._any_changed = asyncio.Event()
+        self._waiters: dict[str, dict[asyncio.Future[bool], None]] = {}
+        self._any_to_write = asyncio.Event()
         self._failing = False  # whether the last call of the registry failed
         self._owns_name = True  # False while another process has a lease under this node's name
 
     def changed(self, user: str) -> None:
         """Note that a user came or went: to be written when the write in flight is done."""
+        self._unsure.pop(user, None)
         self._changed[user] = None
-        self._any_changed.set()
+        self._any_to_write.set()
 
     async def written(self, user: str, *, timeout_seconds: float) -> bool:
         """Wait until a user's last change is in the registry; False after `timeout_seconds`."""
+        if user in self._unsure:  # connects beside an earlier connection: is not to wait longer
+            self.changed(user)
         if user not in self._changed and user not in self._writing:
             return True
         # A future and a timer: asyncio.wait() takes three times as long, on every handshake.
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        user_waiters = self._waiters.setdefault(user, [])
-        user_waiters.append(waiter)
+        user_waiters = self._waiters.setdefault(user, {})
+        user_waiters[waiter] = None
         timer = loop.call_later(timeout_seconds, _settle, waiter, False)
         try:
             return await waiter
         finally:
             timer.cancel()
-            user_waiters.remove(waiter)
+            del user_waiters[waiter]
             if not user_waiters and self._waiters.get(user) is user_waiters:
                 del self._waiters[user]
 
@@ -125,7 +135,7 @@ class Registrar:
     async def _keep_entries(self) -> None:
         attempt = 0
         while True:
-            await self._any_changed.wait()
+            await self._any_to_write.wait()
             try:
                 await self._write_batch()
             except RegistryUnavailable as error:
@@ -137,23 +147,26 @@ class Registrar:
                 self._recovered()
 
     async def _write_batch(self) -> None:
-        batch = list(islice(self._changed, _USERS_A_WRITE))
-        self._writing = dict.fromkeys(batch)
-        for user in batch:
-            del self._changed[user]
+        reserved = min(len(self._unsure), _REASSERTED_A_WRITE)
+        changed = _take(self._changed, _USERS_A_WRITE - reserved)
+        unsure = _take(self._unsure, _USERS_A_WRITE - len(changed))
+        batch = [*changed, *unsure]
+        self._writing = changed | unsure
         here = [user for user in batch if user in self._hub]
         gone = [user for user in batch if user not in self._hub]
         try:
             await self._registry.write(self._node, here, gone)
         except BaseException:  # a cancellation too
             # Written again, before users who changed later.
-            self._changed = self._writing | self._changed
+            self._changed = changed | self._changed
+            for user in unsure:
+                self._assert(user)
             raise
         finally:
             self._writing = {}
-            if not self._changed:
-                self._any_changed.clear()
-            metrics.REGISTRY_PENDING.set(len(self._changed))
+            if not (self._changed or self._unsure):
+                self._any_to_write.clear()
+            metrics.REGISTRY_PENDING.set(len(self._changed) + len(self._unsure))
         for user in batch:
             # Waiters of a user who changed during the write wait for the next write.
             if user not in self._changed:
@@ -169,7 +182,7 @@ class Registrar:
                 await asyncio.sleep(1.0)
                 for user in users[-users_a_second:] if users_a_second else ():
                     if user in self._hub:
-                        self.changed(user)
+                        self._assert(user)
                 del users[len(users) - users_a_second :]
 
     def _note_owner(self, name: str, *, own: bool) -> None:
@@ -192,7 +205,12 @@ class Registrar:
     def _assert_all(self) -> None:
         metrics.REGISTRY_REASSERTED.inc()
         for user in self._hub.users():
-            self.changed(user)
+            self._assert(user)
+
+    def _assert(self, user: str) -> None:
+        if user not in self._changed:
+            self._unsure[user] = None
+            self._any_to_write.set()
 
     def _failed(self, error: RegistryUnavailable) -> None:
         metrics.REGISTRY_ERRORS.inc()
@@ -207,6 +225,14 @@ class Registrar:
             self._failing = False
             self._assert_all()
             log.info("registry is back; every entry is asserted again")
+
+
+def _take(users: dict[str, None], most: int) -> dict[str, None]:
+    """Take the first users, `most` at most, out of an ordered set."""
+    taken = dict.fromkeys(islice(users, most))
+    for user in taken:
+        del users[user]
+    return taken
 
 
 def _settle(waiter: asyncio.Future[bool], written: bool) -> None:

@@ -10,11 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import structlog
-
 from gateway.connections.connection import NEVER, TICK_SECONDS, Connection, State
-
-log = structlog.get_logger("gateway.sweep")
 
 _SLOTS: Final = 1_024
 #: The slots' numbers, as int objects that are made once. Every connection keeps the number of its
@@ -72,8 +68,7 @@ class Sweep:
     def _call(self, connection: Connection) -> None:
         try:
             connection.due(self._tick)
-        except Exception:
-            # A fault in one connection must not stop the clock of all connections.
-            log.exception("a connection failed at what was due", transport=connection.transport)
+        except Exception:  # a fault in one connection must not stop the clock of all
+            connection.failed()
         if connection.slot < 0 and connection.state is not State.CLOSED:
             self.place(connection)

@@ -261,6 +261,14 @@ class PollSession(Connection):
         self._answer_parked(body, last=True)
         self._end(close.reason)
 
+    def abort(self, reason: str) -> None:
+        """End the session without an answer; a parked poll's socket is closed."""
+        parked, self._parked = self._parked, None
+        self._waiting = Waiting.NONE
+        self._end(reason)
+        if parked is not None:
+            parked.abort()
+
     def part(self, close: Close, delay_seconds: float) -> None:  # noqa: ARG002
         """Answer a parked poll at once and end the session: the next poll is the reconnect.
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import resource
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Final
@@ -11,7 +13,12 @@ from aiokafka import AIOKafkaProducer
 
 from tests.support.clients import connect, eventually
 from tests.support.kafka import KafkaServer
-from tests.support.processes import GatewayProcess, ProcessorProcess, free_port
+from tests.support.processes import (
+    GatewayProcess,
+    ProcessorProcess,
+    PushgateProcess,
+    free_port,
+)
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartProcessor
 from tests.system.steps import publish, publish_all, take, until_outcomes
@@ -153,6 +160,24 @@ async def test_a_processor_that_waits_for_kafka_ends_when_told(
     processor.start(until_ready=False)
     await eventually(lambda: processor.readyz() == 503, "readyz is 503", timeout_seconds=10.0)
     assert await asyncio.to_thread(processor.terminate, 6.0) == 0
+
+
+@pytest.mark.parametrize("command", ["gateway", "processor"])
+async def test_a_server_may_open_as_many_files_as_the_hard_limit_allows(
+    processes: ExitStack, valkey: RedisServer, command: str
+) -> None:
+    if shutil.which("prlimit") is None:
+        pytest.skip("needs prlimit, which is not installed: apt-get install util-linux")
+    server: PushgateProcess = (
+        GatewayProcess("few-files", redis_url=valkey.url)
+        if command == "gateway"
+        else _processor(valkey.url, f"127.0.0.1:{free_port()}", "nowhere")
+    )
+    server.through = ("prlimit", "--nofile=256:1024")
+    processes.callback(server.close)
+    server.start(until_ready=False)
+    await eventually(lambda: server.readyz() in (200, 503), "it answers", timeout_seconds=10.0)
+    assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (1_024, 1_024)
 
 
 class _Late:

@@ -18,6 +18,7 @@ BOUNDS = Bounds(
     inbound_bytes=1_000,
     inbound_frames=250,
     drops_oldest=False,
+    send_buffer_bytes=16_384,
     poll_grace_seconds=30.0,
     poll_buffer_bytes=4_096,
 )
@@ -161,6 +162,9 @@ class FakeConnection(Connection):
 
     def close(self, close: Close) -> None:
         self._release(close.reason)
+
+    def abort(self, reason: str) -> None:
+        self._forget(reason)
 
     def gone(self) -> None:
         """Let its socket end."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, GOING_AWAY, TOO_OLD, TOO_SLOW, Close
 from gateway.connections.connection import (
@@ -110,6 +111,30 @@ def test_the_backlog_is_bounded_and_its_overflow_is_refused(opening: Rig) -> Non
     assert taken == [True] * MAX_HANDSHAKE_BACKLOG + [False]
     opening.open()
     assert opening.wire.sent == b"head\n" + b"x\n" * MAX_HANDSHAKE_BACKLOG
+
+
+def test_the_backlog_is_bounded_in_bytes_too_and_takes_a_first_message_of_any_length(
+    opening: Rig,
+) -> None:
+    limit = BOUNDS.send_buffer_bytes
+    half = b"x" * (limit // 2 - 1)  # a line with its end
+    assert [give(opening.line, message(half)) for _ in range(3)] == [True, True, False]
+    assert not give(opening.line, message(b""))
+    opening.open()
+    assert opening.wire.sent == b"head\n" + (half + b"\n") * 2
+    other = Rig()
+    assert [give(other.line, message(b"x" * 2 * limit)) for _ in range(2)] == [True, False]
+
+
+def test_a_connection_that_fails_is_cut_off_and_released_under_that_name(rig: Rig) -> None:
+    with capture_logs() as entries:
+        try:
+            raise RuntimeError("a fault of its own")
+        except RuntimeError:
+            rig.line.failed()
+    assert [entry["log_level"] for entry in entries] == ["error"]
+    assert rig.wire.aborted
+    assert rig.keeper.released == ["failed"]
 
 
 def test_opening_twice_answers_once(rig: Rig) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from gateway.connections.connection import State
 from gateway.connections.delivery import Delivery
 from gateway.connections.hub import CROWD, Hub, Refusal
 from tests.unit.gateway.fakes import FakeConnection, identity, message
@@ -106,6 +107,23 @@ def test_a_connection_that_is_found_to_be_gone_is_no_longer_here(hub: Hub) -> No
     gone = held(hub)
     gone.takes, gone.on_deliver = False, partial(hub.remove, gone)
     assert taken(hub, message(), "alice") == 0
+
+
+@pytest.mark.parametrize("others", [2, 3 * CROWD])
+def test_a_connection_that_fails_ends_alone_and_the_others_get_the_message(
+    hub: Hub, others: int
+) -> None:
+    failing = held(hub)
+
+    def fail() -> None:
+        raise RuntimeError("a fault of its own")
+
+    failing.on_deliver = fail
+    connections = [held(hub) for _ in range(others)]
+    assert hub.deliver([(message(), "alice", None), (message(), "bob", None)]) == [others, 0]
+    assert failing.state is State.CLOSED
+    assert sum(hub.deliver_in_parts((message(), "alice", None))) == others
+    assert all(len(connection.got) == 2 for connection in connections)
 
 
 def test_connections_that_leave_while_they_are_delivered_to_disturb_nobody(hub: Hub) -> None:

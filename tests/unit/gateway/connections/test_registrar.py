@@ -260,6 +260,59 @@ async def test_a_registry_that_is_back_hears_of_every_user_again(rig: Rig) -> No
         await until(lambda: rig.registry.users == {*MANY, "carol"})
 
 
+#: More than one write has.
+CROWD = [f"u{number}" for number in range(5_000)]
+
+
+@asynccontextmanager
+async def after_an_outage(rig: Rig) -> AsyncIterator[asyncio.Semaphore]:
+    """Have CROWD connected, and to be asserted again; each write now takes a permit."""
+    async with rig.running():
+        rig.connect(*CROWD)
+        await rig.written(CROWD[-1])
+        rig.registry.available = False
+        rig.connect("carol")
+        assert not await rig.registrar.written("carol", timeout_seconds=0.05)
+        times = reasserted()
+        rig.registry.permits = asyncio.Semaphore(0)
+        rig.registry.available = True
+        await until(lambda: reasserted() > times and rig.registry.writing)
+        rig.registry.writes.clear()
+        yield rig.registry.permits
+
+
+@pytest.mark.parametrize("newcomer", ["dave", CROWD[-1]], ids=["new", "another-device"])
+async def test_after_an_outage_a_newcomer_is_written_before_all_are_asserted_again(
+    rig: Rig, newcomer: str
+) -> None:
+    async with after_an_outage(rig) as permits:
+        rig.connect(newcomer)
+        waiting = asyncio.create_task(rig.written(newcomer))
+        for _ in range(2):  # the write that is in flight, and the next
+            await asyncio.sleep(0)
+            permits.release()
+        assert await waiting
+        assert len(rig.registry.writes) == 2
+        assert newcomer in rig.registry.writes[1][0]
+        assert sum(len(here) for here, _ in rig.registry.writes) < len(CROWD)
+        rig.registry.permits = None
+        permits.release()
+        rig.registry.users.discard(CROWD[4_000])  # its turn is still to come
+        await until(lambda: rig.registry.users >= {*CROWD, "carol"})
+
+
+async def test_a_storm_of_newcomers_does_not_put_the_re_assertion_off(rig: Rig) -> None:
+    async with after_an_outage(rig) as permits:
+        storm = [f"new-{number}" for number in range(3_000)]
+        rig.connect(*storm)
+        for _ in range(3):
+            permits.release()
+        await until(lambda: len(rig.registry.writes) == 3)
+        for here, _ in rig.registry.writes[1:]:
+            assert len(here) == 1_000
+            assert 0 < len(set(here) - set(storm)) < 500
+
+
 async def test_a_name_that_another_has_taken_is_not_fought_for(rig: Rig) -> None:
     async with rig.running():
         rig.connect("alice")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.connections.connection import EXPIRY_NOTICE_SECONDS, NEVER, TICK_SECONDS
+from gateway.connections.connection import EXPIRY_NOTICE_SECONDS, NEVER, TICK_SECONDS, State
 from gateway.connections.sweep import Sweep
 from tests.unit.gateway.fakes import FakeConnection
 
@@ -178,3 +178,4 @@ def test_a_connection_that_fails_to_wake_stops_nobody_else(sweep: Sweep) -> None
         wake_at(sweep, connection, START + 1)
     sweep.advance(START + 2)
     assert [connection.woken() for connection in connections] == [1, 1, 1]
+    assert {connection.state for connection in connections} == {State.CLOSED}

@@ -381,6 +381,18 @@ def test_a_close_is_the_last_answer_of_its_connection(node: Node) -> None:
     assert not poll.answer["messages"]
 
 
+def test_a_session_that_is_aborted_is_over_and_its_poll_gets_no_answer(node: Node) -> None:
+    poll = node.poll()
+    give(poll.session, message("one"))
+    poll.session.abort("failed")
+    node.end_turn()
+    assert poll.wire.aborted
+    assert poll.wire.sent == b""
+    assert poll.session.state is State.CLOSED
+    assert node.keeper.released == ["failed"]
+    assert not node.sessions.holds(f"{poll.session.key}.0")
+
+
 def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> None:
     poll = node.poll()
     give(poll.session, message("one"))
