@@ -59,16 +59,27 @@ class Admission:
 
     @property
     def overloaded(self) -> bool:
-        """Whether the node as a whole refuses every new connection."""
-        full = self.out_of_sockets or self.held >= self.limits.connections
-        return full or self._short_of_memory
+        """Whether the node as a whole has no place for another client."""
+        return self.exhausted or self.full
 
-    def refusal(self, address: str, now: float) -> str | None:
+    @property
+    def exhausted(self) -> bool:
+        """Whether the node is short of what no limit brings back: descriptors or memory."""
+        return self.out_of_sockets or self._short_of_memory
+
+    @property
+    def full(self) -> bool:
+        """Whether the node holds as many connections as its limit allows."""
+        return self.held >= self.limits.connections
+
+    def refusal(self, address: str, now: float, *, replaces: bool = False) -> str | None:
         """Return the reason to refuse a new connection from `address`; None to admit it.
 
-        With None the new connection has also taken its handshake from `handshakes_per_second`.
+        With None the new connection has also taken its handshake from `handshakes_per_second`. The
+        limits of the node and of an address do not refuse a new connection that `replaces` a
+        connection, which is about to end.
         """
-        reason = self._refusal(address, now)
+        reason = self._refusal(address, now, replaces=replaces)
         if reason is not None:
             self._refused += 1
         return reason
@@ -120,13 +131,14 @@ class Admission:
             )
             self._refused = 0
 
-    def _refusal(self, address: str, now: float) -> str | None:
+    def _refusal(self, address: str, now: float, *, replaces: bool) -> str | None:
         limits = self.limits
         if self._short_of_memory:
             return "short of memory"
-        if self.out_of_sockets or self.held >= limits.connections:
+        if self.out_of_sockets or (self.full and not replaces):
             return "full"
-        if limits.per_address and self._addresses.get(address, 0) >= limits.per_address:
+        counts = limits.per_address and not replaces
+        if counts and self._addresses.get(address, 0) >= limits.per_address:
             return "too many connections from this address"
         if limits.handshakes_per_second and not self._take_handshake(now):
             return "too many new connections"

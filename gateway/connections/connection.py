@@ -81,6 +81,9 @@ class Keeper(Protocol):
     def age_at(self, connection: Connection, delay_seconds: float | None) -> None:
         """Call the connection's `aged` after `delay_seconds`, or at the node's maximum age."""
 
+    def parting(self, connection: Connection) -> None:
+        """Let a new connection of the user take the place of `connection`, a client that parts."""
+
     def reconnect_delay(self) -> float:
         """Draw how long, in seconds, a client that is told to reconnect waits before it does."""
 
@@ -267,6 +270,7 @@ class StreamConnection(Connection):
         elif self.state is State.OPEN:
             self.state = State.PARTING
             self._farewell = close
+            self._keeper.parting(self)
             self._keeper.age_at(self, delay_seconds + CLOSE_GRACE_SECONDS)
             self.tell_to_reconnect(close, delay_seconds)
 

@@ -80,6 +80,9 @@ class GatewayNode:
         self.drain: Drain | None = None
         self.empty = asyncio.Event()  # no connection is left, not even one that says goodbye
         self.empty.set()
+        # By user, the connections whose clients were told to reconnect; True where a new connection
+        # of the user has taken the place.
+        self._parting: dict[str, dict[Connection, bool]] = {}
         self._lifetime = lifetime
         self._identify = identify
         self._clock = clock
@@ -103,13 +106,29 @@ class GatewayNode:
         drain = self.drain
         return self.registrar.ready.is_set() and not (drain and drain.settled(self._clock()))
 
-    def refusal(self, address: str) -> str | None:
-        """Return the reason to refuse a new connection from `address` for load; None to admit."""
-        return self.admission.refusal(address, self._clock())
+    @property
+    def refuses_everyone(self) -> bool:
+        """Whether new connections are refused for load, whoever the user.
+
+        A full node still admits users whose clients it has told to reconnect.
+        """
+        return self.admission.exhausted or (self.admission.full and not self._parting)
+
+    def refusal(self, address: str, user: str | None = None) -> str | None:
+        """Return the reason to refuse a new connection from `address` for load; None to admit.
+
+        `user` is None where the user is not known. One new connection of a user takes the place of
+        one that was told to reconnect: the two are a hand-over, however full the node.
+        """
+        replaces = user is not None and self._replaceable(user) is not None
+        return self.admission.refusal(address, self._clock(), replaces=replaces)
 
     def user_refusal(self, user: str) -> str | None:
-        """Return the reason to refuse another connection of `user`; None to admit."""
-        return self.admission.user_refusal(self.hub.count(user))
+        """Return the reason to refuse another connection of `user`; None to admit.
+
+        Connections that were told to reconnect do not count.
+        """
+        return self.admission.user_refusal(self.hub.count(user) - len(self._parting.get(user, ())))
 
     def hold(self, connection: Connection, *, expires_at: int, address: str) -> None:
         """Take a connection in: from now on the connection gets its user's messages.
@@ -117,6 +136,8 @@ class GatewayNode:
         `expires_at` is the expiry of the token (Unix time, seconds), `address` the client's.
         """
         connection.address = self.admission.count_in(address)
+        if (replaced := self._replaceable(connection.user)) is not None:
+            self._parting[connection.user][replaced] = True
         self.empty.clear()
         _opened(connection.transport).inc()
         _connections(connection.transport).inc()
@@ -136,6 +157,10 @@ class GatewayNode:
         """
         if self.hub.remove(connection):
             self.registrar.changed(connection.user)
+        if (parting := self._parting.get(connection.user)) is not None:
+            parting.pop(connection, None)
+            if not parting:
+                del self._parting[connection.user]
         _connections(connection.transport).dec()
         _closed(connection.transport, reason).inc()
 
@@ -158,6 +183,14 @@ class GatewayNode:
         if delay_seconds is not None:
             connection.age_tick = Sweep.tick_at(self._clock() + delay_seconds)
         self.sweep.place(connection)
+
+    def parting(self, connection: Connection) -> None:
+        """Let a new connection of the user take the place of `connection`, a client that parts.
+
+        A node that takes no new connections keeps no places.
+        """
+        if self.takes_new:
+            self._parting.setdefault(connection.user, {})[connection] = False
 
     def reconnect_delay(self) -> float:
         """Draw how long, in seconds, a client that is told to reconnect is to wait."""
@@ -217,6 +250,11 @@ class GatewayNode:
         untold = [held for held in self.hub.connections() if held.state is State.OPEN]
         for connection in islice(untold, drain.step(now, untold=len(untold))):
             _apart(connection, connection.part, GOING_AWAY, self.reconnect_delay())
+
+    def _replaceable(self, user: str) -> Connection | None:
+        """Return a connection of `user` whose place a new connection may take, or None."""
+        parting = self._parting.get(user, {})
+        return next((held for held, replaced in parting.items() if not replaced), None)
 
     def _tick_of(self, expires_at: int) -> int:
         # Ticks count monotonic time: a later jump of the wall clock ends no connection.

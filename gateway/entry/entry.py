@@ -112,7 +112,7 @@ class Entry:
             # field "connection: close" uvicorn would close at once, and a client that still sends
             # might lose the answer (RFC 9112 §9.6).
             raise HTTPException(413, "no body is taken here", cors)
-        if new and self.node.admission.overloaded:
+        if new and self.node.refuses_everyone:
             raise Overloaded(cors, self.node.refusal(head.address))
         identity = await self._identify(head, subprotocols, cors, trust)
         admitted = Admitted(identity, cors, head.address)
@@ -129,7 +129,7 @@ class Entry:
         if not self.node.takes_new:
             raise Overloaded(admitted.cors, "not taking connections now")
         user, address = admitted.identity.user, admitted.address
-        reason = self.node.user_refusal(user) or self.node.refusal(address)
+        reason = self.node.user_refusal(user) or self.node.refusal(address, user)
         if reason is not None:
             raise Overloaded(admitted.cors, reason)
 

@@ -18,6 +18,7 @@ from tests.support.clients import (
     Client,
     Ended,
     PollClient,
+    SseClient,
     WebSocketClient,
     Wire,
     bearer,
@@ -38,6 +39,7 @@ PATHS: Final = ("/ws", "/sse", "/poll?wait=0")
 EVENT_SOURCE: Final = {"Accept": "text/event-stream"}
 MOST: Final = 4
 RATE: Final = 5
+MAX_AGE: Final = 2.0
 
 Start = Callable[..., GatewayProcess]
 
@@ -58,6 +60,19 @@ def two_a_user(start_gateway: Start) -> GatewayProcess:
 def two_an_address(start_gateway: Start) -> GatewayProcess:
     """Give a gateway that takes two connections of an address."""
     return start_gateway(max_connections_per_address=2)
+
+
+@pytest.fixture(scope="module")
+def handing_over(start_gateway: Start) -> GatewayProcess:
+    """Give a gateway with few places, whose clients are soon told to reconnect."""
+    return start_gateway(
+        max_connections=2,
+        max_connections_per_user=1,
+        max_age_seconds=MAX_AGE,
+        max_age_jitter_seconds=0,
+        reconnect_delay_seconds=0,
+        poll_grace_seconds=1,
+    )
 
 
 @asynccontextmanager
@@ -289,6 +304,57 @@ async def test_an_event_source_over_its_users_number_comes_back_later(
     ):
         assert (await ask_over(wire, "/sse", user, EVENT_SOURCE)).status == 200
         assert (await wire.rest()).startswith(b"retry: ")
+
+
+async def next_connection(client: Client) -> None:
+    """Return when the client is told to reconnect; its connection stays open."""
+    assert isinstance(client, WebSocketClient | SseClient)
+    assert (await client.control(timeout=MAX_AGE + SECONDS))["control"] == "reconnect"
+
+
+@pytest.mark.parametrize("transport", ["ws-v1", "sse"])
+async def test_a_client_that_is_told_to_reconnect_has_a_place_where_its_user_has_but_one(
+    handing_over: GatewayProcess, user: str, transport: str
+) -> None:
+    await empty(handing_over)
+    port = handing_over.port
+    async with connect(transport, port, user) as first:
+        assert is_refused(await ask(handing_over, "/ws", user))
+        await next_connection(first)
+        async with (
+            connect(transport, port, user) as second,
+            pusher_to(handing_over.internal_port) as pusher,
+        ):
+            assert is_refused(await ask(handing_over, "/ws", user)), "one new for one old"
+            assert await pusher.push([{"user": user, "data": "x"}]) == [2]
+            for client in (first, second):
+                assert (await client.message()).payload == b"x"
+
+
+@pytest.mark.parametrize("transport", ["ws-v1", "sse"])
+async def test_a_client_that_is_told_to_reconnect_has_a_place_on_a_full_node(
+    handing_over: GatewayProcess, user: str, transport: str
+) -> None:
+    await empty(handing_over)
+    port, other = handing_over.port, f"{user}-other"
+    async with connect("poll", port, other) as poll, connect(transport, port, user) as first:
+        assert isinstance(poll, PollClient)
+        await poll.send(wait=30)  # parked: its session lives as long as this is open
+        assert await statuses(handing_over, "/readyz") == [503, 503]
+        await next_connection(first)
+        assert is_refused(await ask(handing_over, "/ws", f"{user}-stranger"))
+        async with connect(transport, port, user) as second:
+            for name in (user, other, f"{user}-stranger"):
+                assert is_refused(await ask(handing_over, "/ws", name))
+            await first.wire.close()
+            async with pusher_to(handing_over.internal_port) as pusher:
+
+                async def gone() -> bool:
+                    return await pusher.connections() == 2
+
+                await eventually(gone, "the first connection is gone")
+                assert await pusher.push([{"user": user, "data": "x"}]) == [1]
+            assert (await second.message()).payload == b"x"
 
 
 @pytest.mark.parametrize("path", ["/ws", "/sse"])

@@ -48,6 +48,7 @@ class FakeKeeper:
         self.forgotten = 0
         self.wake_in: float | None = None
         self.ages: list[float | None] = []
+        self.told_to_part: list[Connection] = []
         self.delay = 3.0  # what a client is told to wait
         self.tokens: dict[str, float] = {}  # those that refresh, and for how long
         self.dropped_messages = 0
@@ -60,6 +61,9 @@ class FakeKeeper:
 
     def age_at(self, connection: Connection, delay_seconds: float | None) -> None:
         self.ages.append(delay_seconds)
+
+    def parting(self, connection: Connection) -> None:
+        self.told_to_part.append(connection)
 
     def reconnect_delay(self) -> float:
         return self.delay

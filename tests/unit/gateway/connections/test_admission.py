@@ -98,6 +98,27 @@ def test_the_counts_of_addresses_return_to_zero_and_are_forgotten() -> None:
     assert admission._addresses == {}  # an address that is gone costs nothing
 
 
+def test_a_connection_that_replaces_another_is_not_refused_for_a_number() -> None:
+    admission = made(connections=1, per_address=1, handshakes=1)
+    admission.count_in("a")
+    assert admission.refusal("a", NOW) == "full"
+    assert admission.refusal("a", NOW, replaces=True) is None
+    assert admission.refusal("a", NOW, replaces=True) == "too many new connections"
+    assert (admission.full, admission.exhausted, admission.overloaded) == (True, False, True)
+
+
+def test_a_connection_that_replaces_another_needs_descriptors_and_memory() -> None:
+    memory = Memory()
+    admission = made(memory_bytes=MARK, memory=memory)
+    admission.out_of_sockets = True
+    assert admission.refusal("a", NOW, replaces=True) == "full"
+    assert admission.exhausted
+    admission.out_of_sockets, memory.used = False, MARK + 1
+    admission.advance(NOW)
+    assert admission.refusal("a", NOW, replaces=True) == "short of memory"
+    assert admission.exhausted
+
+
 def test_without_a_limit_no_address_is_kept() -> None:
     admission = made()
     assert admission.count_in("a") is None

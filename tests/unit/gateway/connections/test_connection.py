@@ -250,6 +250,7 @@ def test_who_is_told_to_part_still_gets_messages_until_the_grace_ends(rig: Rig) 
     assert rig.line.state is State.PARTING
     assert rig.wire.take() == b"reconnect in 7: 4000\n"
     assert rig.keeper.ages == [7.0 + CLOSE_GRACE_SECONDS]
+    assert rig.keeper.told_to_part == [rig.line]
     assert give(rig.line, message(b"meanwhile"))
     assert rig.wire.take() == b"meanwhile\n"
     assert rig.keeper.released == []
@@ -272,6 +273,7 @@ def test_who_does_not_understand_is_closed_instead(rig: Rig) -> None:
     rig.line.part(GOING_AWAY, 7.0)
     assert rig.wire.sent == b"bye\n"
     assert rig.keeper.released == ["node is leaving"]
+    assert rig.keeper.told_to_part == []
 
 
 def test_who_has_no_answer_yet_is_not_told_but_cut_off(opening: Rig) -> None:

@@ -52,12 +52,19 @@ class Rig:
     """A node whose clocks go as the test wants them to."""
 
     def __init__(
-        self, *, max_age: float = 0.0, jitter: float = 0.0, delay: float = 5.0, per_address: int = 0
+        self,
+        *,
+        max_age: float = 0.0,
+        jitter: float = 0.0,
+        delay: float = 5.0,
+        per_address: int = 0,
+        per_user: int = 0,
+        connections: int = 10_000,
     ) -> None:
         self.now, self.wall = 1_000.0, WALL
         self.tokens: dict[str, Identity] = {}
         self.hub = Hub()
-        limits = Limits(10_000, per_address, 0, 0, 0)
+        limits = Limits(connections, per_address, per_user, 0, 0)
         self.node = GatewayNode(
             NODE,
             self.hub,
@@ -304,6 +311,72 @@ async def test_a_client_that_is_parting_is_disconnected_too(rig: Rig) -> None:
     client.connection.part(TOO_OLD, 5.0)
     assert rig.node.disconnect("alice", None) == 1
     assert b"4003" in client.wire.sent
+
+
+# Hand-over at a limit
+
+
+async def test_a_connection_that_parts_does_not_count_against_its_users_limit() -> None:
+    rig = Rig(per_user=1)
+    first = rig.hold()
+    assert rig.node.user_refusal("alice") is not None
+    first.connection.part(TOO_OLD, 5.0)
+    assert rig.node.user_refusal("alice") is None
+    second = rig.hold()
+    assert rig.node.user_refusal("alice") is not None
+    first.connection.lost()
+    assert rig.node.user_refusal("alice") is not None
+    second.connection.lost()
+    assert rig.node.user_refusal("alice") is None
+
+
+async def test_on_a_full_node_one_connection_that_parts_is_one_place_for_its_user() -> None:
+    rig = Rig(connections=2, per_address=2)
+    other, first = rig.hold("bob"), rig.hold()
+    assert rig.node.refuses_everyone
+    assert rig.node.refusal("a", "alice") == "full"
+    first.connection.part(TOO_OLD, 5.0)
+    assert not rig.node.refuses_everyone
+    assert rig.node.status == "overloaded"
+    assert rig.node.refusal("a") == "full"
+    assert rig.node.refusal("a", "bob") == "full"
+    assert rig.node.refusal("a", "alice") is None
+    rig.hold()
+    assert rig.node.refusal("a", "alice") == "full"
+    first.connection.lost()
+    assert rig.node.refusal("a", "alice") == "full"
+    other.connection.lost()
+    assert rig.node.refusal("a", "alice") is None
+    assert rig.node._parting == {}  # who is gone costs nothing
+
+
+async def test_as_many_come_as_part_however_many_places_a_full_node_has() -> None:
+    rig = Rig(connections=3)
+    for held in [rig.hold() for _ in range(3)]:
+        held.connection.part(TOO_OLD, 5.0)
+    for _ in range(3):
+        assert rig.node.refusal("a", "alice") is None
+        rig.hold()
+    assert rig.node.refusal("a", "alice") == "full"
+    assert rig.node.admission.held == 6
+
+
+async def test_a_place_goes_with_the_connection_that_parts() -> None:
+    rig = Rig(connections=1)
+    held = rig.hold()
+    held.connection.part(TOO_OLD, 5.0)
+    held.connection.close(GOING_AWAY)
+    assert rig.node.refuses_everyone  # the goodbye is under way
+    assert rig.node.refusal("a", "alice") == "full"
+
+
+async def test_a_node_that_takes_nobody_keeps_no_places() -> None:
+    rig = Rig()
+    clients = [rig.hold(f"u{number}") for number in range(20)]
+    rig.leave(60.0)
+    rig.pass_time(52.0)
+    assert all(client.told is not None for client in clients)
+    assert rig.node._parting == {}
 
 
 # Faults
