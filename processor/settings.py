@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.directory import is_address
-from registry.settings import InternalSecret, RegistrySettings, printable, readable_ca_file
+from registry.settings import InternalSecret, RegistrySettings, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):

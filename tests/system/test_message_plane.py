@@ -260,9 +260,15 @@ async def test_lag_and_age_say_what_waits_and_for_how_long(
 ) -> None:
     gateway = start_gateway()
     processor = start_processor(forward_timeout_seconds=30)
+
+    async def nothing_waits() -> bool:
+        return set((await figures(processor)).values()) == {0.0}
+
     async with connect("ws-v1", gateway.port, user) as client:
         await publish(backend, topic, user, b"warm")
         await client.message()
+        # A gateway that is frozen before its answer keeps the first message in hand, too.
+        await eventually(nothing_waits, "the first message has its outcome", timeout_seconds=20.0)
         gateway.freeze()
         try:
             await publish_all(backend, topic, user, [str(number) for number in range(50)])
@@ -279,10 +285,6 @@ async def test_lag_and_age_say_what_waits_and_for_how_long(
         finally:
             gateway.thaw()
         await take(client, 50)
-
-        async def nothing_waits() -> bool:
-            return set((await figures(processor)).values()) == {0.0}
-
         await eventually(nothing_waits, "nothing waits any more", timeout_seconds=20.0)
 
 
