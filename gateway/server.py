@@ -80,6 +80,7 @@ class Gateway:
             timeout_seconds=settings.redis_timeout_seconds,
             timings=TIMINGS,
             access=settings.redis_access,
+            lost_seconds=settings.lost_node_seconds,
         )
         self._keys = settings.key_ring()
         self._auth = Authenticator(settings.token_rules, self._keys)

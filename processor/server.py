@@ -46,6 +46,7 @@ class Processor:
             timeout_seconds=settings.redis_timeout_seconds,
             timings=TIMINGS,
             access=settings.redis_access,
+            lost_seconds=settings.lost_node_seconds,
         )
         self._forwarder = Forwarder(
             secret=settings.internal_secret.get_secret_value(),

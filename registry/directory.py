@@ -151,7 +151,8 @@ class Registry(Protocol):
     async def retire(self, node: Node) -> None:
         """Give up the node's lease, unless another epoch has taken the lease over.
 
-        From then on none of the node's elements count.
+        From then on none of the node's elements count. A node whose lease has lapsed is no longer
+        lost.
         """
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
@@ -162,15 +163,30 @@ class Registry(Protocol):
         """
 
     async def refresh(self) -> None:
-        """Read the live nodes afresh; `lookup` ignores elements of all other nodes."""
+        """Read live and lost nodes afresh; `lookup` ignores elements of all other nodes."""
+
+    async def nodes(self) -> list[Node]:
+        """Read the nodes afresh, as `refresh` does, and return the live nodes."""
+
+    def present(self, node: Node) -> bool:
+        """Whether a node was live or lost at the latest reading of the leases. No I/O."""
+
+    def lost(self, node: Node) -> bool:
+        """Whether a node was lost at the latest reading of the leases. No I/O.
+
+        A node is lost when its lease has lapsed without a goodbye (`retire`), for as long as
+        PUSHGATE_LOST_NODE_SECONDS says, or until a process with another epoch has the name. A lost
+        node may hold its connections still: frozen, or cut off from the registry.
+        """
 
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
-        """Return, for every user in turn, the live nodes with a connection of the user; one call.
+        """Return, for every user in turn, the nodes with a connection of the user; one call.
 
-        `()` means offline. None means unknown: the registry was emptied or replaced, or did not
-        answer, so short a time ago that the user may be connected and not yet registered again.
-        Once a gateway has noticed the loss, no user stays unknown for longer than registration
-        takes (`Timings.registration_seconds`).
+        Nodes are live or lost (`lost` tells), in the order of the user's entry. `()` means offline.
+        None means unknown: the registry was emptied or replaced, or did not answer, so short a time
+        ago that the user may be connected and not yet registered again. Once a gateway has noticed
+        the loss, no user stays unknown for longer than registration takes
+        (`Timings.registration_seconds`).
         """
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The live nodes, and which of the nodes named in a user's entry are alive."""
+"""The nodes that count, live and lost, and which of them a user's entry names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEVER: Final = AsOf()
 
 
 class NodeTable:
-    """A snapshot of the live nodes, against which users' entries are read.
+    """A snapshot of the nodes that count, live and lost, against which users' entries are read.
 
     An element does not count if its node is missing from the table, or is listed with another
     epoch, or if the element has expired. Entries are short, and many users have equal entries
@@ -38,10 +38,19 @@ class NodeTable:
     the snapshot lives: a second or so.
     """
 
-    def __init__(self, nodes: Iterable[Node] = (), *, now: int = 0, as_of: AsOf = NEVER) -> None:
+    def __init__(
+        self,
+        live: Iterable[Node] = (),
+        lost: Iterable[Node] = (),
+        *,
+        now: int = 0,
+        as_of: AsOf = NEVER,
+    ) -> None:
         """`now` is the registry's own time, in epoch seconds, when the nodes were read."""
         self.as_of = as_of
-        self.nodes: dict[bytes, Node] = {node.tag: node for node in nodes}
+        self.live = frozenset(live)
+        self.lost = frozenset(lost)
+        self._nodes = {node.tag: node for node in self.live | self.lost}
         self._now = now
         self._meanings: dict[bytes, tuple[Node, ...]] = {}
         self._elements: dict[bytes, Node | None] = {}
@@ -50,8 +59,8 @@ class NodeTable:
         #: snapshot.
         self.strangers: set[bytes] = set()
 
-    def live(self, entry: bytes) -> tuple[Node, ...]:
-        """Return the live nodes that an entry names, without duplicates."""
+    def meaning(self, entry: bytes) -> tuple[Node, ...]:
+        """Return the nodes that an entry names and that count, without duplicates."""
         meaning = self._meanings.get(entry)
         if meaning is None:
             meaning = self._read(entry)
@@ -60,9 +69,9 @@ class NodeTable:
         return meaning
 
     def meanings(self, entries: Sequence[bytes | None]) -> list[tuple[Node, ...] | None]:
-        """Return the live nodes of every entry, in the entries' order; `()` for a missing entry."""
-        live = self.live
-        return [() if entry is None else live(entry) for entry in entries]
+        """Return the nodes of every entry that count, in the entries' order; `()` for no entry."""
+        meaning = self.meaning
+        return [() if entry is None else meaning(entry) for entry in entries]
 
     def take_for_dead(self, strangers: Iterable[bytes]) -> None:
         """Take note that nodes are dead: a fresh reading of the leases did not show them.
@@ -84,7 +93,7 @@ class NodeTable:
 
     def _element(self, element: bytes) -> Node | None:
         tag, _, expires = element.rpartition(b":")
-        node = self.nodes.get(tag)
+        node = self._nodes.get(tag)
         if node is None and tag not in self._dead and len(self.strangers) < _MAX_REMEMBERED:
             self.strangers.add(tag[:_MAX_REMEMBERED_BYTES])
         if node is not None and not (_EXPIRES.fullmatch(expires) and int(expires) > self._now):

@@ -4,6 +4,7 @@ Keys, laid out for Cluster (a hash tag first, so that a bucket is one slot):
 
     {pg-17}user:alice     a user's entry, a string; see lua/write.lua
     {pg-nodes}lease:gw-a  a node's lease with a TTL; see lua/heartbeat.lua
+    {pg-nodes}seen:gw-a   where the node was last: the lease's text, which outlives the lease
     {pg-nodes}names       the names of nodes
     {pg-nodes}changed     the last change among leases
     {pg-nodes}generation  the generation marker, lost when keys are lost; see lua/generation.lua
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final, TypeVar
 from zlib import crc32
 
@@ -80,13 +82,17 @@ class RedisRegistry:
         timeout_seconds: float = 1.0,
         timings: Timings = TIMINGS,
         access: RedisAccess = _OPEN,
+        lost_seconds: float = 0.0,
     ) -> None:
         """Connect lazily to `url`; a command takes at most `timeout_seconds` in all.
 
-        Every gateway and processor of the cluster has the same `timings`.
+        Every gateway and processor of the cluster has the same `timings` and `lost_seconds`: how
+        long a node is lost after its lease has lapsed. With 0 a look-up returns live nodes alone.
         """
         self._link = RedisLink(url, timeout_seconds=timeout_seconds, access=access)
         self._lease_ms = int(timings.lease_seconds * 1000)
+        #: How long after a heartbeat a node is live or lost, in milliseconds; 0 keeps no lost node.
+        self._seen_ms = int((timings.lease_seconds + lost_seconds) * 1000) if lost_seconds else 0
         self._entry_seconds = timings.entry_seconds
         self._table = NodeTable()
         self._doubt = Doubt(timings.registration_seconds)
@@ -94,11 +100,11 @@ class RedisRegistry:
 
     async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
         """Renew the node's lease; `claim` takes the lease over from an earlier process."""
-        keys = [_lease_key(node.name), _NAMES_KEY, _CHANGED_KEY]
+        keys = _node_keys(node)
         args = (node.name, node.epoch, node.address, self._lease_ms, "1" if claim else "0")
         bucket_markers = _BUCKETS_GENERATION_KEYS if self._link.is_cluster else ()
         calls = [
-            _HEARTBEAT.call(keys, *args),
+            _HEARTBEAT.call(keys, *args, self._seen_ms),
             *(
                 _GENERATION.call([marker_key, marker_key.replace(b"generation", b"evicted")])
                 for marker_key in (_GENERATION_KEY, *bucket_markers)
@@ -126,8 +132,8 @@ class RedisRegistry:
 
     async def retire(self, node: Node) -> None:
         """Give up the node's lease, unless another epoch has taken the lease over."""
-        keys = [_lease_key(node.name), _NAMES_KEY, _CHANGED_KEY]
-        await self._ask(lambda: self._link.evaluate([_RETIRE.call(keys, node.name, node.epoch)]))
+        call = _RETIRE.call(_node_keys(node), node.name, node.epoch)
+        await self._ask(lambda: self._link.evaluate([call]))
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
         """Assert the node's element of users in `here`; remove the element of users in `gone`."""
@@ -141,7 +147,7 @@ class RedisRegistry:
         self._table = await self._ask(self._read_nodes)
 
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
-        """Return the live nodes with a connection of every user; `()`: offline, None: unknown."""
+        """Return every user's nodes, live and lost; `()` means offline, None means unknown."""
         if not self._doubt.knows_the_time:
             await self.refresh()
         all_in_doubt = self._doubt.in_outage
@@ -171,10 +177,18 @@ class RedisRegistry:
     async def nodes(self) -> list[Node]:
         """Return the live nodes."""
         await self.refresh()
-        return list(self._table.nodes.values())
+        return list(self._table.live)
+
+    def present(self, node: Node) -> bool:
+        """Whether a node was live or lost at the latest reading of the leases."""
+        return node in self._table.live or node in self._table.lost
+
+    def lost(self, node: Node) -> bool:
+        """Whether a node was lost at the latest reading of the leases."""
+        return node in self._table.lost
 
     async def entries(self) -> AsyncIterator[tuple[str, tuple[Node, ...]]]:
-        """Iterate over all users with the live nodes that a look-up would return, in no order.
+        """Iterate over all users with the live nodes among those of a look-up, in no order.
 
         Entries that change during the iteration may be missed, as with SCAN.
         """
@@ -196,8 +210,11 @@ class RedisRegistry:
     async def _meanings(self, keys: Sequence[bytes]) -> list[tuple[str, tuple[Node, ...]]]:
         reading = await self._ask(lambda: self._read(keys))
         users = (key.partition(b"}user:")[2].decode(errors="replace") for key in keys)
-        nodes_by_position = self._table.meanings(reading.entries)
-        return [(user, nodes or ()) for user, nodes in zip(users, nodes_by_position, strict=True)]
+        table = self._table
+        return [
+            (user, tuple(node for node in nodes or () if node in table.live))
+            for user, nodes in zip(users, table.meanings(reading.entries), strict=True)
+        ]
 
     async def _read(self, keys: Sequence[bytes]) -> _Reading:
         if self._link.is_cluster:
@@ -238,13 +255,26 @@ class RedisRegistry:
             ]
         )
         self._doubt.set_time(seconds + micros / 1e6)
+        live, lost = await self._read_leases(names)
+        return NodeTable(live, lost, now=seconds, as_of=AsOf(*as_of))
+
+    async def _read_leases(self, names: Sequence[bytes]) -> tuple[list[Node], list[Node]]:
+        """Return the live and the lost nodes among those of `names`."""
+        # Both kinds of keys in one command: between two commands a lease may lapse, or a node say
+        # goodbye and come again.
         keys = [_lease_key(name) for name in names]
-        leases = await self._link.command("MGET", *keys) if keys else []
-        pairs = zip(names, leases, strict=True)
-        nodes = (_node(name, lease) for name, lease in pairs if lease is not None)
-        return NodeTable(
-            (node for node in nodes if node is not None), now=seconds, as_of=AsOf(*as_of)
-        )
+        if self._seen_ms:
+            keys += [_seen_key(name) for name in names]
+        places = await self._link.command("MGET", *keys) if keys else []
+        live: list[Node] = []
+        lost: list[Node] = []
+        for name, lease, seen in zip_longest(names, places[: len(names)], places[len(names) :]):
+            # A lease of any epoch, or of no gateway's bytes, ends the epoch that was seen before.
+            place, nodes = (seen, lost) if lease is None else (lease, live)
+            node = None if place is None else _node(name, place)
+            if node is not None:
+                nodes.append(node)
+        return live, lost
 
     async def _write(self, node: Node, changes: Sequence[tuple[bytes, str]]) -> None:
         keys = [key for key, _ in changes]
@@ -281,6 +311,15 @@ def _lease_key(name: str | bytes) -> bytes:
     return b"{pg-nodes}lease:" + (name.encode() if isinstance(name, str) else name)
 
 
+def _seen_key(name: str | bytes) -> bytes:
+    return b"{pg-nodes}seen:" + (name.encode() if isinstance(name, str) else name)
+
+
+def _node_keys(node: Node) -> list[bytes]:
+    """Return the keys of heartbeat.lua and retire.lua."""
+    return [_lease_key(node.name), _NAMES_KEY, _CHANGED_KEY, _seen_key(node.name)]
+
+
 def _by_bucket(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
     """Return the positions of `keys`, grouped by hash tag."""
     buckets: dict[bytes, list[int]] = {}
@@ -290,7 +329,7 @@ def _by_bucket(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
 
 
 def _node(name: bytes, lease: bytes) -> Node | None:
-    """Read a lease, "<epoch> <address>"; None for a lease that no gateway can have written."""
+    """Read "<epoch> <address>" of a lease; None for bytes that no gateway can have written."""
     try:
         epoch, address = lease.decode().split(" ")
         return Node(name.decode(), epoch, address)

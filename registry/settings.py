@@ -13,6 +13,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 #: The least length of a secret, in bytes: the length of HS256's hash (RFC 7518 §3.2).
 MIN_SECRET_BYTES: Final = 32
+#: The longest that a node may be lost. Elements of a lost node are not asserted any more: elements
+#: of 1,800 s that were asserted up to 600 s before the node's last heartbeat must outlive a lease
+#: of 15 s and this time (`Timings` in directory.py).
+MAX_LOST_SECONDS: Final = 900
 
 
 def printable(secret: SecretStr) -> SecretStr:
@@ -87,6 +91,16 @@ class RegistrySettings(BaseSettings):
         float,
         Field(gt=0, le=60, description="How long one registry command may take."),
     ] = 1.0
+
+    lost_node_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=MAX_LOST_SECONDS,
+            description="How long a node whose lease lapsed without a goodbye is tried where it "
+            "was, before its users are offline; 0 is off.",
+        ),
+    ] = 30.0
 
     redis_sentinel_username: Annotated[
         str | None, Field(description="User at the Sentinels, where it is not the default user.")

@@ -203,7 +203,7 @@ async def test_a_drain_leaves_no_entry_in_the_registry_itself(
         assert await is_registered(registry, user)
         await asyncio.to_thread(gateway.terminate)
     await registry.refresh()
-    assert gateway.name not in {node.name for node in registry._table.nodes.values()}
+    assert gateway.name not in {node.name for node in registry._table.live}
     assert (await registry._read([_key(user)])).entries == [None]
 
 

@@ -116,11 +116,13 @@ def store(running_store: Store) -> Store:
 
 @asynccontextmanager
 async def open_registry(
-    url: str, *, timeout_seconds: float = 1.0, **timings: Any
+    url: str, *, timeout_seconds: float = 1.0, lost_seconds: float = 0.0, **timings: Any
 ) -> AsyncIterator[RedisRegistry]:
     # Whatever is about doubt asks for a time to doubt.
     given = AnyTimings(**{"registration_seconds": 0.0} | timings)
-    registry = RedisRegistry(url, timeout_seconds=timeout_seconds, timings=given)
+    registry = RedisRegistry(
+        url, timeout_seconds=timeout_seconds, timings=given, lost_seconds=lost_seconds
+    )
     try:
         yield registry
     finally:
@@ -213,6 +215,129 @@ async def test_a_node_that_retired_is_no_name_any_more(
     await registry.retire(A)
     assert store.keys_ending("lease:gw-a") == []
     assert store.keys_ending("names") == []
+
+
+# Lost nodes
+
+
+async def lapse(store: Store, node: Node) -> None:
+    """Return when the node's lease has lapsed."""
+    lease = f"lease:{node.name}"
+    await asyncio.to_thread(wait_until, lambda: not store.keys_ending(lease), "a lapse")
+
+
+@asynccontextmanager
+async def losing(store: Store, *, lost_seconds: float = 30.0) -> AsyncIterator[RedisRegistry]:
+    """Give a processor's registry, as of the time when A, with alice and bob, has been lost.
+
+    B is live, and has bob too.
+    """
+    async with (
+        open_registry(
+            store.url, timeout_seconds=5.0, lease_seconds=0.2, lost_seconds=lost_seconds
+        ) as gateway,
+        open_registry(store.url, timeout_seconds=5.0, lost_seconds=30.0) as processor,
+    ):
+        await gateway.heartbeat(A, claim=True)
+        await processor.heartbeat(B, claim=True)
+        await gateway.write(A, ["alice", "bob"], [])
+        await processor.write(B, ["bob"], [])
+        await processor.refresh()
+        assert not processor.lost(A)
+        await lapse(store, A)
+        await processor.refresh()
+        yield processor
+
+
+async def test_a_node_whose_lease_lapses_without_a_goodbye_is_lost(store: Store) -> None:
+    async with losing(store) as registry:
+        assert await registry.lookup(["alice", "bob", "nobody"]) == [(A,), (A, B), ()]
+        assert (registry.present(A), registry.lost(A)) == (True, True)
+        assert (registry.present(B), registry.lost(B)) == (True, False)
+        assert (registry.present(A_AGAIN), registry.lost(A_AGAIN)) == (False, False)
+
+
+async def test_a_lost_node_is_no_live_node(store: Store) -> None:
+    async with losing(store) as registry:
+        assert await registry.nodes() == [B]
+        assert {user: nodes async for user, nodes in registry.entries()} == {
+            "alice": (),
+            "bob": (B,),
+        }
+
+
+async def test_a_processor_that_has_just_started_knows_lost_nodes(store: Store) -> None:
+    async with (
+        losing(store),
+        open_registry(store.url, timeout_seconds=5.0, lost_seconds=30.0) as newcomer,
+    ):
+        assert await newcomer.lookup(["alice"]) == [(A,)]
+        assert newcomer.lost(A)
+
+
+async def test_who_does_not_ask_for_lost_nodes_gets_none(store: Store) -> None:
+    async with losing(store), open_registry(store.url, timeout_seconds=5.0) as other:
+        assert await other.lookup(["alice", "bob"]) == [(), (B,)]
+        assert not other.present(A)
+
+
+async def test_a_node_is_lost_for_so_long_and_no_longer(store: Store) -> None:
+    async with losing(store, lost_seconds=0.5) as registry:
+        await asyncio.to_thread(wait_until, lambda: not store.keys_ending("seen:gw-a"), "its end")
+        await registry.refresh()
+        assert await registry.lookup(["alice", "bob"]) == [(), (B,)]
+        assert not registry.present(A)
+
+
+async def test_no_node_is_lost_where_that_is_off(store: Store) -> None:
+    async with open_registry(store.url, timeout_seconds=5.0) as registry:
+        await registry.heartbeat(A, claim=True)
+        assert store.keys_ending("seen:gw-a") == []
+
+
+async def test_a_node_that_says_goodbye_is_not_lost(store: Store) -> None:
+    async with open_registry(store.url, timeout_seconds=5.0, lost_seconds=30.0) as registry:
+        await holding(registry, A)
+        await registry.write(A, ["alice"], [])
+        await registry.retire(A)
+        assert await registry.lookup(["alice"]) == [()]
+        assert not registry.present(A)
+        assert store.keys_ending("seen:gw-a") == []
+
+
+async def test_a_late_goodbye_ends_a_lost_node_at_once(store: Store) -> None:
+    async with losing(store) as registry:
+        await registry.retire(A)
+        assert await registry.lookup(["alice", "bob"]) == [(), (B,)]
+        assert not registry.present(A)
+
+
+async def test_another_starts_goodbye_does_not_end_a_lost_node(store: Store) -> None:
+    async with losing(store) as registry:
+        await registry.retire(A_AGAIN)
+        await registry.refresh()
+        assert registry.lost(A)
+
+
+async def test_a_new_start_ends_the_lost_one_at_once(store: Store) -> None:
+    async with losing(store) as registry:
+        await registry.heartbeat(A_AGAIN, claim=True)
+        assert await registry.lookup(["alice", "bob"]) == [(), (B,)]
+        assert (registry.present(A), registry.lost(A)) == (False, False)
+        assert (registry.present(A_AGAIN), registry.lost(A_AGAIN)) == (True, False)
+
+
+async def test_a_lost_node_that_goes_on_is_live_at_once(store: Store) -> None:
+    async with losing(store) as registry:
+        await registry.heartbeat(A)
+        assert await registry.lookup(["alice"]) == [(A,)]
+        assert (registry.present(A), registry.lost(A)) == (True, False)
+
+
+async def test_another_nodes_writes_keep_a_lost_nodes_element(store: Store) -> None:
+    async with losing(store) as registry:
+        await registry.write(B, ["alice"], ["bob"])
+        assert await registry.lookup(["alice", "bob"]) == [(A, B), (A,)]
 
 
 # Entries

@@ -245,6 +245,15 @@ class FakeRegistry:
 
     async def refresh(self) -> None: ...
 
+    async def nodes(self) -> list[Node]:
+        return []
+
+    def present(self, node: Node) -> bool:
+        return True
+
+    def lost(self, node: Node) -> bool:
+        return False
+
     async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
         return [(NODE,) if user in self.users else () for user in users]
 

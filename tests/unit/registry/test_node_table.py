@@ -18,41 +18,41 @@ def element(node: Node, expires: int = NOW + 60) -> bytes:
 
 
 def test_an_entry_names_the_nodes_that_hold_the_user() -> None:
-    assert TABLE.live(element(A)) == (A,)
-    assert TABLE.live(element(B) + b" " + element(A)) == (B, A)
+    assert TABLE.meaning(element(A)) == (A,)
+    assert TABLE.meaning(element(B) + b" " + element(A)) == (B, A)
 
 
 def test_an_entry_means_the_same_each_time_it_is_read() -> None:
     table = NodeTable([A], now=NOW)
-    assert [table.live(element(A)) for _ in range(3)] == [(A,)] * 3
-    assert [table.live(element(B)) for _ in range(3)] == [()] * 3
+    assert [table.meaning(element(A)) for _ in range(3)] == [(A,)] * 3
+    assert [table.meaning(element(B)) for _ in range(3)] == [()] * 3
 
 
 def test_a_node_that_is_named_twice_counts_once() -> None:
-    assert TABLE.live(element(A) + b" " + element(A, NOW + 90)) == (A,)
+    assert TABLE.meaning(element(A) + b" " + element(A, NOW + 90)) == (A,)
 
 
 def test_an_expired_element_does_not_count() -> None:
-    assert TABLE.live(element(A, NOW)) == ()
-    assert TABLE.live(element(A, NOW + 1)) == (A,)
-    assert TABLE.live(element(A, NOW - 1) + b" " + element(B)) == (B,)
+    assert TABLE.meaning(element(A, NOW)) == ()
+    assert TABLE.meaning(element(A, NOW + 1)) == (A,)
+    assert TABLE.meaning(element(A, NOW - 1) + b" " + element(B)) == (B,)
 
 
 def test_an_earlier_start_of_a_live_node_does_not_count() -> None:
     before = Node(A.name, "e0", A.address)
-    assert TABLE.live(element(before)) == ()
-    assert TABLE.live(element(before) + b" " + element(A)) == (A,)
+    assert TABLE.meaning(element(before)) == ()
+    assert TABLE.meaning(element(before) + b" " + element(A)) == (A,)
 
 
 def test_a_table_of_no_nodes_knows_nobody() -> None:
-    assert NodeTable().live(element(A)) == ()
+    assert NodeTable().meaning(element(A)) == ()
 
 
 def strangers(*entries: bytes, dead: set[bytes] | None = None) -> set[bytes]:
     table = NodeTable([A, B], now=NOW)
     table.take_for_dead(dead or set())
     for entry in entries:
-        table.live(entry)
+        table.meaning(entry)
     return table.strangers
 
 
@@ -100,12 +100,12 @@ def test_what_a_fresh_reading_did_not_show_is_no_stranger_any_more() -> None:
     ids=lambda poison: repr(poison[:24]),
 )
 def test_a_poisoned_entry_names_nobody(poison: bytes) -> None:
-    assert TABLE.live(poison) == ()
+    assert TABLE.meaning(poison) == ()
     assert A.tag not in strangers(poison)
 
 
 def test_poison_beside_a_good_element_does_not_spoil_it() -> None:
-    assert TABLE.live(b"http://evil:1\r\n\xff:: " + element(A) + b" \r\nx") == (A,)
+    assert TABLE.meaning(b"http://evil:1\r\n\xff:: " + element(A) + b" \r\nx") == (A,)
 
 
 def test_a_huge_entry_is_worth_no_fresh_look() -> None:
@@ -118,7 +118,7 @@ def test_random_bytes_name_live_nodes_or_nobody() -> None:
     table = NodeTable([A, B], now=NOW)
     for _ in range(5_000):
         entry = b"".join(source.choices(pieces, k=source.randrange(12))) + source.randbytes(2)
-        found = table.live(entry)
+        found = table.meaning(entry)
         assert set(found) <= {A, B}
         assert all(node.tag + b":" in entry for node in found)
 
@@ -126,5 +126,5 @@ def test_random_bytes_name_live_nodes_or_nobody() -> None:
 def test_more_entries_than_are_remembered_are_still_read_right() -> None:
     table = NodeTable([A], now=NOW)
     for number in range(20_000):
-        assert table.live(b"gw-a:e1:%d" % (NOW + 1 + number)) == (A,)
-    assert table.live(element(B)) == ()
+        assert table.meaning(b"gw-a:e1:%d" % (NOW + 1 + number)) == (A,)
+    assert table.meaning(element(B)) == ()

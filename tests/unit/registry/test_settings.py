@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from registry.settings import RedisAccess, RegistrySettings
+from registry.directory import TIMINGS
+from registry.settings import MAX_LOST_SECONDS, RedisAccess, RegistrySettings
 from tests.support.certificate import write_certificate
 
 
@@ -39,6 +40,14 @@ def test_other_urls_stop_the_start(url: str) -> None:
 
 def test_nothing_but_the_url_is_needed() -> None:
     assert settings().redis_access == RedisAccess()
+
+
+def test_elements_outlive_the_longest_time_that_a_node_may_be_lost() -> None:
+    longest = settings(lost_node_seconds=MAX_LOST_SECONDS).lost_node_seconds
+    last_assertion = TIMINGS.reassertion_seconds
+    assert last_assertion + TIMINGS.lease_seconds + longest < TIMINGS.entry_seconds
+    with pytest.raises(ValidationError, match="lost_node_seconds"):
+        settings(lost_node_seconds=MAX_LOST_SECONDS + 1)
 
 
 def test_the_account_at_the_sentinels_is_for_sentinels(tmp_path: Path) -> None:

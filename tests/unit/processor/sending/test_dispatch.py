@@ -65,6 +65,15 @@ class FakeRegistry:
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None: ...
 
+    async def nodes(self) -> list[Node]:
+        return []
+
+    def present(self, node: Node) -> bool:
+        return True
+
+    def lost(self, node: Node) -> bool:
+        return False
+
     async def refresh(self) -> None:
         if self.failures:
             self.failures -= 1
