@@ -266,7 +266,7 @@ class HoldingSettings(BaseSettings):
             description="How many of the latest messages a node knows again by user and id, and "
             "delivers once; 0 for none.",
         ),
-    ] = 65_536  # fmt: skip
+    ] = 131_072  # fmt: skip
 
 
 class DrainSettings(BaseSettings):

@@ -71,6 +71,18 @@ IN_HAND = Gauge(
     "Messages that were read and have no outcome yet.",
     registry=_registry,
 )
+WAITING = Gauge(
+    "pushgate_processor_waiting_messages",
+    "Messages that wait: for silent gateways, or for room in the connections of their user.",
+    ["for"],
+    registry=_registry,
+)
+WAITING_OVERFLOWS = Counter(
+    "pushgate_processor_waiting_overflows_total",
+    "Messages that failed since too many wait already, by the reason of their outcome.",
+    ["reason"],
+    registry=_registry,
+)
 
 
 def exposition() -> bytes:

@@ -26,7 +26,7 @@ from processor.sending.forward import Forwarder
 from processor.sending.whereabouts import Whereabouts
 from processor.settings import ProcessorSettings
 from processor.tasks import Tasks
-from registry.directory import TIMINGS, RegistryUnavailable
+from registry.directory import TIMINGS, Node, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
 _REFRESH_SECONDS: Final = 1.0
@@ -61,9 +61,11 @@ class Processor:
             self._whereabouts,
             self._forwarder,
             self._outcomes.settled,
+            self._registry,
             spawn=self._tasks.spawn,
             weights=settings.weights,
             batch_messages=settings.batch_messages,
+            patience_seconds=settings.overloaded_seconds,
         )
         self._consumer = Consumer(settings, commits, self._dispatcher, self._dead_letters)
         self._registry_seen = asyncio.Event()
@@ -84,7 +86,11 @@ class Processor:
     @property
     def ready(self) -> bool:
         """Whether messages published from now on are handled."""
-        return self._registry_seen.is_set() and self._consumer.assigned.is_set()
+        return (
+            self._registry_seen.is_set()
+            and self._consumer.assigned.is_set()
+            and self._dispatcher.accepted
+        )
 
     async def started(self) -> None:
         """Return once ready."""
@@ -139,8 +145,17 @@ class Processor:
         ]
         return {"warnings": warnings} if warnings else {}
 
+    def _waits_for(self) -> str:
+        if not self._dispatcher.accepted:
+            return (
+                "every gateway refuses what this processor presents: set the same "
+                "PUSHGATE_INTERNAL_SECRET on both sides"
+            )
+        return f"waiting for {'Kafka' if self._registry_seen.is_set() else 'the registry'}"
+
     async def _refresh(self) -> None:
         failing = False
+        live_nodes: list[Node] = []
         while True:
             try:
                 live_nodes = await self._registry.nodes()
@@ -151,7 +166,8 @@ class Processor:
             else:
                 failing = False
                 self._registry_seen.set()
-                await self._forwarder.retain(live_nodes)
+                await self._forwarder.retain(self._registry.present)
+            self._dispatcher.observe(live_nodes)
             self._consumer.observe(int(time.time() * 1000))
             await asyncio.sleep(_REFRESH_SECONDS)
 
@@ -162,8 +178,7 @@ class Processor:
         async def readyz(request: Request) -> Response:  # noqa: ARG001
             if self.ready:
                 return JSONResponse({"status": "ready", **self._warnings()})
-            waiting = "Kafka" if self._registry_seen.is_set() else "the registry"
-            return JSONResponse({"status": f"waiting for {waiting}"}, 503)
+            return JSONResponse({"status": self._waits_for()}, 503)
 
         async def exposition(request: Request) -> Response:  # noqa: ARG001
             return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)

@@ -131,6 +131,15 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
     forward_timeout_seconds: Annotated[
         float, Field(gt=0, le=60, description="How long one forward to a gateway may take.")
     ] = 2.0
+    overloaded_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=300,
+            description="How long a message without a TTL waits for a user whose connection has no "
+            "room.",
+        ),
+    ] = 10.0
 
     @property
     def weights(self) -> list[int]:

@@ -32,9 +32,9 @@ class Repeats:
     of the process (hash randomisation), so a publisher can't construct two ids with one hash. An
     entry takes some 75 bytes (measured); the names themselves would take hundreds. The price is a
     collision: a new message with the hash of a remembered message is taken for a repeat, so it is
-    answered and never sent. With the default window (65,536; twice as many are remembered at most)
-    the probability is 2 × 65,536 / 2⁶⁴, 1 in 10¹⁴ per message: at 25,000 messages a second on a
-    node, one collision in two centuries.
+    answered and never sent. With the default window (131,072; twice as many are remembered at most)
+    the probability is 2 × 131,072 / 2⁶⁴, 1.4 × 10⁻¹⁴ a message: at 25,000 messages a second on a
+    node, one collision in ninety years.
 
     Results are kept in two dicts, the young and the old generation. New results go to the young
     generation. When they do not fit, the young generation becomes the old one, the previous old

@@ -73,6 +73,7 @@ class Report(msgspec.Struct, gc=False):
     node: str | None  # the first node that took the message
     device: str | None  # the device that the message was for
     connections: int  # connections that took the message
+    missed: int  # nodes with connections of the user that may be without the message
     published_ms: int
     settled_ms: int
     topic: str
@@ -263,6 +264,7 @@ def _report(message: Message, result: Outcome, now_ms: int) -> _KeyedReport:
         message.node.name if message.node else None,
         message.push.device,
         message.took,
+        message.missed,
         message.envelope.published_ms,
         now_ms,
         partition.topic,
@@ -289,6 +291,7 @@ def _rejection(rejection: Rejection, now_ms: int) -> Report:
         rejection.error.reason,
         None,
         None,
+        0,
         0,
         rejection.published_ms,
         now_ms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from processor.reading.message import Message
 
@@ -29,6 +29,13 @@ class Lanes:
         """Return the number of messages that `take` will give out: without discarded messages."""
         return self._count
 
+    def __iter__(self) -> Iterator[Message]:
+        """Iterate over the messages that `take` will give out, in order within a lane."""
+        for queue in self._queues:
+            for message in queue:
+                if message not in self._discarded:
+                    yield message
+
     def put(self, message: Message) -> None:
         """Queue a message as the last of its lane."""
         self._queues[message.lane].append(message)
@@ -46,6 +53,18 @@ class Lanes:
         self._count -= 1
         if len(self._discarded) > self._count:
             self._drop_discarded()
+
+    def extract(self, leaves: Callable[[Message], bool]) -> list[Message]:
+        """Take out all messages for which `leaves` is true, in order within a lane."""
+        if self._discarded:
+            self._drop_discarded()
+        extracted = [message for message in self if leaves(message)]
+        if extracted:
+            self._queues = tuple(
+                deque(message for message in queue if not leaves(message)) for queue in self._queues
+            )
+            self._count -= len(extracted)
+        return extracted
 
     def take(self, limit: int) -> list[Message]:
         """Take up to `limit` messages, in order within a lane.

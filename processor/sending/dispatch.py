@@ -7,6 +7,13 @@
    up once more, and nodes that were not tried yet get the message too.
 5. `_settle` hands messages with their outcome to `settled`, and lets later messages go.
 
+A message waits where a node is silent, or where the user's connections have no room (gateways.py).
+Such a message leaves its flight for `waiting` (waiting.py): later messages of the user go on to the
+user's other nodes, and join the queue of the node behind the message. Every second, and with every
+later message, the user is looked up again, and a node that was not offered the message gets the
+message, before any later message of the user. A message that waits is settled when every node has
+answered, or is gone for good.
+
 A message with a collapse key is replaced (`_replace`) by a newer message of the same user, device
 and key. Nodes that have the older message keep it and answer for it; no further node gets it.
 
@@ -21,14 +28,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from operator import attrgetter
 from typing import Final
 
 from processor.reading.lanes import Lanes
 from processor.reading.message import Message
-from processor.sending.forward import NO_DEVICE, Failure, Result
-from processor.sending.gateways import Forward, Gateways
+from processor.sending.forward import NO_DEVICE, Failure, Partly, Result
+from processor.sending.gateways import GONE, Callbacks, Forward, Gateways, Presence
+from processor.sending.waiting import Waiting
 from processor.sending.whereabouts import Whereabouts
 from processor.tasks import Spawn
 from registry.directory import Node
@@ -84,20 +92,31 @@ class Dispatcher:
         whereabouts: Whereabouts,
         forwarder: Forward,
         settled: Settled,
+        presence: Presence,
         *,
         spawn: Spawn,
         weights: Sequence[int] = (1,),
         batch_messages: int = 2_000,
+        patience_seconds: float = 10.0,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`settled` gets messages with their outcome; `weights` are the weights of the lanes.
 
-        A round has at most `batch_messages` messages from the queue and as many flights that
-        continue. TTLs are measured by `now_ms`, in epoch milliseconds.
+        A round has at most `batch_messages` messages from the queue, as many flights that continue,
+        and as many users with messages that wait. TTLs are measured by `now_ms`, in epoch
+        milliseconds; pauses, in seconds of `clock`. A message without a TTL waits
+        `patience_seconds` for room in its user's connections.
         """
         self._whereabouts = whereabouts
         self._gateways = Gateways(
-            forwarder, self._answered, self._is_due, spawn=spawn, weights=weights
+            forwarder,
+            Callbacks(self._answered, self._begin_waiting, self._is_due),
+            presence,
+            spawn=spawn,
+            patience_seconds=patience_seconds,
+            weights=weights,
+            clock=clock,
         )
         self._settled = settled
         self._batch_messages = batch_messages
@@ -107,6 +126,7 @@ class Dispatcher:
         #: Flights of unknown users, until the timer ends; by their messages' key.
         self._unknown: dict[Hashable, _Flight] = {}
         self._flights: dict[Hashable, _Flight] = {}  # flights under way, by their messages' key
+        self._waiting = Waiting()
         #: By message key, device and collapse key: the newest message without an outcome.
         self._replaceable: dict[Hashable, Message] = {}
         self._round_number = 0
@@ -114,14 +134,39 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._accepted = asyncio.Event()  # not every live node refuses this processor
+        self._accepted.set()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether a live node, or no node at all, accepts what this processor presents."""
+        return self._accepted.is_set()
 
     async def room(self) -> None:
-        """Return when less than a batch of messages waits in the queue.
+        """Return when less than a batch of messages is in the queue, and a node accepts messages.
 
-        Messages that wait behind flights are not counted: they are bounded by what may be in hand
-        of a partition (progress.py).
+        Messages behind flights are not counted: they are bounded by what may be in hand of a
+        partition (progress.py).
         """
+        await self._accepted.wait()
         await self._room.wait()
+
+    def observe(self, live_nodes: Collection[Node]) -> None:
+        """Note the live nodes, every second: look users up again whose messages wait.
+
+        What has waited too long ends (gateways.py, progress.py). While every live node refuses this
+        processor's secret, there is no room for further messages.
+        """
+        self._gateways.probe(live_nodes)
+        self._gateways.observe()
+        for node, messages in self._waiting.too_far_back():
+            self._gateways.give_up(node, messages)
+        self._waiting.look_up_all()
+        if self._gateways.refuse(live_nodes):
+            self._accepted.clear()
+        else:
+            self._accepted.set()
+        self._wake.set()
 
     def take(self, messages: Iterable[Message]) -> None:
         """Take messages in, in the order in which users are to get them."""
@@ -148,7 +193,7 @@ class Dispatcher:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._continuing or self._queue:
+                while self._continuing or self._queue or self._waiting.to_look_up:
                     await self._run_round(self._flights_to_go())
         finally:
             if self._timer is not None:
@@ -174,17 +219,23 @@ class Dispatcher:
         return [older]
 
     def _withdraw(self, message: Message) -> bool:
-        """Take a replaced message out of its flight; False while nodes have yet to answer."""
-        flight = self._flights[message.key]
+        """Take a replaced message out of its queues; False while nodes have yet to answer."""
+        withdrawn = self._gateways.withdraw(message) if message.pending else []
+        message.pending -= len(withdrawn)
+        if message.waiting:
+            message.waiting_at = tuple(n for n in message.waiting_at if n not in withdrawn)
+        else:
+            flight = self._flights[message.key]
+            if withdrawn:
+                prompt = [node for node in withdrawn if node not in message.waiting_at]
+                message.waiting_at = tuple(n for n in message.waiting_at if n not in withdrawn)
+                flight.pending_answers -= len(prompt)
+                self._wait_if_unanswered(message)
+                self._continue_if_answered(flight)
+            elif not message.pending:  # the message waits for a look-up
+                flight.to_send.remove(message)
         if message.pending:
-            withdrawn = self._gateways.withdraw(message)
-            message.pending -= withdrawn
-            flight.pending_answers -= withdrawn
-            if message.pending:
-                return False
-            self._continue_if_answered(flight)
-        else:  # it waits for a look-up
-            flight.to_send.remove(message)
+            return False
         self._land(message)
         return True
 
@@ -220,14 +271,19 @@ class Dispatcher:
     async def _run_round(self, flights: Sequence[_Flight]) -> None:
         """Look up the users of all flights; queue every message for the nodes of the user.
 
-        Messages for which no node is left to try are settled: the user is offline, or every node
-        was tried. Flights of unknown users (None instead of nodes) wait for the timer.
+        The same for users of messages that wait. Messages for which no node is left are settled:
+        the user is offline, or every node had the message. Flights of unknown users (None instead
+        of nodes) wait for the timer.
         """
         flights = self._settle_undue(flights)
-        if not flights:
+        waiting = self._waiting.take_to_look_up(self._batch_messages)
+        if not flights and not waiting:
             return
         users = list(dict.fromkeys(flight.to_send[0].push.user for flight in flights))
         fresh = {m.push.user for flight in flights for m in flight.to_send if m.looked_again}
+        if waiting:
+            fresh |= waiting.keys()
+            users = list(dict.fromkeys((*users, *waiting)))
         answers = await self._whereabouts.look_up(users, fresh=fresh)
         nodes_by_user = dict(zip(users, answers, strict=True))
         without_nodes: list[Message] = []
@@ -237,20 +293,49 @@ class Dispatcher:
                 self._unknown[flight.to_send[0].key] = flight
                 continue
             messages, flight.to_send = flight.to_send, []
-            without_nodes += [m for m in messages if not self._send(flight, m, nodes)]
-        self._settle(without_nodes)
+            without_nodes += self._offer(flight, messages, nodes)
+        for user, keys in waiting.items():
+            nodes = nodes_by_user[user]
+            if nodes is not None:
+                for key in keys:
+                    without_nodes += self._offer_waiting(self._waiting.of(key), nodes)
+        # A message that waits may be offered twice: with a flight of its key, and by itself.
+        self._settle(list(dict.fromkeys(without_nodes)))
         if self._unknown and self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(_UNKNOWN_SECONDS, self._continue_unknown)
 
-    def _send(self, flight: _Flight, message: Message, nodes: Sequence[Node]) -> bool:
-        """Queue a message for all nodes not tried yet; False where there are none."""
-        untried = [node for node in nodes if node not in message.tried]
-        message.pending = len(untried)
-        flight.pending_answers += len(untried)
-        for node in untried:
-            self._gateways.put(node, message)
-        return bool(untried)
+    def _offer(
+        self, flight: _Flight, messages: Sequence[Message], nodes: Sequence[Node]
+    ) -> list[Message]:
+        """Queue messages of a flight for all nodes; return the messages for which there is no node.
+
+        Messages of the same key that wait go first, to nodes that they were not offered to.
+        """
+        if self._waiting and (waiting := self._waiting.of(messages[0].key)):
+            messages = sorted((*waiting, *messages), key=_by_offset)
+        return [message for message in messages if not self._send(flight, message, nodes)]
+
+    def _offer_waiting(self, messages: Sequence[Message], nodes: Sequence[Node]) -> list[Message]:
+        """Queue messages that wait for nodes that they were not offered to, as `_offer` does."""
+        messages = sorted(messages, key=_by_offset)
+        return [message for message in messages if not self._send(None, message, nodes)]
+
+    def _send(self, flight: _Flight | None, message: Message, nodes: Sequence[Node]) -> bool:
+        """Queue a message for all nodes it was not offered to; False where no node has it then."""
+        offered = message.offered
+        unoffered = [node for node in nodes if node not in offered] if offered else nodes
+        message.offered = (*offered, *unoffered)
+        message.pending += len(unoffered)
+        for node in unoffered:
+            if self._gateways.put(node, message):
+                message.waiting_at = (*message.waiting_at, node)
+        if flight is not None and not message.waiting:
+            flight.pending_answers += len(unoffered)
+            if message.waiting_at:
+                flight.pending_answers -= sum(node in message.waiting_at for node in unoffered)
+                self._wait_if_unanswered(message)
+        return message.pending > 0
 
     def _settle_undue(self, flights: Sequence[_Flight]) -> list[_Flight]:
         """Settle messages that are no longer due; return the flights with messages left."""
@@ -267,11 +352,12 @@ class Dispatcher:
         """Whether a message is still to be sent; marks a message whose TTL has passed.
 
         A TTL of 0 never passes: such a message is for users who are connected now (RFC 8030 §5.2).
-        Messages of a lost partition are left to the member of the group that has it now.
+        Messages of a lost partition are left to the member of the group that has it now. A replaced
+        message is only in a queue where some connections have taken it.
         """
         if message.envelope.ttl_seconds:
             message.expired = message.envelope.expired(self._now_ms())
-        return not (message.expired or message.progress.lost)
+        return not (message.expired or message.replaced or message.progress.lost)
 
     def _answered(
         self, node: Node, batch: Sequence[Message], results: Sequence[Result | None]
@@ -280,14 +366,64 @@ class Dispatcher:
         finished: list[Message] = []
         for message, result in zip(batch, results, strict=True):
             _note_result(message, node, result)
+            waited = bool(message.waiting_at) and node in message.waiting_at
+            if waited:
+                message.waiting_at = tuple(n for n in message.waiting_at if n != node)
+            if message.waiting:
+                if not message.pending:
+                    self._conclude_waiting(message, finished)
+                continue
             flight = self._flights[message.key]
-            flight.pending_answers -= 1
+            if not waited:
+                flight.pending_answers -= 1
             if not message.pending:
                 self._conclude(flight, message, finished)
+            elif message.waiting_at:
+                self._wait_if_unanswered(message)
             self._continue_if_answered(flight)
         self._settle(finished)
         if self._continuing:
             self._wake.set()
+
+    def _begin_waiting(self, node: Node, messages: Sequence[Message]) -> None:
+        """Note that messages wait at a node: it is silent, or their users have no room there."""
+        for message in messages:
+            if node in message.waiting_at:
+                continue
+            message.waiting_at = (*message.waiting_at, node)
+            if message.waiting:
+                continue
+            flight = self._flights[message.key]
+            flight.pending_answers -= 1
+            self._wait_if_unanswered(message)
+            self._continue_if_answered(flight)
+        self._wake.set()
+
+    def _wait_if_unanswered(self, message: Message) -> None:
+        """Let a message leave its flight, if it waits at all nodes that have yet to answer."""
+        if not message.pending or message.pending > len(message.waiting_at):
+            return
+        message.waiting = True
+        message.progress.wait(
+            message.offset,
+            size=message.size,
+            timestamp_ms=message.envelope.published_ms,
+            number=message.number,
+        )
+        self._waiting.add(message)
+        if message.undelivered:  # another node has answered that the user is not there
+            self._waiting.look_up(message)
+        self._leave_flight(message)
+
+    def _conclude_waiting(self, message: Message, finished: list[Message]) -> None:
+        """Finish a message that no node has in hand any more, or give it one more look-up."""
+        if message.undelivered and not message.looked_again and not message.replaced:
+            message.looked_again = True
+            self._whereabouts.forget(message.push.user)
+            self._waiting.look_up(message)
+            self._wake.set()
+        else:
+            finished.append(message)
 
     def _continue_if_answered(self, flight: _Flight) -> None:
         """Let a flight go on that has all answers, and messages for a second look-up."""
@@ -299,7 +435,7 @@ class Dispatcher:
         """Finish a message whose nodes have all answered, or give it a second look-up."""
         if message.undelivered and not message.looked_again and not message.replaced:
             # The registry is a hint: where a node did not deliver, one fresh look-up is worth its
-            # cost, and only nodes that were not tried get the message. `fresh` in `_run_round`
+            # cost, and only nodes that were not offered the message get it. `fresh` in `_run_round`
             # bypasses an answer that a look-up for another message may have put back meanwhile.
             message.looked_again = True
             self._whereabouts.forget(message.push.user)
@@ -321,6 +457,13 @@ class Dispatcher:
             key = _collapsing_key(message)
             if self._replaceable.get(key) is message:
                 del self._replaceable[key]
+        if message.waiting:
+            self._waiting.discard(message)
+        else:
+            self._leave_flight(message)
+
+    def _leave_flight(self, message: Message) -> None:
+        """Take a message off its flight; an empty flight lets later messages of the key go."""
         flight = self._flights[message.key]
         flight.unsettled -= 1
         if not flight.unsettled:
@@ -346,22 +489,27 @@ def _collapsing_key(message: Message) -> Hashable:
 def _note_result(message: Message, node: Node, result: Result | None) -> None:
     """Note a node's result in the message; None where the message was not sent to the node.
 
-    A result is the number of connections that took the message, or a Failure. `undelivered` says
-    that at least one node did not deliver; a message may be delivered by another node all the same.
+    `undelivered` says that at least one node did not deliver; a message may be delivered by another
+    node all the same. `missed` counts the nodes with connections that may be without the message.
     """
     message.pending -= 1
-    if result is None:
-        return
-    message.tried = (*message.tried, node)
-    if isinstance(result, Failure):
-        message.undelivered = True
-        if result != NO_DEVICE:  # the outcome is "offline": the user lacks the message's device
-            message.failure = result.reason
-    elif result:
-        message.took += result
+    if result.__class__ is int:
+        if result:
+            message.took += result
+            message.node = message.node or node
+        else:
+            message.undelivered = True
+    elif isinstance(result, Partly):
+        message.took += result.taken
         message.node = message.node or node
-    else:
+        message.missed += 1
+    elif isinstance(result, Failure):
         message.undelivered = True
+        if result == GONE:  # "offline", unless another node has the user
+            message.missed += 1
+        elif result != NO_DEVICE:  # the outcome is "offline": the user lacks the message's device
+            message.failure = result.reason
+            message.missed += 1
 
 
 _by_offset: Final = attrgetter("offset")

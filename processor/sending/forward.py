@@ -10,7 +10,7 @@ import asyncio
 import ssl
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,8 +22,6 @@ from registry.directory import Node
 from registry.message import (
     BATCH_MEDIA_TYPE,
     EPOCH_HEADER,
-    MAX_BATCH_BYTES,
-    MAX_BATCH_MESSAGES,
     NODE_HEADER,
     Push,
 )
@@ -48,16 +46,35 @@ class Failure:
     reason: str
 
 
-#: Connections that took the message (0: the user is not on the node), or a failure.
-Result = int | Failure
+@dataclass(frozen=True, slots=True)
+class Partly:
+    """`taken` of the user's connections took the message, and the others had no room.
+
+    When the message comes again, only the others get it.
+    """
+
+    taken: int
+
+
+#: Connections that took the message (0: the user is not on the node), or why some or all did not.
+Result = int | Partly | Failure
+#: A result for every push of a batch, or the reason why the node has answered for none.
+Answer = list[Result] | Failure
 
 #: The user is on the node, but not the device that the message is for.
 NO_DEVICE: Final = Failure("no-device")
-_TIMEOUT: Final = Failure("timeout")
+#: The user is on the node, and no connection of the user has room for the message.
+OVERLOADED: Final = Failure("overloaded")
+#: The node did not answer in time.
+TIMEOUT: Final = Failure("timeout")
+#: No connection to the node, or the connection broke before the answer.
+UNREACHABLE: Final = Failure("unreachable")
+#: The node refuses what this processor presents: the internal secrets differ.
+REFUSED: Final = Failure("refused")
 
 
 class _Answer(msgspec.Struct):
-    results: list[int | dict[str, str]]
+    results: list[int | dict[str, str | int]]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -78,24 +95,38 @@ class Forwarder:
         self._clients: dict[Node, httpx.AsyncClient] = {}
         self._posting: Counter[Node] = Counter()  # forwards under way
 
-    async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
-        """Post pushes to `node`, in order; return a result for every push.
+    async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
+        """Post pushes to `node` as one batch, in order; return a result for every push.
 
-        More pushes than a gateway takes at once (MAX_BATCH_MESSAGES, MAX_BATCH_BYTES) go in several
-        batches, one after the other.
+        Or return a Failure where the node has answered for no push: the batch may have been
+        delivered, in whole or in part, and may be sent again, since nodes recognise repeats. At
+        most MAX_BATCH_MESSAGES and MAX_BATCH_BYTES (`push_size`); none is a question whether the
+        node answers.
         """
-        results: list[Result] = []
-        for batch in _batches(pushes):
-            answers = await self._post(node, batch)
-            results += answers
-            if answers[0] == _TIMEOUT:
-                break  # every later batch would wait as long for nothing
-        return results + [_TIMEOUT] * (len(pushes) - len(results))
-
-    async def retain(self, live_nodes: Collection[Node]) -> None:
-        """Close the clients of nodes that are not live, but for those with a forward under way."""
-        for node in self._clients.keys() - set(live_nodes):
+        began = time.perf_counter()
+        self._posting[node] += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await _ask(self._client(node), _encode(pushes))
+            return _results(response, len(pushes))
+        except (TimeoutError, httpx.TimeoutException):
+            return TIMEOUT
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
+            # ValueError: the host is no valid name (IDNA), and only the attempt finds out.
+            return UNREACHABLE
+        finally:
+            metrics.FORWARD_SECONDS.observe(time.perf_counter() - began)
+            self._posting[node] -= 1
             if not self._posting[node]:
+                del self._posting[node]
+
+    async def retain(self, present: Callable[[Node], bool]) -> None:
+        """Close the clients of nodes that are not present, but for those with a forward under way.
+
+        `present` says whether a node is live or lost (registry/directory.py).
+        """
+        for node in list(self._clients):
+            if not self._posting[node] and not present(node):
                 await self._clients.pop(node).aclose()
 
     async def close(self) -> None:
@@ -103,24 +134,6 @@ class Forwarder:
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             await client.aclose()
-
-    async def _post(self, node: Node, batch: Sequence[Push]) -> list[Result]:
-        began = time.perf_counter()
-        self._posting[node] += 1
-        try:
-            async with asyncio.timeout(self._timeout):
-                response = await _ask(self._client(node), _encode(batch))
-            return _results(response, len(batch))
-        except (TimeoutError, httpx.TimeoutException):
-            return [_TIMEOUT] * len(batch)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
-            # ValueError: the host is no valid name (IDNA), and only the attempt finds out.
-            return [Failure("unreachable")] * len(batch)
-        finally:
-            metrics.FORWARD_SECONDS.observe(time.perf_counter() - began)
-            self._posting[node] -= 1
-            if not self._posting[node]:
-                del self._posting[node]
 
     def _client(self, node: Node) -> httpx.AsyncClient:
         client = self._clients.get(node)
@@ -151,41 +164,45 @@ async def _ask(client: httpx.AsyncClient, content: bytes) -> httpx.Response:
         return await client.post("/push", content=content)
 
 
-def _batches(pushes: Sequence[Push]) -> Iterator[Sequence[Push]]:
-    start, size = 0, 0
-    for index, push in enumerate(pushes):
-        # A string of n characters takes 4 n bytes of UTF-8 at most; nearly all take n.
-        element = _ELEMENT_BYTES + len(push.data) + 4 * (len(push.user) + len(push.id))
-        element += 4 * (len(push.type or "") + len(push.device or ""))
-        if index > start and (
-            index - start == MAX_BATCH_MESSAGES or size + element > MAX_BATCH_BYTES - 16
-        ):
-            yield pushes[start:index]
-            start, size = index, 0
-        size += element
-    if start < len(pushes):
-        yield pushes[start:]
+def push_size(push: Push) -> int:
+    """Return how many bytes a push has in a batch, at most.
+
+    A string of n characters takes 4 n bytes of UTF-8 at most; nearly all take n.
+    """
+    size = _ELEMENT_BYTES + len(push.data) + 4 * (len(push.user) + len(push.id))
+    if push.type is None and push.device is None:
+        return size
+    return size + 4 * (len(push.type or "") + len(push.device or ""))
 
 
-def _results(response: httpx.Response, expected: int) -> list[Result]:
-    if response.status_code == httpx.codes.MISDIRECTED_REQUEST:
+def _results(response: httpx.Response, expected: int) -> Answer:
+    status = response.status_code
+    if status == httpx.codes.MISDIRECTED_REQUEST:
         return [0] * expected  # another node, or another start of the node: no user is here
-    if response.status_code != httpx.codes.OK:
-        return [Failure(f"status-{response.status_code}")] * expected
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return REFUSED
+    if status != httpx.codes.OK:
+        return Failure(f"status-{status}")
     try:
         answer = _decode(response.content)
     except msgspec.DecodeError:
-        return [Failure("bad-answer")] * expected
+        return _BAD_ANSWER
     if len(answer.results) != expected:
-        return [Failure("bad-answer")] * expected
+        return _BAD_ANSWER
     return [_result(result) for result in answer.results]
 
 
-def _result(result: int | dict[str, str]) -> Result:
+def _result(result: int | dict[str, str | int]) -> Result:
     if isinstance(result, int):
-        return result if result >= 0 else Failure("bad-answer")
-    error = result.get("error")
-    return Failure(error if error in _ERRORS else "bad-answer")
+        return result if result >= 0 else _BAD_ANSWER
+    taken = result.get("taken")
+    if isinstance(taken, int) and taken > 0:
+        return Partly(taken)
+    return _ERRORS.get(result.get("error"), _BAD_ANSWER)
 
 
-_ERRORS: Final = frozenset({"no-device", "overloaded", "too-large", "invalid"})
+_BAD_ANSWER: Final = Failure("bad-answer")
+_ERRORS: Final[dict[object, Failure]] = {
+    failure.reason: failure
+    for failure in (NO_DEVICE, OVERLOADED, Failure("too-large"), Failure("invalid"))
+}

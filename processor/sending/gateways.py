@@ -1,122 +1,233 @@
-"""A bounded queue for every gateway: one batch is under way while the next batch forms.
+"""One queue and one task for every gateway: one batch is under way while the next batch forms.
 
-Messages for a slow gateway wait in the slow gateway's own queue, and messages for other gateways
-pass by. All queues together hold at most the messages that may be in hand
-(processor/reading/progress.py). A message in a queue can be withdrawn: a newer message has replaced
-it. A message of the batch that is under way can't.
+A gateway that does not answer is silent. Its messages wait, in order, for as long as the node is
+present in the registry (live, or lost a short time ago), and messages for other gateways pass by.
+Silence is no proof of absence: a node may be frozen or cut off, and go on. A message in a queue can
+be withdrawn: a newer message has replaced it. A message of the batch that is under way can't.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from processor.reading.lanes import Lanes
+from processor import metrics
 from processor.reading.message import Message
-from processor.sending.forward import Failure, Result
+from processor.sending.forward import (
+    OVERLOADED,
+    REFUSED,
+    TIMEOUT,
+    UNREACHABLE,
+    Answer,
+    Failure,
+    Result,
+)
+from processor.sending.node_queue import Finished, NodeQueue
 from processor.tasks import Spawn
 from registry.directory import Node
 from registry.message import MAX_BATCH_MESSAGES, Push
 
-#: A gateway that did not answer is paused: messages for a paused gateway fail at once. After the
-#: pause one small batch tries the gateway. After every trial without an answer the pause doubles.
+#: A silent gateway is tried again after a pause, with one small batch. After every trial without an
+#: answer the pause doubles.
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _TRIAL_MESSAGES: Final = 20
-#: At this number of gateways, all idle gateways are forgotten before a new gateway is added.
-_MAX_IDLE: Final = 256
+#: Bounds of what waits for one silent gateway, and for all of them together; a message beyond has
+#: the outcome `failed`, `unreachable`. A message takes some 1.2 KB beside its payload.
+MAX_WAITING_MESSAGES: Final = 65_536
+MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+_MOST_SILENT: Final = 2  # all silent gateways together: so many times the bounds of one
+#: Failures after which a gateway is silent. After others it has answered, if only with an error.
+_SILENT: Final = (TIMEOUT, UNREACHABLE, REFUSED)
+
+#: The node of a message is not present any more, and had not answered: the message may have missed
+#: connections there.
+GONE: Final = Failure("gone")
 
 log = structlog.get_logger("processor.gateways")
 
-#: Takes a node, a batch, and a result for every message. A result is None where the message was no
-#: longer due and was not sent.
-Answered = Callable[[Node, Sequence[Message], Sequence[Result | None]], None]
+
+class Callbacks(NamedTuple):
+    """The dispatcher, as seen from the queues."""
+
+    #: Takes a node, messages, and their results: None where a message was not sent.
+    answered: Callable[[Node, Sequence[Message], Sequence[Result | None]], None]
+    #: Takes a node, and messages that wait there from now on; some may wait there already.
+    waiting: Callable[[Node, Sequence[Message]], None]
+    #: Whether a message is still to be sent.
+    is_due: Callable[[Message], bool]
+
+
+class Presence(Protocol):
+    """The registry, as seen from the queues: its latest reading of the nodes."""
+
+    def present(self, node: Node) -> bool:
+        """Whether the node is live or lost."""
+
+    def lost(self, node: Node) -> bool:
+        """Whether the node's lease has lapsed without a goodbye, a short time ago."""
 
 
 class Forward(Protocol):
     """A forwarder, as seen from the queues."""
 
-    async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
-        """Post pushes to `node`, in order; return a result for every push."""
+    async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
+        """Post pushes to `node`, in order; return a result for every push, or one Failure."""
 
 
 class _Gateway:
-    """One gateway: the queue, the task that empties the queue, and the pause after a failure."""
+    """One gateway: its queue, the task that empties the queue, and the pauses while silent."""
 
-    __slots__ = ("failure", "node", "paused_until", "pauses", "queue", "worker")
+    __slots__ = (
+        "failure",
+        "node",
+        "pause",
+        "paused_until",
+        "queue",
+        "sleeping",
+        "unproven",
+        "waiting",
+        "waiting_bytes",
+        "wake",
+        "worker",
+    )
 
-    def __init__(self, node: Node, weights: Sequence[int]) -> None:
+    def __init__(self, node: Node, queue: NodeQueue) -> None:
         self.node = node
-        self.queue = Lanes(weights)
+        self.queue = queue
         self.worker: asyncio.Task[None] | None = None
-        self.failure: Failure | None = None  # why the gateway is paused, or on trial
+        self.failure: Failure | None = None  # why the gateway is silent; None: it answers
         self.paused_until = 0.0
-        self.pauses = 0  # in a row; back to 0 with an answer
+        self.pause = 0.0  # the length of the last pause in seconds; 0 after an answer
+        self.unproven = True  # not known yet to take this processor's secret
+        self.waiting = 0  # messages in the queue while silent, and their bytes
+        self.waiting_bytes = 0
+        self.wake = asyncio.Event()
+        self.sleeping = False  # the task waits for messages, or for a line
 
-    def note(self, failure: Failure | None, now: float) -> None:
-        """Note the end of a batch: start a pause at `failure`; None means the gateway answered."""
+    def silent_for(self, failure: Failure, now: float) -> None:
+        """Note that the gateway did not answer: start the next pause."""
         self.failure = failure
-        if failure is None:
-            self.pauses = 0
-            return
-        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self.pauses)
-        self.pauses += 1
-        self.paused_until = now + pause
-        log.warning("a gateway does not answer", node=self.node.name, reason=failure.reason)
+        self.unproven = self.unproven or failure == REFUSED
+        self.pause = min(_LONGEST_PAUSE_SECONDS, 2 * self.pause) or _FIRST_PAUSE_SECONDS
+        self.paused_until = now + self.pause
+
+    def count_waiting(self) -> None:
+        """Count the messages in the queue, and their bytes."""
+        sizes = [message.size for message in self.queue]
+        self.waiting, self.waiting_bytes = len(sizes), sum(sizes)
+
+    async def sleep(self, seconds: float | None) -> None:
+        """Return after `seconds`, or when woken."""
+        self.wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wake.wait()
 
 
 class Gateways:
-    """Sends messages to their nodes; for one node and lane, in the order of `put`."""
+    """Sends messages to their nodes; for one node and key, in the order of `put`."""
 
     def __init__(
         self,
         forwarder: Forward,
-        answered: Answered,
-        is_due: Callable[[Message], bool],
+        callbacks: Callbacks,
+        presence: Presence,
         *,
         spawn: Spawn,
+        patience_seconds: float,
         weights: Sequence[int] = (1,),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`answered` gets every batch. A message is sent only if `is_due` when its turn comes.
+        """`weights` are the weights of the lanes; pauses are in seconds of `clock`.
 
-        `weights` are the weights of the lanes. Pauses are measured in seconds of `clock`.
+        A message without a TTL waits `patience_seconds` for room in its user's connections.
         """
         self._spawn = spawn
         self._forwarder = forwarder
-        self._answered = answered
-        self._is_due = is_due
+        self._callbacks = callbacks
+        self._presence = presence
         self._weights = weights
+        self._patience_seconds = patience_seconds
         self._clock = clock
         self._gateways: dict[Node, _Gateway] = {}
+        self._waiting = 0  # messages that wait for silent gateways, and their bytes
+        self._waiting_bytes = 0
         #: For messages with a collapse key: the gateways in whose queues a message waits.
         self._replaceable: dict[Message, list[_Gateway]] = {}
 
-    def put(self, node: Node, message: Message) -> None:
-        """Queue a message for `node`; a task sends the queue, batch by batch."""
-        gateway = self._gateways.get(node)
-        if gateway is None:
-            self._drop_idle()
-            gateway = self._gateways[node] = _Gateway(node, self._weights)
-        gateway.queue.put(message)
+    def put(self, node: Node, message: Message) -> bool:
+        """Queue a message for `node`; return whether it waits there: the node is silent, or the
+        user's connections to the node have no room.
+        """
+        gateway = self._gateways.get(node) or self._add(node)
         if message.envelope.collapse_key is not None:
             self._replaceable.setdefault(message, []).append(gateway)
+        waits = gateway.failure is not None
+        if waits and not self._has_room(gateway, message):
+            return self._overflow(gateway, message, UNREACHABLE)
+        if gateway.queue.has_line(message):
+            if not gateway.queue.join_line(message, self._clock()):
+                return self._overflow(gateway, message, OVERLOADED)
+            waits = True
+        else:
+            gateway.queue.put(message)
         if gateway.worker is None:
-            gateway.worker = self._spawn(self._empty_queue(gateway))
+            gateway.worker = self._spawn(self._work(gateway))
+        elif gateway.sleeping:
+            gateway.wake.set()
+        return waits
 
-    def withdraw(self, message: Message) -> int:
+    def withdraw(self, message: Message) -> list[Node]:
         """Take a message with a collapse key out of all queues where it waits.
 
-        Return the number of these queues. Their nodes give no result for the message.
+        Return their nodes, which give no result for the message. A node where some connections took
+        the message is not among them: its result comes, and the other connections go without.
         """
-        gateways = self._replaceable.pop(message, ())
-        for gateway in gateways:
-            gateway.queue.discard(message)
-        return len(gateways)
+        gateways = self._replaceable.pop(message, [])
+        return [gateway.node for gateway in gateways if gateway.queue.withdraw(message)]
+
+    def give_up(self, node: Node, messages: Collection[Message]) -> None:
+        """Let messages fail that wait at `node`, but for those of the batch under way."""
+        gateway = self._gateways.get(node)
+        if gateway is not None:
+            failure = OVERLOADED if gateway.failure is None else UNREACHABLE
+            self._finish(gateway, gateway.queue.take_out(messages, failure))
+
+    def probe(self, nodes: Collection[Node]) -> None:
+        """Ask nodes that are new here whether they take this processor's secret."""
+        for node in nodes:
+            if node not in self._gateways:
+                gateway = self._add(node)
+                gateway.worker = self._spawn(self._work(gateway))
+
+    def refuse(self, nodes: Collection[Node]) -> bool:
+        """Whether all of the nodes, one at least, refuse this processor's secret."""
+        gateways = [self._gateways.get(node) for node in nodes]
+        return bool(gateways) and all(g is not None and g.failure == REFUSED for g in gateways)
+
+    def observe(self) -> None:
+        """End what has ended in time. Called every second, after a reading of the nodes.
+
+        Nodes that are not present are forgotten, and their messages have the result GONE. Messages
+        whose patience or TTL has ended leave.
+        """
+        now = self._clock()
+        for gateway in list(self._gateways.values()):
+            if gateway.failure is not None:
+                undue = {m for m in gateway.queue if not self._callbacks.is_due(m)}
+                if undue:
+                    self._finish(gateway, gateway.queue.take_out(undue, None))
+            else:
+                self._finish(gateway, gateway.queue.expire(now, self._callbacks.is_due))
+            self._end_if_gone(gateway)
+            gateway.wake.set()
+        self._count_waiting()
 
     async def close(self) -> None:
         """Stop sending. Messages still in a queue get no result."""
@@ -126,59 +237,164 @@ class Gateways:
         if workers:
             await asyncio.wait(workers)
 
-    async def _empty_queue(self, gateway: _Gateway) -> None:
+    def _add(self, node: Node) -> _Gateway:
+        queue = NodeQueue(self._weights, patience_seconds=self._patience_seconds)
+        gateway = self._gateways[node] = _Gateway(node, queue)
+        if self._presence.lost(node):
+            gateway.failure = UNREACHABLE  # as far as is known; a trial comes at once
+        return gateway
+
+    def _has_room(self, gateway: _Gateway, message: Message) -> bool:
+        """Count one more message that waits for a silent gateway, unless a bound is reached."""
+        if (
+            gateway.waiting >= MAX_WAITING_MESSAGES
+            or gateway.waiting_bytes + message.size > MAX_WAITING_BYTES
+            or self._waiting >= _MOST_SILENT * MAX_WAITING_MESSAGES
+            or self._waiting_bytes >= _MOST_SILENT * MAX_WAITING_BYTES
+        ):
+            return False
+        gateway.waiting += 1
+        gateway.waiting_bytes += message.size
+        self._waiting += 1
+        self._waiting_bytes += message.size
+        return True
+
+    def _count_waiting(self) -> None:
+        """Count what waits for silent gateways afresh: between two calls `put` only adds."""
+        silent = [gateway for gateway in self._gateways.values() if gateway.failure is not None]
+        for gateway in silent:
+            gateway.count_waiting()
+        self._waiting = sum(gateway.waiting for gateway in silent)
+        self._waiting_bytes = sum(gateway.waiting_bytes for gateway in silent)
+        in_lines = sum(g.queue.in_lines for g in self._gateways.values() if g.failure is None)
+        metrics.WAITING.labels("silent").set(self._waiting)
+        metrics.WAITING.labels("no-room").set(in_lines)
+
+    def _overflow(self, gateway: _Gateway, message: Message, failure: Failure) -> bool:
+        """Let a message fail that does not fit what may wait; in a later turn of the loop."""
+        metrics.WAITING_OVERFLOWS.labels(failure.reason).inc()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._finish, gateway, [(message, failure)])
+        return False
+
+    async def _work(self, gateway: _Gateway) -> None:
         try:
-            while gateway.queue:
+            while gateway.queue or gateway.unproven:
                 await self._send_batch(gateway)
         finally:
             gateway.worker = None
 
     async def _send_batch(self, gateway: _Gateway) -> None:
-        failure = gateway.failure
-        paused = failure is not None and self._clock() < gateway.paused_until
-        trial = failure is not None and not paused
-        taken = gateway.queue.take(_TRIAL_MESSAGES if trial else MAX_BATCH_MESSAGES)
+        now = self._clock()
+        silent = gateway.failure is not None
+        if silent and now < gateway.paused_until:
+            await gateway.sleep(gateway.paused_until - now)
+            return
+        taken = gateway.queue.next_batch(_TRIAL_MESSAGES if silent else MAX_BATCH_MESSAGES, now)
         if self._replaceable:
             self._note_taken(gateway, taken)
-        batch: list[Message] = []
-        undue: list[Message] = []
-        for message in taken:
-            (batch if self._is_due(message) else undue).append(message)
-        self._answered(gateway.node, undue, [None] * len(undue))
-        if failure is not None and paused:
-            self._answered(gateway.node, batch, [failure] * len(batch))
-        elif batch:
-            results = await self._forward(gateway.node, batch)
-            gateway.note(_silence(results), self._clock())
-            self._answered(gateway.node, batch, results)
+        is_due = self._callbacks.is_due
+        batch = [message for message in taken if is_due(message)]
+        if len(batch) < len(taken):
+            sent = set(batch)
+            unsent = [message for message in taken if message not in sent]
+            self._finish(gateway, gateway.queue.unsent(unsent))
+        if batch or gateway.unproven:
+            self._note(gateway, batch, await self._forward(gateway.node, batch))
+        elif taken:
+            gateway.queue.returned((), (), now)  # nothing was left of the attempts of lines
+        elif (due := gateway.queue.next_due()) is not None:
+            gateway.sleeping = True
+            await gateway.sleep(max(0.0, due - self._clock()))
+            gateway.sleeping = False
+
+    def _note(self, gateway: _Gateway, batch: Sequence[Message], answer: Answer) -> None:
+        """Note a node's answer to a batch, or that there was none."""
+        now = self._clock()
+        if isinstance(answer, Failure) and answer in _SILENT:
+            self._note_silence(gateway, batch, answer, now)
+            return
+        gateway.failure, gateway.pause, gateway.unproven = None, 0.0, False
+        results = [answer] * len(batch) if isinstance(answer, Failure) else answer
+        if gateway.queue.is_plain(results):
+            self._callbacks.answered(gateway.node, batch, results)
+            return
+        finished, waiting = gateway.queue.returned(batch, results, now)
+        self._finish(gateway, finished)
+        self._note_queued(gateway, waiting)
+        self._callbacks.waiting(gateway.node, waiting)
+
+    def _note_silence(
+        self, gateway: _Gateway, batch: Sequence[Message], failure: Failure, now: float
+    ) -> None:
+        begins = gateway.failure is None
+        gateway.silent_for(failure, now)
+        _log_silence(gateway.node, failure)
+        # A newer message has replaced a message of the batch: it is not sent again, and what the
+        # node has done with it is not known.
+        replaced = [message for message in batch if message.replaced]
+        batch = [message for message in batch if not message.replaced]
+        gateway.queue.put_back(batch)
+        self._note_queued(gateway, batch)
+        self._callbacks.answered(gateway.node, replaced, [failure] * len(replaced))
+        if begins:
+            self._count_waiting()
+            self._callbacks.waiting(gateway.node, list(gateway.queue))
+        self._end_if_gone(gateway)
+
+    def _end_if_gone(self, gateway: _Gateway) -> None:
+        """End the waiting of messages for a silent node that is not present; forget an idle one.
+
+        A node with a batch under way is kept until the batch has come back: should the node be
+        found again, no message may pass the batch.
+        """
+        if self._presence.present(gateway.node):
+            return
+        if gateway.failure is not None:
+            gateway.unproven = False
+            everything = set(gateway.queue)
+            self._finish(gateway, gateway.queue.take_out(everything, GONE))
+        if gateway.worker is None:
+            self._gateways.pop(gateway.node, None)
+
+    def _finish(self, gateway: _Gateway, finished: Sequence[Finished]) -> None:
+        if finished:
+            messages = [message for message, _ in finished]
+            self._note_taken(gateway, messages)
+            self._callbacks.answered(gateway.node, messages, [result for _, result in finished])
 
     def _note_taken(self, gateway: _Gateway, messages: Sequence[Message]) -> None:
         """Note that messages are no longer in a gateway's queue, and can't be withdrawn there."""
         for message in messages:
             gateways = self._replaceable.get(message)
-            if gateways is not None:
+            if gateways is not None and gateway in gateways:
                 gateways.remove(gateway)
                 if not gateways:
                     del self._replaceable[message]
 
-    async def _forward(self, node: Node, batch: Sequence[Message]) -> list[Result]:
+    def _note_queued(self, gateway: _Gateway, messages: Sequence[Message]) -> None:
+        """Note that messages are in a gateway's queue (again), and can be withdrawn there."""
+        for message in messages:
+            if message.envelope.collapse_key is not None:
+                gateways = self._replaceable.setdefault(message, [])
+                if gateway not in gateways:
+                    gateways.append(gateway)
+
+    async def _forward(self, node: Node, batch: Sequence[Message]) -> Answer:
         try:
             return await self._forwarder.forward(node, [message.push for message in batch])
         except Exception:
             # No error, however unexpected, may keep a message from its outcome.
             log.exception("a forward failed", node=node.name)
-            return [Failure("error")] * len(batch)
-
-    def _drop_idle(self) -> None:
-        if len(self._gateways) >= _MAX_IDLE:
-            busy = {node: g for node, g in self._gateways.items() if g.worker is not None}
-            self._gateways = busy
+            return Failure("error")
 
 
-def _silence(results: Sequence[Result]) -> Failure | None:
-    """Return the failure where a gateway did not answer at all, or not in time; else None.
-
-    A large batch is posted in parts, one after the other: the last result is the latest news.
-    """
-    last = results[-1]
-    return last if last in (Failure("timeout"), Failure("unreachable")) else None
+def _log_silence(node: Node, failure: Failure) -> None:
+    if failure == REFUSED:
+        log.error(
+            "a gateway refuses what this processor presents; its messages wait. Set the same "
+            "PUSHGATE_INTERNAL_SECRET on both sides",
+            node=node.name,
+        )
+    else:
+        log.warning("a gateway does not answer", node=node.name, reason=failure.reason)

@@ -34,7 +34,7 @@ def test_the_defaults_are_those_of_the_product() -> None:
     assert made.origins == ""
     assert made.max_payload_bytes == 65_536
     assert made.send_buffer_bytes == 262_144
-    assert made.repeat_window_messages == 65_536
+    assert made.repeat_window_messages == 131_072
     assert (made.slow_consumer, made.max_age_seconds) == ("close", 1_800)
     assert (made.heartbeat_seconds, made.heartbeat_timeout_seconds) == (25, 10)
     assert (made.drain_seconds, made.drain_settle_seconds, made.drain_rate) == (60, 5, 0)

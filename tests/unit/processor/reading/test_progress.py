@@ -7,7 +7,13 @@ import random
 import pytest
 
 from processor.reading.kafka import TopicPartition
-from processor.reading.progress import MAX_BYTES, MAX_MESSAGES, MAX_SPAN, Progress
+from processor.reading.progress import (
+    MAX_BYTES,
+    MAX_MESSAGES,
+    MAX_SPAN,
+    MAX_WAITING_SPAN,
+    Progress,
+)
 
 
 @pytest.fixture
@@ -96,3 +102,63 @@ def test_one_message_that_never_settles_holds_up_what_would_come_again_with_it(
     progress.settle(0, size=1)
     assert not progress.full
     assert progress.committable == MAX_SPAN
+
+
+def wait(progress: Progress, offset: int, *, number: int | None = None) -> None:
+    progress.wait(
+        offset, size=1, timestamp_ms=offset * 10, number=offset if number is None else number
+    )
+
+
+def test_a_message_that_waits_holds_the_commit_and_nothing_else(progress: Progress) -> None:
+    begin(progress, *range(MAX_MESSAGES))
+    assert progress.full
+    for offset in range(MAX_MESSAGES):
+        wait(progress, offset)
+    assert not progress.full
+    assert (progress.committable, progress.oldest_ms, len(progress)) == (0, 0, MAX_MESSAGES)
+    begin(progress, MAX_MESSAGES)
+    progress.settle(MAX_MESSAGES, size=1)
+    progress.settle(0, size=1)
+    assert (progress.committable, progress.oldest_ms) == (1, 10)
+
+
+def test_in_whatever_order_messages_wait_and_settle_nothing_unsettled_is_passed(
+    progress: Progress,
+) -> None:
+    draw = random.Random(8)
+    begin(progress, *range(300))
+    left = set(range(300))
+    for offset in draw.sample(range(300), 150):
+        wait(progress, offset)
+        assert progress.committable == min(left)
+    for offset in draw.sample(range(300), 300):
+        progress.settle(offset, size=1)
+        left.discard(offset)
+        assert progress.committable == min(left, default=300)
+        assert progress.oldest_ms == (min(left) * 10 if left else None)
+        assert len(progress) == len(left)
+
+
+def test_following_the_log_commits_nothing_while_a_message_waits(progress: Progress) -> None:
+    begin(progress, 0)
+    wait(progress, 0)
+    assert not progress.follow(9)
+    assert progress.committable == 0
+    progress.settle(0, size=1)
+    assert progress.committable == 9
+
+
+def test_a_message_that_waits_too_far_back_fills_the_partition(progress: Progress) -> None:
+    begin(progress, 0)
+    wait(progress, 0)
+    for offset in range(1, MAX_WAITING_SPAN):
+        assert not progress.full
+        assert progress.first_kept == 0
+        progress.begin(offset, size=1, timestamp_ms=0)
+        progress.settle(offset, size=1)
+    begin(progress, MAX_WAITING_SPAN)
+    assert progress.full
+    assert progress.first_kept > 0
+    progress.settle(0, size=1)
+    assert not progress.full

@@ -3,8 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,208 +17,32 @@ from processor.outcomes.outcome import (
     outcome,
     outcome_of,
 )
-from processor.reading.kafka import TopicPartition
-from processor.reading.message import Message
-from processor.reading.progress import Progress
-from processor.sending.dispatch import Dispatcher
 from processor.sending.forward import NO_DEVICE, Failure, Result
-from processor.sending.whereabouts import Whereabouts
-from registry.directory import Lease, Node, RegistryUnavailable
-from registry.message import Envelope, Push
+from registry.directory import Node
+from registry.message import Push
+from tests.support.dispatching import (
+    NOW_MS,
+    ONE_NODE,
+    A,
+    B,
+    C,
+    FakeForward,
+    FakeRegistry,
+    Places,
+    Restless,
+    Rig,
+    Wandering,
+    answers,
+    by_offset,
+    collapsing,
+    dispatch,
+    envelope,
+    running,
+    turns,
+    zero,
+)
 
 pytestmark = pytest.mark.anyio
-
-A = Node("gw-a", "e1", "10.0.0.1:8081")
-B = Node("gw-b", "e2", "10.0.0.2:8081")
-C = Node("gw-c", "e3", "10.0.0.3:8081")
-NOW_MS = 1_000_000
-
-
-Answer = dict[str, tuple[Node, ...] | None]
-
-
-class FakeRegistry:
-    """Who is where, look-up by look-up: the last answer stays."""
-
-    def __init__(self, *answers: Answer) -> None:
-        self._answers = list(answers) or [{}]
-        self.failures = 0
-        self.lookups: list[list[str]] = []
-
-    def answer(self, answer: Answer) -> None:
-        """Give this answer from now on."""
-        self._answers = [answer]
-
-    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
-        if self.failures:
-            self.failures -= 1
-            raise RegistryUnavailable("as the test wants it")
-        self.lookups.append(list(users))
-        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        return [answer.get(user, ()) for user in users]
-
-    async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
-        return Lease.HELD
-
-    async def retire(self, node: Node) -> None: ...
-
-    async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None: ...
-
-    async def nodes(self) -> list[Node]:
-        return []
-
-    def present(self, node: Node) -> bool:
-        return True
-
-    def lost(self, node: Node) -> bool:
-        return False
-
-    async def refresh(self) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise RegistryUnavailable("as the test wants it")
-
-    async def ping(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-class FakeForward:
-    """Answers by node; a node that is not named takes everything."""
-
-    def __init__(self, answers: dict[Node, Callable[[Push], Result]] | None = None) -> None:
-        self._answers = answers or {}
-        self.calls: list[tuple[Node, list[str]]] = []
-        self.held: dict[Node, asyncio.Event] = {}  # nodes that answer once it is set
-        self.under_way = 0
-        self.most_under_way = 0
-
-    async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
-        self.calls.append((node, [push.id for push in pushes]))
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
-        await asyncio.sleep(0)
-        if node in self.held:
-            await self.held[node].wait()
-        self.under_way -= 1
-        answer = self._answers.get(node, answers(1))
-        return [answer(push) for push in pushes]
-
-    def to(self, node: Node) -> list[list[str]]:
-        return [ids for called, ids in self.calls if called == node]
-
-    def ids_to(self, node: Node) -> list[str]:
-        return [each for ids in self.to(node) for each in ids]
-
-
-def envelope(
-    user: str,
-    message_id: str = "m",
-    *,
-    ttl: int | None = None,
-    age: int = 0,
-    collapse_key: str | None = None,
-    device: str | None = None,
-) -> Envelope:
-    push = Push(user, b"x", message_id, device=device)
-    return Envelope(push, NOW_MS - age * 1000, ttl, collapse_key=collapse_key)
-
-
-class Rig:
-    """A dispatcher that runs, fed from one partition a lane."""
-
-    def __init__(
-        self,
-        registry: FakeRegistry,
-        forward: FakeForward,
-        *,
-        now_ms: Callable[[], int] = lambda: NOW_MS,
-        weights: Sequence[int] = (1,),
-        batch_messages: int = 2_000,
-        cache_seconds: float = 0.0,
-    ) -> None:
-        self.whereabouts = Whereabouts(registry, cache_seconds=cache_seconds)
-        self.dispatcher = Dispatcher(
-            self.whereabouts,
-            forward,
-            self._settled,
-            spawn=asyncio.create_task,
-            weights=weights,
-            batch_messages=batch_messages,
-            now_ms=now_ms,
-        )
-        self.lanes = [
-            Progress(TopicPartition(f"t{lane}", 0), lane=lane) for lane in range(len(weights))
-        ]
-        self.settled: list[Message] = []
-        self._taken = 0
-        self._news = asyncio.Event()
-
-    def take(self, *envelopes: Envelope, lane: int = 0) -> list[Message]:
-        messages = []
-        for each in envelopes:
-            self.lanes[lane].begin(self._taken, size=1, timestamp_ms=NOW_MS)
-            messages.append(Message(each, self.lanes[lane], self._taken))
-            self._taken += 1
-        self.dispatcher.take(messages)
-        return messages
-
-    async def all_settled(self) -> None:
-        async with asyncio.timeout(10):
-            while len(self.settled) < self._taken:
-                self._news.clear()
-                await self._news.wait()
-
-    def queued_for(self, node: Node) -> int:
-        """Give the places in a node's queue, those of messages that are not sent any more too."""
-        return sum(map(len, self.dispatcher._gateways._gateways[node].queue._queues))
-
-    def outcomes(self) -> dict[str, Outcome]:
-        return {message.push.id: outcome_of(message) for message in self.settled}
-
-    def _settled(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            assert message not in self.settled, "one outcome each"
-            message.progress.settle(message.offset, size=1)
-        self.settled += messages
-        self._news.set()
-
-
-@asynccontextmanager
-async def running(rig: Rig) -> AsyncIterator[Rig]:
-    run = asyncio.create_task(rig.dispatcher.run())
-    try:
-        yield rig
-    finally:
-        run.cancel()
-        await asyncio.wait((run,))
-        await rig.whereabouts.close()
-
-
-async def dispatch(
-    registry: FakeRegistry,
-    forward: FakeForward,
-    *envelopes: Envelope,
-    now_ms: Callable[[], int] = lambda: NOW_MS,
-) -> list[Outcome]:
-    async with running(Rig(registry, forward, now_ms=now_ms)) as rig:
-        messages = rig.take(*envelopes)
-        await rig.all_settled()
-    return [outcome_of(message) for message in messages]
-
-
-async def turns(count: int = 50) -> None:
-    """Let everything happen that needs no time."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-def zero(_: Push) -> Result:
-    return 0
-
-
-def answers(result: Result) -> Callable[[Push], Result]:
-    return lambda _: result
 
 
 async def test_no_messages_are_no_work() -> None:
@@ -276,7 +99,7 @@ async def test_a_stale_entry_costs_one_forward_and_one_fresh_look() -> None:
 
 
 async def test_after_the_fresh_look_a_user_who_is_nowhere_is_offline() -> None:
-    elsewhere: list[Answer] = [{}, {"u": (A,)}, {"u": (B,)}]
+    elsewhere: list[Places] = [{}, {"u": (A,)}, {"u": (B,)}]
     for fresh in elsewhere:
         registry, forward = FakeRegistry({"u": (A,)}, fresh), FakeForward({A: zero, B: zero})
         assert await dispatch(registry, forward, envelope("u")) == [OFFLINE]
@@ -312,7 +135,7 @@ async def test_the_messages_of_a_user_who_moved_stay_in_order() -> None:
     assert forward.to(B) == [["m0", "m1", "m2", "m3", "m4"]]
 
 
-@pytest.mark.parametrize("reason", ["timeout", "unreachable", "status-503", "overloaded"])
+@pytest.mark.parametrize("reason", ["status-503", "bad-answer", "too-large", "error"])
 async def test_an_error_is_not_offline(reason: str) -> None:
     registry = FakeRegistry({"u": (A,)})
     outcomes = await dispatch(registry, FakeForward({A: answers(Failure(reason))}), envelope("u"))
@@ -320,25 +143,25 @@ async def test_an_error_is_not_offline(reason: str) -> None:
 
 
 async def test_an_error_on_one_node_beside_an_absence_on_another_is_not_offline() -> None:
-    forward = FakeForward({A: answers(Failure("timeout")), B: zero})
+    forward = FakeForward({A: answers(Failure("status-500")), B: zero})
     outcomes = await dispatch(FakeRegistry({"u": (A, B)}), forward, envelope("u"))
-    assert outcomes == [outcome(Kind.FAILED, "timeout")]
+    assert outcomes == [outcome(Kind.FAILED, "status-500")]
 
 
 async def test_one_node_that_took_it_is_enough() -> None:
-    forward = FakeForward({A: answers(Failure("timeout")), B: zero})
+    forward = FakeForward({A: answers(Failure("status-500")), B: zero})
     outcomes = await dispatch(FakeRegistry({"u": (A, B, C)}), forward, envelope("u"))
     assert outcomes == [DELIVERED]
 
 
 async def test_after_an_error_a_node_that_the_user_moved_to_may_take_it() -> None:
     registry = FakeRegistry({"u": (A,)}, {"u": (B,)})
-    forward = FakeForward({A: answers(Failure("unreachable"))})
+    forward = FakeForward({A: answers(Failure("status-500"))})
     assert await dispatch(registry, forward, envelope("u")) == [DELIVERED]
 
 
 async def test_a_node_that_failed_is_not_tried_again() -> None:
-    forward = FakeForward({A: answers(Failure("timeout"))})
+    forward = FakeForward({A: answers(Failure("status-500"))})
     await dispatch(FakeRegistry({"u": (A,)}), forward, envelope("u"))
     assert len(forward.to(A)) == 1
 
@@ -356,9 +179,9 @@ async def test_a_device_that_moved_is_found() -> None:
 
 
 async def test_an_absent_device_beside_an_error_is_not_offline() -> None:
-    forward = FakeForward({A: answers(NO_DEVICE), B: answers(Failure("timeout"))})
+    forward = FakeForward({A: answers(NO_DEVICE), B: answers(Failure("status-500"))})
     outcomes = await dispatch(FakeRegistry({"u": (A, B)}), forward, envelope("u"))
-    assert outcomes == [outcome(Kind.FAILED, "timeout")]
+    assert outcomes == [outcome(Kind.FAILED, "status-500")]
 
 
 async def test_each_message_has_its_own_result() -> None:
@@ -544,7 +367,7 @@ async def test_the_order_holds_where_a_users_messages_do_not_fit_one_batch() -> 
 async def test_what_waits_in_a_gateways_queue_goes_together() -> None:
     forward = FakeForward()
     forward.held[A] = asyncio.Event()
-    where: Answer = {f"u{number}": (A,) for number in range(5)}
+    where: Places = {f"u{number}": (A,) for number in range(5)}
     async with running(Rig(FakeRegistry(where), forward)) as rig:
         for user in where:
             rig.take(envelope(user, user))
@@ -620,7 +443,7 @@ async def test_what_is_another_members_by_now_is_not_sent() -> None:
 
 async def test_a_flood_in_one_lane_delays_another_by_a_batch_at_most() -> None:
     forward = FakeForward()
-    low: Answer = {f"low{number}": (A,) for number in range(5_000)}
+    low: Places = {f"low{number}": (A,) for number in range(5_000)}
     registry = FakeRegistry({**low, "u": (A,)})
     async with running(Rig(registry, forward, weights=(4, 1), batch_messages=100)) as rig:
         rig.take(*(envelope(user, user) for user in low), lane=1)
@@ -630,19 +453,6 @@ async def test_a_flood_in_one_lane_delays_another_by_a_batch_at_most() -> None:
     sent = [each for ids in forward.to(A) for each in ids]
     assert sent.index("urgent") <= 2_000  # a batch of the dispatcher's, and one of the gateway's
     assert len(sent) == 5_001
-
-
-async def test_a_gateway_that_does_not_answer_is_left_alone_for_a_while() -> None:
-    where: Answer = {**{f"u{number}": (A,) for number in range(100)}, "v": (B,)}
-    forward = FakeForward({A: answers(Failure("timeout"))})
-    async with running(Rig(FakeRegistry(where), forward)) as rig:
-        for user in where:
-            rig.take(envelope(user, user))
-            await rig.all_settled()
-    assert len(forward.to(A)) == 1
-    assert rig.outcomes().pop("v") == DELIVERED
-    failed = [outcome for key, outcome in rig.outcomes().items() if key != "v"]
-    assert set(failed) == {outcome(Kind.FAILED, "timeout")}
 
 
 async def test_what_was_replaced_is_not_kept_for_its_payload() -> None:
@@ -803,55 +613,6 @@ async def test_what_waits_for_a_second_look_up_is_replaced_unless_a_node_took_it
         assert forward.ids_to(C) == ["2"]
 
 
-#: The places of a user who is on one node at a time.
-ONE_NODE = ((A,), (B,), (C,))
-
-
-class Restless(FakeRegistry):
-    """Users wander from node to node, are unknown at times, and look-ups take their time."""
-
-    def __init__(
-        self, draw: random.Random, *, places: Sequence[tuple[Node, ...]] = ONE_NODE
-    ) -> None:
-        super().__init__()
-        self.draw = draw
-        self.places = places
-        self.where: dict[str, tuple[Node, ...]] = {}
-
-    async def lookup(self, users: Sequence[str]) -> list[tuple[Node, ...] | None]:
-        for _ in range(self.draw.randrange(6)):
-            await asyncio.sleep(0)
-        return [self._where(user) for user in users]
-
-    def _where(self, user: str) -> tuple[Node, ...] | None:
-        chance = self.draw.random()
-        if chance < 0.2:
-            self.where[user] = self.draw.choice(self.places)
-        return None if chance > 0.9 else self.where.setdefault(user, (A,))
-
-
-class Wandering(FakeForward):
-    """Nodes that have a user or not, and take their time."""
-
-    def __init__(self, registry: Restless) -> None:
-        super().__init__()
-        self.registry = registry
-        self.arrived: dict[str, list[int]] = {}
-        self.arrived_by_node: dict[tuple[str, Node], list[int]] = {}
-
-    async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
-        for _ in range(self.registry.draw.randrange(8)):
-            await asyncio.sleep(0)
-        results: list[Result] = []
-        for push in pushes:
-            here = node in self.registry.where[push.user]
-            if here:
-                self.arrived.setdefault(push.user, []).append(int(push.id))
-                self.arrived_by_node.setdefault((push.user, node), []).append(int(push.id))
-            results.append(int(here))
-        return results
-
-
 @pytest.mark.parametrize("seed", range(40))
 async def test_whatever_happens_nothing_passes_an_earlier_message_of_its_user(
     monkeypatch: pytest.MonkeyPatch, seed: int
@@ -913,23 +674,15 @@ async def test_whatever_happens_what_is_replaced_was_taken_nowhere_and_has_a_new
         await rig.all_settled()
     assert len(rig.settled) == number
     arrived = {each for ids_in_order in forward.arrived.values() for each in ids_in_order}
-    newest = {_collapsing(message): message.offset for message in by_offset(rig.settled)}
+    newest = {collapsing(message): message.offset for message in by_offset(rig.settled)}
     for message in rig.settled:
         assert (outcome_of(message) == DELIVERED) == (message.offset in arrived)
         if outcome_of(message) == REPLACED:
             assert message.envelope.collapse_key is not None
-            assert message.offset < newest[_collapsing(message)]
+            assert message.offset < newest[collapsing(message)]
             assert message.push.data == b""
     for ids_in_order in forward.arrived_by_node.values():
         assert ids_in_order == sorted(ids_in_order)
     assert REPLACED in map(outcome_of, rig.settled)
     assert not rig.dispatcher._replaceable
     assert not rig.dispatcher._gateways._replaceable
-
-
-def by_offset(messages: Sequence[Message]) -> list[Message]:
-    return sorted(messages, key=lambda message: message.offset)
-
-
-def _collapsing(message: Message) -> tuple[str, str | None, str | None]:
-    return message.push.user, message.push.device, message.envelope.collapse_key

@@ -1,4 +1,4 @@
-"""A gateway that does not answer is left alone, and tried again with little."""
+"""A gateway that does not answer is silent: its messages wait, and it is tried with little."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from processor.reading.kafka import TopicPartition
 from processor.reading.message import Message
 from processor.reading.progress import Progress
-from processor.sending.forward import Failure, Result
-from processor.sending.gateways import Gateways
+from processor.sending import gateways as gateways_module
+from processor.sending.forward import NO_DEVICE, TIMEOUT, Answer, Failure, Result
+from processor.sending.gateways import GONE, Callbacks, Gateways
 from registry.directory import Node
 from registry.message import Envelope, Push
 
@@ -20,7 +21,6 @@ pytestmark = pytest.mark.anyio
 
 A = Node("gw-a", "e1", "10.0.0.1:8081")
 B = Node("gw-b", "e2", "10.0.0.2:8081")
-TIMEOUT = Failure("timeout")
 
 
 class Rig:
@@ -29,97 +29,179 @@ class Rig:
     def __init__(self) -> None:
         self.now = 0.0
         self.answer: Callable[[Node], Result] = lambda _: 1
+        self.silent: set[Node] = set()
+        self.gone: set[Node] = set()
         self.calls: list[tuple[Node, int]] = []
         self.results: list[Result | None] = []
+        self.waiting: list[Message] = []
         self.due = True
-        self._news = asyncio.Event()
+        self.progress = Progress(TopicPartition("push", 0), lane=0)
         self.gateways = Gateways(
             self,
-            self._answered,
-            lambda _: self.due,
+            Callbacks(self._answered, self._waits, lambda _: self.due),
+            self,
             spawn=asyncio.create_task,
+            patience_seconds=10.0,
             clock=lambda: self.now,
         )
 
-    async def forward(self, node: Node, pushes: Sequence[Push]) -> list[Result]:
+    def present(self, node: Node) -> bool:
+        return node not in self.gone
+
+    def lost(self, node: Node) -> bool:
+        return False
+
+    async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
         self.calls.append((node, len(pushes)))
         await asyncio.sleep(0)
-        return [self.answer(node)] * len(pushes)
+        return TIMEOUT if node in self.silent else [self.answer(node)] * len(pushes)
 
-    async def send(self, node: Node, count: int) -> list[Result | None]:
-        """Send so many messages; give their results."""
-        self.results = []
-        progress = Progress(TopicPartition("push", 0), lane=0)
+    async def send(self, node: Node, count: int) -> None:
+        """Send so many messages, and let everything happen that needs no time."""
         for number in range(count):
-            self.gateways.put(node, Message(Envelope(Push("u", b"", "m"), 0), progress, number))
-        async with asyncio.timeout(5):
-            while len(self.results) < count:
-                self._news.clear()
-                await self._news.wait()
-        return self.results
+            message = Message(Envelope(Push("u", b"", "m"), 0), self.progress, number)
+            self.gateways.put(node, message)
+        await turns()
+
+    async def pass_time(self, now: float) -> None:
+        """Let it be `now`, and let everything happen that is due."""
+        self.now = now
+        self.gateways.observe()
+        await turns()
 
     def _answered(
         self, node: Node, batch: Sequence[Message], results: Sequence[Result | None]
     ) -> None:
         assert len(batch) == len(results)
         self.results += results
-        self._news.set()
+
+    def _waits(self, node: Node, messages: Sequence[Message]) -> None:
+        self.waiting += messages
 
 
-async def test_who_did_not_answer_is_not_asked_again_for_a_while_and_then_with_little() -> None:
-    rig = Rig()
-    rig.answer = lambda _: TIMEOUT
-    assert await rig.send(A, 50) == [TIMEOUT] * 50
-    assert await rig.send(A, 2_000) == [TIMEOUT] * 2_000
+async def turns() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def rig() -> Rig:
+    return Rig()
+
+
+async def test_a_silent_gateway_is_tried_after_a_pause_and_with_little(rig: Rig) -> None:
+    rig.silent = {A}
+    await rig.send(A, 50)
+    assert len(rig.waiting) == 50
+    await rig.send(A, 2_000)
     assert rig.calls == [(A, 50)]
-    rig.now, rig.answer = 0.6, lambda _: 1
-    assert await rig.send(A, 100) == [1] * 100
-    assert rig.calls == [(A, 50), (A, 20), (A, 80)]
+    await rig.pass_time(0.6)
+    assert rig.calls == [(A, 50), (A, 20)]
+    rig.silent = set()
+    await rig.pass_time(1.7)
+    assert rig.results == [1] * 2_050
+    assert rig.calls[2:] == [(A, 20), (A, 30), (A, 1_000), (A, 1_000)]
+    await rig.gateways.close()
 
 
-async def test_each_time_it_still_does_not_answer_it_is_left_alone_for_longer() -> None:
-    rig = Rig()
-    rig.answer = lambda _: Failure("unreachable")
-    asked_at = []
+async def test_the_longer_a_gateway_is_silent_the_longer_it_is_left_alone(rig: Rig) -> None:
+    rig.silent = {A}
+    await rig.send(A, 1)
+    tried_at = [0.0]
     for tick in range(300):
-        rig.now = tick / 10
         before = len(rig.calls)
-        await rig.send(A, 1)
+        await rig.pass_time(tick / 10)
         if len(rig.calls) > before:
-            asked_at.append(rig.now)
-    waits = [round(later - earlier, 1) for earlier, later in pairwise(asked_at)]
-    assert waits[:4] == [0.5, 1.0, 2.0, 4.0]
-    assert set(waits[4:]) == {5.0}
+            tried_at.append(rig.now)
+    pauses = [round(later - earlier, 1) for earlier, later in pairwise(tried_at)]
+    assert pauses[:4] == [0.5, 1.0, 2.0, 4.0]
+    assert set(pauses[4:]) == {5.0}
+    assert rig.results == []
+    await rig.gateways.close()
 
 
-async def test_an_answer_of_any_kind_is_an_answer() -> None:
-    rig = Rig()
-    for result in (0, Failure("overloaded"), Failure("status-500"), Failure("no-device")):
+async def test_an_answer_of_any_kind_is_an_answer(rig: Rig) -> None:
+    for number, result in enumerate((0, Failure("status-500"), NO_DEVICE, Failure("too-large"))):
         rig.answer = lambda _, result=result: result  # type: ignore[misc]
-        assert await rig.send(A, 1) == [result]
+        await rig.send(A, 1)
+        assert rig.results[number] == result
     assert len(rig.calls) == 4
 
 
-async def test_others_are_not_left_alone_with_it() -> None:
-    rig = Rig()
-    rig.answer = lambda node: TIMEOUT if node == A else 1
-    assert await rig.send(A, 1) == [TIMEOUT]
-    assert await rig.send(B, 1_500) == [1] * 1_500
+async def test_other_gateways_are_not_left_alone_with_a_silent_one(rig: Rig) -> None:
+    rig.silent = {A}
+    await rig.send(A, 1)
+    await rig.send(B, 1_500)
+    assert rig.results == [1] * 1_500
     assert rig.calls[1:] == [(B, 1_000), (B, 500)]
+    await rig.gateways.close()
 
 
-async def test_what_is_not_due_any_more_is_not_sent() -> None:
-    rig = Rig()
+async def test_a_message_that_is_not_due_any_more_is_not_sent(rig: Rig) -> None:
+    await rig.send(A, 1)
     rig.due = False
-    assert await rig.send(A, 3) == [None] * 3
-    assert rig.calls == []
+    await rig.send(A, 3)
+    assert rig.results == [1, None, None, None]
+    assert rig.calls == [(A, 1)]
 
 
-async def test_a_forwarder_that_raises_leaves_no_message_without_a_result() -> None:
-    rig = Rig()
+async def test_messages_of_a_silent_gateway_that_are_not_due_any_more_leave(rig: Rig) -> None:
+    rig.silent = {A}
+    await rig.send(A, 3)
+    rig.due = False
+    await rig.pass_time(0.1)
+    assert rig.results == [None] * 3
+    await rig.gateways.close()
 
+
+async def test_the_messages_of_a_gateway_that_is_gone_say_so(rig: Rig) -> None:
+    rig.silent = {A}
+    await rig.send(A, 30)
+    rig.gone = {A}
+    await rig.pass_time(0.1)
+    assert rig.results == [GONE] * 30
+    await rig.pass_time(0.2)
+    assert rig.gateways._gateways == {}
+
+
+async def test_a_gateway_that_answers_is_no_worse_for_not_being_present(rig: Rig) -> None:
+    # The reading of the nodes is up to a second old: a node may be newer.
+    rig.gone = {A}
+    await rig.send(A, 3)
+    await rig.pass_time(0.1)
+    assert rig.results == [1] * 3
+    assert rig.gateways._gateways == {}
+
+
+async def test_a_new_node_is_asked_once_whether_it_takes_the_secret(rig: Rig) -> None:
+    for _ in range(3):
+        rig.gateways.probe([A, B])
+        await turns()
+    assert rig.calls == [(A, 0), (B, 0)]
+
+
+async def test_silent_gateways_together_are_bounded(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateways_module, "MAX_WAITING_BYTES", 1_000_000)
+    monkeypatch.setattr(gateways_module, "MAX_WAITING_MESSAGES", 10)
+    nodes = [Node(f"gw-{number}", f"e{number}", "10.0.0.1:8081") for number in range(5)]
+    rig.silent = set(nodes)
+    for node in nodes:
+        await rig.send(node, 8)
+    for node in nodes:
+        await rig.send(node, 8)
+    assert rig.results
+    assert set(rig.results) == {Failure("unreachable")}
+    # What a node had in hand when it fell silent waits in any case.
+    assert sum(len(g.queue) for g in rig.gateways._gateways.values()) == 40
+    await rig.gateways.close()
+
+
+async def test_a_forwarder_that_raises_leaves_no_message_without_a_result(rig: Rig) -> None:
     def fail(_: Node) -> Result:
         raise RuntimeError("injected")
 
     rig.answer = fail
-    assert await rig.send(A, 2) == [Failure("error")] * 2
+    await rig.send(A, 2)
+    assert rig.results == [Failure("error")] * 2

@@ -1,0 +1,181 @@
+"""A user's line: messages that wait in order, since the user's connections to a node have no room.
+
+A node refuses a message for a connection whose backlog is full (`overloaded`), and with it every
+later message of the batch for that connection. The refused messages are offered again, in order,
+until the node has taken them, the patience ends, or the TTL ends. Messages that come meanwhile join
+the end of the line.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from processor.reading.message import Message
+from processor.sending.forward import OVERLOADED, Failure, Partly, Result
+
+#: Bounds of one line; a message beyond has the outcome `failed`, `overloaded`.
+MAX_MESSAGES: Final = 16_384
+MAX_BYTES: Final = 16 * 1024 * 1024
+#: The first pause before messages are offered again, and the longest. The pause doubles while
+#: nothing is taken.
+_FIRST_PAUSE_SECONDS: Final = 0.02
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+#: The longer an attempt, the longer the pause before: a line where one device takes nothing is
+#: offered whole, so that the user's other devices get theirs, at a bounded rate.
+_PAUSE_SECONDS_A_MESSAGE: Final = 0.0001
+#: How many messages are offered while nothing was taken at the attempt before.
+_PROBE_MESSAGES: Final = 16
+
+
+class Place(NamedTuple):
+    """A message in a line, and when the message began to wait there."""
+
+    message: Message
+    since: float
+
+
+class Line:
+    """The messages of one key that wait for room on one node.
+
+    Times are seconds of the caller's clock. An attempt is the first messages of the line, offered
+    together; `attempt` gives them out, `returned` takes their results.
+    """
+
+    __slots__ = ("_attempted", "_pause", "_places", "_progressed", "_size", "_taken", "due")
+
+    def __init__(self) -> None:
+        self._places: deque[Place] = deque()
+        self._size = 0  # bytes of all messages
+        self._attempted = 0  # the first so many messages are under way
+        self._progressed = False  # whether the last attempt found room
+        self._pause = _FIRST_PAUSE_SECONDS
+        #: How many connections have taken a message that other connections refused.
+        self._taken: dict[Message, int] = {}
+        self.due = 0.0  # when the next attempt may start
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Message]:
+        """Iterate over the messages in their order, those under way too."""
+        return (place.message for place in self._places)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an attempt is under way."""
+        return self._attempted > 0
+
+    def join(self, message: Message, now: float) -> bool:
+        """Let a message wait as the last of the line; False where the line is full."""
+        if len(self._places) >= MAX_MESSAGES or self._size + message.size > MAX_BYTES:
+            return False
+        self._places.append(Place(message, now))
+        self._size += message.size
+        if self._taken and not self._attempted:
+            # Another of the user's connections has room: this message may be for that connection.
+            self.due = min(self.due, now + self._pace())
+        return True
+
+    def taken(self, message: Message) -> bool:
+        """Whether some of the user's connections have taken a message of the line."""
+        return message in self._taken
+
+    def forget(self, message: Message) -> Result | None:
+        """Return the result of a message of the attempt under way that is not sent."""
+        return self._final(message, None)
+
+    def attempt(self, limit: int) -> list[Message]:
+        """Give out the messages of the next attempt, `limit` at most."""
+        if not self._progressed and not self._taken:
+            limit = min(limit, _PROBE_MESSAGES)
+        messages = [place.message for place in islice(self._places, limit)]
+        self._attempted = len(messages)
+        return messages
+
+    def cut(self, count: int) -> None:
+        """Note that only the first `count` messages of the attempt go out."""
+        self._attempted = count
+
+    def put_back(self) -> None:
+        """Note that the node did not answer the attempt."""
+        self._attempted = 0
+
+    def returned(
+        self, batch: Sequence[Message], results: Sequence[Result], now: float
+    ) -> list[tuple[Message, Result | None]]:
+        """Take the results of an attempt, or of a first try whose refused messages begin the line.
+
+        Return the messages that wait no longer, with their results: None for a message that no
+        connection took, and that a newer message has replaced.
+        """
+        since = {p.message: p.since for p in islice(self._places, self._attempted)}
+        for _ in range(self._attempted):
+            self._size -= self._places.popleft().message.size
+        self._attempted = 0
+        self._progressed = False
+        ended: list[tuple[Message, Result | None]] = []
+        refused: list[Place] = []
+        for message, result in zip(batch, results, strict=True):
+            if self._refused(message, result) and not message.replaced:
+                refused.append(Place(message, since.get(message, now)))
+            else:
+                self._progressed = self._progressed or result.__class__ is int
+                ended.append((message, self._final(message, result)))
+        self._places.extendleft(reversed(refused))
+        self._size += sum(place.message.size for place in refused)
+        if self._progressed:
+            self._pause = _FIRST_PAUSE_SECONDS
+            self.due = now + self._pace()
+        else:
+            self.due = now + max(self._pause, self._pace())
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        return ended
+
+    def drop(
+        self, leaves: Callable[[Place], Failure | bool | None]
+    ) -> list[tuple[Message, Result | None]]:
+        """Take messages out of the line that are not under way; return them with their results.
+
+        `leaves` returns False for a message that stays, and otherwise the result of a message that
+        no connection has taken.
+        """
+        stay: deque[Place] = deque(islice(self._places, self._attempted))
+        ended: list[tuple[Message, Result | None]] = []
+        for place in islice(self._places, self._attempted, None):
+            result = leaves(place)
+            if isinstance(result, bool):
+                stay.append(place)
+                continue
+            self._size -= place.message.size
+            ended.append((place.message, self._final(place.message, result)))
+        self._places = stay
+        return ended
+
+    def _refused(self, message: Message, result: Result) -> bool:
+        if isinstance(result, Partly):
+            if result.taken > self._taken.get(message, 0):
+                self._progressed = True
+            self._taken[message] = result.taken
+            return True
+        return result == OVERLOADED
+
+    def _final(self, message: Message, result: Result | None) -> Result | None:
+        """Return the result of a message that leaves the line."""
+        taken = self._taken.pop(message, 0)
+        if taken and not (isinstance(result, int) and result >= taken):
+            return Partly(taken)
+        return None if message.replaced and result == OVERLOADED else result
+
+    def _pace(self) -> float:
+        return _FIRST_PAUSE_SECONDS + len(self._places) * _PAUSE_SECONDS_A_MESSAGE
+
+
+def refuses(results: Iterable[Result]) -> bool:
+    """Whether a node has refused a message for a connection without room."""
+    return any(
+        result.__class__ is not int and (isinstance(result, Partly) or result == OVERLOADED)
+        for result in results
+    )
