@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import socket
 from typing import Annotated, Final, Literal, Self
 
 from jwt import InvalidKeyError
 from jwt.algorithms import HMACAlgorithm
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,6 +19,7 @@ from gateway.entry.jwks import KeyRing
 from gateway.entry.origin import Origins
 from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
+from registry.networks import Network, network_list, networks
 from registry.settings import InternalSecret, RegistrySettings, long_enough, printable
 
 #: Signature algorithms that an operator can accept. A token's own header never chooses among the
@@ -331,6 +331,7 @@ class GatewaySettings(
     ] = None
     proxy_protocol_from: Annotated[
         str,
+        AfterValidator(network_list),
         Field(
             description="Networks of balancers that send a PROXY header (v1 or v2), a comma list; "
             "from these it is required, from others it is never read. Empty: none."
@@ -344,12 +345,6 @@ class GatewaySettings(
             raise ValueError("that is no host:port")
         if value is not None and _is_wildcard(value.rpartition(":")[0]):
             raise ValueError("that is nobody's address: processors could not reach it")
-        return value
-
-    @field_validator("proxy_protocol_from")
-    @classmethod
-    def _of_networks(cls, value: str) -> str:
-        _networks(value)
         return value
 
     @model_validator(mode="after")
@@ -389,9 +384,9 @@ class GatewaySettings(
         return self
 
     @property
-    def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    def trusted_networks(self) -> tuple[Network, ...]:
         """The networks whose connections start with a PROXY header."""
-        return _networks(self.proxy_protocol_from)
+        return networks(self.proxy_protocol_from)
 
     def for_worker(self, index: int) -> Self:
         """Return the settings of worker `index`; internal port, name and address are its own."""
@@ -411,11 +406,6 @@ class GatewaySettings(
             host = f"[{self.internal_host}]" if ":" in self.internal_host else self.internal_host
             address = f"{host}:{internal_port}"
         return Node(_clean(name), secrets.token_hex(8), address)
-
-
-def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    parts = filter(None, (part.strip() for part in text.split(",")))
-    return tuple(ipaddress.ip_network(part) for part in parts)
 
 
 def _clean(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from gateway.http.proxy_header import Network, within
+from registry.networks import Network, within
 
 #: While a node drains, a socket that was never used is closed this long after its accept.
 _UNUSED_SECONDS: Final = 0.5

@@ -7,10 +7,7 @@ are read elsewhere.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 from proxyprotocol.result import ProxyResult, is_ipv4, is_ipv6
@@ -18,6 +15,7 @@ from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
 from gateway.errors import GatewayError
+from registry.networks import plain
 
 #: The longest header of version 1, a line, that §2.1 allows; CRLF included.
 MAX_V1_BYTES: Final = 107
@@ -29,10 +27,6 @@ _V1: Final = b"PROXY "
 _V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 #: Signature, version and command, family, and the length of the remaining header (§2.2).
 _V2_START_BYTES: Final = 16
-#: Addresses for which the answer of `within` is remembered.
-_KNOWN_PEERS: Final = 256
-
-Network = IPv4Network | IPv6Network
 
 
 class BadProxyHeader(GatewayError):
@@ -62,21 +56,6 @@ def read(data: bytes) -> ProxyHeader | None:
     if data.startswith(_V2[: len(data)]):
         return _read_binary(data)
     raise BadProxyHeader("no PROXY header")
-
-
-def within(networks: Sequence[Network]) -> Callable[[str], bool]:
-    """Return a function that tells whether an address is in one of `networks`.
-
-    An IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2) counts as its IPv4 address. Answers are
-    remembered: balancers are few.
-    """
-
-    @lru_cache(_KNOWN_PEERS)
-    def is_within(host: str) -> bool:
-        address = _plain(ip_address(host))
-        return any(address in network for network in networks)
-
-    return is_within
 
 
 def _read_line(data: bytes) -> ProxyHeader | None:
@@ -111,10 +90,5 @@ def _client(result: ProxyResult) -> tuple[str, int] | None:
     # own, for example a health check.
     if is_ipv4(result) or is_ipv6(result):
         address, port = result.source
-        return str(_plain(address)), port
+        return str(plain(address)), port
     return None
-
-
-def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address

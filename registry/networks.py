@@ -1,0 +1,50 @@
+"""Lists of networks in CIDR form: read, and compared with addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+#: Addresses for which the answer of `within` is remembered.
+_KNOWN_ADDRESSES: Final = 256
+
+Network = IPv4Network | IPv6Network
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Read a comma list of networks, `10.0.0.0/8, fd00::/8`; a bare address is a network too.
+
+    Raises:
+        ValueError: an element is no network, or has bits set to the right of its prefix.
+    """
+    parts = filter(None, (part.strip() for part in text.split(",")))
+    return tuple(ip_network(part) for part in parts)
+
+
+def network_list(text: str) -> str:
+    """Return the text of a setting unchanged, after `networks` has read the text."""
+    networks(text)
+    return text
+
+
+def within(allowed: Sequence[Network]) -> Callable[[str], bool]:
+    """Return a function that is true for IP addresses in the networks `allowed`.
+
+    An IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2) counts as the IPv4 address. Answers are
+    remembered: the peers of a server are few.
+    """
+
+    @lru_cache(_KNOWN_ADDRESSES)
+    def is_within(host: str) -> bool:
+        address = plain(ip_address(host))
+        return any(address in network for network in allowed)
+
+    return is_within
+
+
+def plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """Return the IPv4 address of an IPv4-mapped IPv6 address, and any other address unchanged."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
