@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -24,7 +25,9 @@ from gateway import metrics
 from gateway.connections.node import GatewayNode
 from gateway.http.detach import ANSWER
 from gateway.push import BadBatch, Item, Pusher
+from registry.directory import Node
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
+from registry.proof import SCHEME, proof
 
 #: How many users `GET /connections` lists in one turn of the event loop.
 USERS_A_TURN: Final = 1_000
@@ -32,6 +35,7 @@ USERS_A_TURN: Final = 1_000
 _OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 _NODE_HEADER: Final = NODE_HEADER.encode("ascii")
 _EPOCH_HEADER: Final = EPOCH_HEADER.encode("ascii")
+_PROOF_SCHEME: Final = SCHEME.lower().encode("ascii")
 #: The HTTP status of the answer to a single message, by the error in the message's result.
 _STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloaded": 503}
 
@@ -46,7 +50,8 @@ def internal_app(
 ) -> ASGIApp:
     """Return the application of the internal port. Batches don't go through starlette's router.
 
-    Any of `secrets` opens the port. `drain` begins the node's drain, or hastens it.
+    Any of `secrets` opens the port, and so does a proof of it for this node. `drain` begins the
+    node's drain, or hastens it.
     """
     pushes = _Pushes(node, pusher, max_payload_bytes=max_payload_bytes)
     operations = _Operations(node, drain=drain)
@@ -67,7 +72,7 @@ def internal_app(
         except ClientDisconnect:
             return  # the body stays incomplete, and no client waits for an answer
 
-    return _RequireSecret(route, secrets=secrets, open_paths=_OPEN_PATHS)
+    return _RequireSecret(route, secrets=secrets, node=node.identity, open_paths=_OPEN_PATHS)
 
 
 def health_routes(node: GatewayNode) -> list[BaseRoute]:
@@ -156,15 +161,17 @@ class _Pushes:
         return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
 
     def _refuse_if_misdirected(self, headers: Mapping[bytes, bytes]) -> None:
-        """Answer 421 to a push that names another node or an earlier start of this node.
-
-        421: misdirected request (RFC 9110 §15.5.20).
-        """
+        """Answer 421 to a push that names another node or an earlier start of this node."""
         identity = self._node.identity
         for header, own_value in ((_NODE_HEADER, identity.name), (_EPOCH_HEADER, identity.epoch)):
             value = headers.get(header)
             if value is not None and value != own_value.encode():
-                raise HTTPException(421, f"this is node {identity.name}, epoch {identity.epoch}")
+                raise _misdirected(identity)
+
+
+def _misdirected(node: Node) -> HTTPException:
+    """Return the refusal of a request for another node: 421 (RFC 9110 §15.5.20)."""
+    return HTTPException(421, f"this is node {node.name}, epoch {node.epoch}")
 
 
 class _Operations:
@@ -265,30 +272,65 @@ async def _body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int)
 
 
 class _RequireSecret:
-    """Admits requests with an internal secret: 401 without a secret, 403 with a wrong secret."""
+    """Admits requests with an internal secret, or with a proof of it: 401 without, 403 wrong."""
 
     def __init__(
-        self, app: ASGIApp, *, secrets: Sequence[str], open_paths: Collection[str]
+        self, app: ASGIApp, *, secrets: Sequence[str], node: Node, open_paths: Collection[str]
     ) -> None:
         """Guard every path but `open_paths`; any of `secrets` is accepted (for rotation)."""
         self._app = app
-        self._secrets = [secret.encode() for secret in secrets]
+        self._secrets = secrets
+        self._node = node
         self._open_paths = frozenset(open_paths)
+        # People and tools send the secret. Processes that learnt the address from the registry
+        # send a proof, which is good for no other node (registry/proof.py).
+        self._accepted = {
+            b"bearer": [secret.encode() for secret in secrets],
+            _PROOF_SCHEME: self._proofs(node),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on to the application, or refuse it."""
-        credential = dict(scope["headers"]).get(b"authorization")
+        headers = dict(scope["headers"])
+        credential = headers.get(b"authorization")
         if scope["path"] in self._open_paths or (
-            credential is not None and self._accepts(credential)
+            credential is not None and _is_one_of(credential, self._accepted)
         ):
             await self._app(scope, receive, send)
             return
-        status = 401 if credential is None else 403
-        headers = {"www-authenticate": "Bearer"} if credential is None else None
-        await PlainTextResponse("internal secret required\n", status, headers)(scope, receive, send)
+        refusal = await plain_text(Request(scope), self._refusal(credential, headers))
+        await refusal(scope, receive, send)
 
-    def _accepts(self, credential: bytes) -> bool:
-        scheme, _, given = credential.partition(b" ")  # the scheme has no case (RFC 9110 §11.1)
-        # Every secret is compared, also after a match: the time taken tells nothing of any secret.
-        matches = [hmac.compare_digest(given, secret) for secret in self._secrets]
-        return any(matches) and scheme.lower() == b"bearer"
+    def _refusal(self, credential: bytes | None, headers: Mapping[bytes, bytes]) -> HTTPException:
+        if credential is None:
+            challenges = {"www-authenticate": f"Bearer, {SCHEME}"}
+            return HTTPException(401, "send the internal secret, or a proof of it", challenges)
+        if self._is_for_another_node(credential, headers):
+            return _misdirected(self._node)
+        return HTTPException(403, "neither the internal secret nor a proof of it for this node")
+
+    def _is_for_another_node(self, credential: bytes, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a proof is good for the node that the request names, at this node's address.
+
+        The caller has the secret, and calls a node that was at this address before, for example
+        an earlier start of this node.
+        """
+        try:
+            name, epoch = (
+                headers.get(each, b"").decode() for each in (_NODE_HEADER, _EPOCH_HEADER)
+            )
+            named = replace(self._node, name=name, epoch=epoch)
+        except ValueError:
+            return False
+        return _is_one_of(credential, {_PROOF_SCHEME: self._proofs(named)})
+
+    def _proofs(self, node: Node) -> list[bytes]:
+        return [proof(secret, node).encode() for secret in self._secrets]
+
+
+def _is_one_of(credential: bytes, accepted: Mapping[bytes, Sequence[bytes]]) -> bool:
+    """Whether the value of a field Authorization is among `accepted`, which is by scheme."""
+    scheme, _, given = credential.partition(b" ")  # the scheme has no case (RFC 9110 §11.1)
+    # Every one is compared, also after a match: the time taken tells nothing of any secret.
+    matches = [hmac.compare_digest(given, one) for one in accepted.get(scheme.lower(), ())]
+    return any(matches)

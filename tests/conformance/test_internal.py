@@ -5,11 +5,14 @@ import base64
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import httpx
 import msgspec
 import pytest
 
+from registry.directory import Node
+from registry.proof import proof
 from registry.redis_store import RedisRegistry
 from tests.support.clients import Pusher, connect, head, pusher_to, request, wire_to
 from tests.support.processes import INTERNAL_SECRET, GatewayProcess
@@ -37,7 +40,7 @@ async def test_without_the_secret_it_is_401(
 ) -> None:
     answer = await request(gateway.internal_port, method, path, {"Content-Length": "0"})
     assert answer.status == 401
-    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.headers["www-authenticate"] == "Bearer, Pushgate"
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -50,6 +53,96 @@ async def test_with_a_wrong_secret_it_is_403(
     fields = {"Authorization": given, "Content-Length": "0"}
     assert (await request(gateway.internal_port, method, path, fields)).status == 403
     assert gateway.readyz() == 200
+
+
+async def node_of(gateway: GatewayProcess) -> Node:
+    """Give the node as it registers itself."""
+    listing = (await request(gateway.internal_port, "GET", "/connections", SECRET)).json
+    return Node(listing["node"], listing["epoch"], f"127.0.0.1:{gateway.internal_port}")
+
+
+async def statuses_with(gateway: GatewayProcess, authorization: str) -> set[int]:
+    """Give the statuses of what needs the secret and changes nothing."""
+    fields = {"Authorization": authorization, "Content-Type": "application/json"}
+    answers = [
+        await request(
+            gateway.internal_port, "POST", "/push", {**fields, "Content-Length": "2"}, body=b"[]"
+        ),
+        await request(gateway.internal_port, "GET", "/connections", fields),
+    ]
+    return {answer.status for answer in answers}
+
+
+@pytest.mark.parametrize("scheme", ["Pushgate", "pushgate", "PUSHGATE"])
+async def test_a_proof_for_this_node_is_let_in(gateway: GatewayProcess, scheme: str) -> None:
+    made = proof(INTERNAL_SECRET, await node_of(gateway))
+    assert await statuses_with(gateway, f"{scheme} {made}") == {200}
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "another"},
+        {"epoch": "earlier"},
+        {"address": "127.0.0.1:1"},
+        {"address": "localhost:PORT"},
+        {"address": "127.0.0.2:PORT"},
+    ],
+    ids=str,
+)
+async def test_a_proof_for_another_node_is_403(
+    gateway: GatewayProcess, method: str, path: str, other: dict[str, str]
+) -> None:
+    port = str(gateway.internal_port)
+    fields = {name: value.replace("PORT", port) for name, value in other.items()}
+    made = proof(INTERNAL_SECRET, replace(await node_of(gateway), **fields))
+    sent = {"Authorization": f"Pushgate {made}", "Content-Length": "0"}
+    assert (await request(gateway.internal_port, method, path, sent)).status == 403
+    assert gateway.readyz() == 200
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize("other", [{"name": "another"}, {"epoch": "earlier"}], ids=str)
+async def test_a_call_to_a_node_that_was_at_this_address_before_is_421(
+    gateway: GatewayProcess, method: str, path: str, other: dict[str, str]
+) -> None:
+    before = replace(await node_of(gateway), **other)
+    names = {"Pushgate-Node": before.name, "Pushgate-Epoch": before.epoch, "Content-Length": "0"}
+    elsewhere = replace(before, address="127.0.0.1:1")
+    for made, status in (
+        (proof(INTERNAL_SECRET, before), 421),
+        (proof(INTERNAL_SECRET, elsewhere), 403),
+        (proof(INTERNAL_SECRET + "x", before), 403),
+        (proof(INTERNAL_SECRET, replace(before, epoch="another")), 403),
+    ):
+        sent = {"Authorization": f"Pushgate {made}", **names}
+        assert (await request(gateway.internal_port, method, path, sent)).status == status
+    for name in ("", "a b", "é", "x" * 65):
+        sent = {"Authorization": "Pushgate v1.x", **names, "Pushgate-Node": name}
+        assert (await request(gateway.internal_port, method, path, sent)).status == 403
+    assert gateway.readyz() == 200
+
+
+async def test_a_proof_that_is_not_quite_one_is_403(gateway: GatewayProcess) -> None:
+    node = await node_of(gateway)
+    made = proof(INTERNAL_SECRET, node)
+    for wrong in (
+        "Pushgate",
+        "Pushgate ",
+        f"Pushgate {INTERNAL_SECRET}",
+        f"Pushgate {made[:-1]}",
+        f"Pushgate {made}0",
+        f"Pushgate {made.upper()}",
+        f"Pushgate {made.removeprefix('v1.')}",
+        f"Pushgate v2{made.removeprefix('v1')}",
+        f"Pushgate {proof(INTERNAL_SECRET + 'x', node)}",
+        f"Pushgate  {made}",
+        f"Bearer {made}",
+        f"Basic {made}",
+        made,
+    ):
+        assert await statuses_with(gateway, wrong) == {403}, wrong
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])

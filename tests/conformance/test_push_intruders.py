@@ -15,6 +15,8 @@ from typing import Final
 
 import pytest
 
+from registry.directory import Node
+from registry.proof import proof
 from tests.support.clients import Client, bearer, connect, head, pusher_to, request, wire_to
 from tests.support.processes import INTERNAL_SECRET, GatewayProcess
 from tests.support.valkey import RedisServer
@@ -128,6 +130,19 @@ async def test_while_secrets_are_rotated_both_are_good(valkey: RedisServer) -> N
         assert await statuses(gateway, *given) == [200, 200, 403, 403, 403]
     with GatewayProcess("rotated", redis_url=valkey.url, internal_secret=NEW_SECRET) as gateway:
         assert await statuses(gateway, *given) == [200, 403, 403, 403, 403]
+
+
+async def test_proofs_of_both_secrets_are_good_while_they_are_rotated(valkey: RedisServer) -> None:
+    rotating = {"internal_secret": NEW_SECRET, "internal_secret_previous": OLD_SECRET}
+    with GatewayProcess("rotating", redis_url=valkey.url, **rotating) as gateway:
+        listed = await request(
+            gateway.internal_port, "GET", "/connections", authorized_by(NEW_SECRET)
+        )
+        node = Node("rotating", listed.json["epoch"], f"127.0.0.1:{gateway.internal_port}")
+        for secret, status in ((NEW_SECRET, 200), (OLD_SECRET, 200), (INTERNAL_SECRET, 403)):
+            fields = {"Authorization": f"Pushgate {proof(secret, node)}", "Content-Length": "2"}
+            answer = await request(gateway.internal_port, "POST", "/push", fields, body=b"[]")
+            assert answer.status == status
 
 
 async def test_a_push_that_is_cut_off_leaves_nothing_in_the_log(
