@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -60,11 +61,13 @@ class Gateway:
         """Bind both ports; extra transports (by path) and extra routes are for the public port.
 
         Raises:
-            OSError: a port can't be bound, or the certificate can't be read.
+            OSError: a port can't be bound, or a certificate can't be read.
         """
         self._settings = settings
-        cert, key = settings.tls_cert, settings.tls_key
-        tls = tls_context(cert, key) if cert is not None and key is not None else None
+        tls = _tls("PUSHGATE_TLS", settings.tls_cert, settings.tls_key)
+        internal_tls = _tls(
+            "PUSHGATE_INTERNAL_TLS", settings.internal_tls_cert, settings.internal_tls_key
+        )
         internal_socket = bind(settings.internal_host, settings.internal_port)
         public_socket = bind(
             settings.host,
@@ -93,7 +96,9 @@ class Gateway:
             max_payload_bytes=settings.max_payload_bytes,
             drain=self.stop,
         )
-        self._internal = Listener(internal_socket, internal, Door(_door_bounds(settings)))
+        self._internal = Listener(
+            internal_socket, internal, Door(_door_bounds(settings)), tls=internal_tls
+        )
         self._wires = Wires(
             settings.wire,
             loop=asyncio.get_running_loop(),
@@ -222,6 +227,13 @@ async def _until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         await asyncio.sleep(TICK_SECONDS)
+
+
+def _tls(settings: str, certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """Return the TLS context of a port, or None for plaintext, where neither file is set."""
+    if certificate is None or key is None:
+        return None
+    return tls_context(certificate, key, settings=settings)
 
 
 def _door_bounds(settings: GatewaySettings, *, sockets: int | None = None) -> DoorBounds:

@@ -329,6 +329,12 @@ class GatewaySettings(
     tls_key: Annotated[
         str | None, Field(description="File with the private key (PEM) of the public port.")
     ] = None
+    internal_tls_cert: Annotated[
+        str | None, Field(description="File with the certificate chain (PEM) of the internal port.")
+    ] = None
+    internal_tls_key: Annotated[
+        str | None, Field(description="File with the private key (PEM) of the internal port.")
+    ] = None
     proxy_protocol_from: Annotated[
         str,
         AfterValidator(network_list),
@@ -360,6 +366,10 @@ class GatewaySettings(
     def _tls_is_whole(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("set both PUSHGATE_TLS_CERT and PUSHGATE_TLS_KEY, or neither")
+        if (self.internal_tls_cert is None) != (self.internal_tls_key is None):
+            raise ValueError(
+                "set both PUSHGATE_INTERNAL_TLS_CERT and PUSHGATE_INTERNAL_TLS_KEY, or neither"
+            )
         if self.tls_cert is not None and self.trusted_networks:
             raise ValueError(
                 "PUSHGATE_PROXY_PROTOCOL_FROM is for plaintext: behind a balancer TLS ends there"

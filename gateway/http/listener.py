@@ -93,8 +93,10 @@ def bind(
     return listening
 
 
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """Return the TLS context (1.2 or later) of the public listener, from PEM files.
+def tls_context(certificate: str, key: str, *, settings: str) -> ssl.SSLContext:
+    """Return the TLS context (1.2 or later) of a listener, from PEM files.
+
+    `settings` is what the names of both settings begin with, for the error.
 
     Raises:
         OSError: a file can't be read, or has no certificate or key; the text names the settings.
@@ -109,7 +111,7 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"PUSHGATE_TLS_CERT {certificate!r} with PUSHGATE_TLS_KEY {key!r}: "
+            f"{settings}_CERT {certificate!r} with {settings}_KEY {key!r}: "
             f"{error.strerror or error}",
         ) from error
     return context

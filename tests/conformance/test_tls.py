@@ -1,4 +1,4 @@
-"""TLS on the public port: the three transports over it, and who does not finish a handshake."""
+"""TLS on both ports: the transports over it, and who does not finish a handshake."""
 
 import asyncio
 import socket
@@ -184,9 +184,33 @@ async def test_the_internal_port_stays_plaintext(gateway: GatewayProcess) -> Non
         assert (await wire.answer()).status == 200
 
 
+async def test_the_internal_port_speaks_tls_where_its_own_files_are_set(
+    valkey: RedisServer, files: tuple[Path, Path], trust: ssl.SSLContext
+) -> None:
+    cert, key = files
+    settings = {"internal_tls_cert": cert, "internal_tls_key": key, "head_seconds": HEAD_SECONDS}
+    with GatewayProcess("internal-tls", redis_url=valkey.url, **settings) as gateway:
+        address = (LOOPBACK, gateway.internal_port)
+        for path in ("/healthz", "/readyz", "/metrics"):
+            wire = Wire(*await asyncio.open_connection(*address, ssl=trust))
+            await wire.send(head("GET", path))
+            assert (await wire.answer()).status == 200
+            await wire.close()
+        async with wire_to(gateway.internal_port) as plain:
+            await plain.send(head("GET", "/healthz"))
+            assert not (await plain.rest(LATE_SECONDS)).startswith(b"HTTP")
+        async with wire_to(gateway.internal_port) as silent:
+            await silent.ended(LATE_SECONDS)
+        async with wire_to(gateway.port) as public:
+            await public.send(head("GET", "/readyz"))
+            assert (await public.answer()).status == 200
+        assert "Traceback" not in gateway.log
+
+
+@pytest.mark.parametrize("port", ["tls", "internal_tls"])
 @pytest.mark.parametrize("fault", ["missing", "no-pem", "another-key", "encrypted"])
 def test_bad_files_end_the_start_with_the_settings_names(
-    valkey: RedisServer, files: tuple[Path, Path], tmp_path: Path, fault: str
+    valkey: RedisServer, files: tuple[Path, Path], tmp_path: Path, fault: str, port: str
 ) -> None:
     cert_file, key_file = files[0], tmp_path / "key.pem"
     contents = {
@@ -196,13 +220,12 @@ def test_bad_files_end_the_start_with_the_settings_names(
     }
     if fault in contents:
         key_file.write_bytes(contents[fault])
-    process = GatewayProcess(
-        f"tls-{fault}", redis_url=valkey.url, tls_cert=cert_file, tls_key=key_file
-    )
+    settings = {f"{port}_cert": cert_file, f"{port}_key": key_file}
+    process = GatewayProcess(f"tls-{fault}", redis_url=valkey.url, **settings)
     try:
         process.start(until_ready=False)
         assert process.wait(START_SECONDS) != 0
-        assert "PUSHGATE_TLS_KEY" in process.log
+        assert f"PUSHGATE_{port.upper()}_KEY" in process.log
         assert str(key_file) in process.log
         assert "Traceback" not in process.log
         with socket.socket() as probe:

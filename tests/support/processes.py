@@ -240,7 +240,9 @@ class GatewayProcess(PushgateProcess):
             "PUSHGATE_INTERNAL_SECRET": INTERNAL_SECRET,
             "PUSHGATE_DRAIN_SECONDS": "0",  # tests of the drain give a window
         }
-        super().__init__(name, env | _as_env(settings), operators_port=self.internal_port)
+        # Both ports have /readyz; what asks here speaks no TLS.
+        operators_port = self.port if "internal_tls_cert" in settings else self.internal_port
+        super().__init__(name, env | _as_env(settings), operators_port=operators_port)
 
 
 class ProcessorProcess(PushgateProcess):

@@ -275,3 +275,11 @@ def test_a_key_of_another_kind_is_no_secret(key: str) -> None:
     told = refusal(jwt_secret=key)
     assert "jwt_secret" in told
     assert "marker" not in told
+
+
+def test_tls_of_the_internal_port_needs_both_files() -> None:
+    for name in ("internal_tls_cert", "internal_tls_key"):
+        told = refusal(**{name: "file.pem"})
+        assert "PUSHGATE_INTERNAL_TLS_CERT" in told
+        assert "PUSHGATE_INTERNAL_TLS_KEY" in told
+    assert settings(internal_tls_cert="cert.pem", internal_tls_key="key.pem")
