@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from ipaddress import ip_address
 from typing import Annotated, Final, Literal, Self
 
 from jwt import InvalidKeyError
@@ -19,7 +20,7 @@ from gateway.entry.jwks import KeyRing
 from gateway.entry.origin import Origins
 from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
-from registry.networks import Network, network_list, networks
+from registry.networks import Network, network_list, networks, within
 from registry.settings import InternalSecret, RegistrySettings, long_enough, printable
 
 #: Signature algorithms that an operator can accept. A token's own header never chooses among the
@@ -63,7 +64,7 @@ class AuthSettings(BaseSettings):
     ] = 366 * 86_400
     internal_secret: Annotated[
         InternalSecret,
-        Field(description="Bearer secret of the internal listener, of 32 bytes at least."),
+        Field(description="Secret of the internal listener, of 32 bytes at least."),
     ]
     internal_secret_previous: Annotated[
         SecretStr | None,
@@ -363,6 +364,19 @@ class GatewaySettings(
         return self
 
     @model_validator(mode="after")
+    def _in_the_networks(self) -> Self:
+        advertised = self.advertise_address
+        host = self.internal_host if advertised is None else advertised.rpartition(":")[0]
+        host, allowed = host.strip("[]"), networks(self.gateway_networks)
+        # A host name is judged by those who call: they may resolve the name otherwise.
+        if allowed and _is_ip_address(host) and not within(allowed)(host):
+            raise ValueError(
+                f"the node's address {host} is in none of PUSHGATE_GATEWAY_NETWORKS "
+                f"{self.gateway_networks!r}: processors would send nothing there"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("set both PUSHGATE_TLS_CERT and PUSHGATE_TLS_KEY, or neither")
@@ -422,6 +436,14 @@ def _clean(name: str) -> str:
     return "".join(
         char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name
     )
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_wildcard(host: str) -> bool:

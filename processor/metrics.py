@@ -34,6 +34,11 @@ FORWARD_SECONDS = Histogram(
     buckets=_SECONDS,
     registry=_registry,
 )
+OUTSIDE_NETWORKS = Counter(
+    "pushgate_processor_outside_networks_total",
+    "Forwards not made: the gateway's address is in none of PUSHGATE_GATEWAY_NETWORKS.",
+    registry=_registry,
+)
 REGISTRY_ERRORS = Counter(
     "pushgate_processor_registry_errors_total",
     "Look-ups that got no answer; the batch waits.",

@@ -23,9 +23,11 @@ from processor.reading.consumer import Consumer
 from processor.reading.kafka import KafkaError, until_reached
 from processor.sending.dispatch import Dispatcher
 from processor.sending.forward import Forwarder
+from processor.sending.reach import Reach
 from processor.sending.whereabouts import Whereabouts
 from processor.settings import ProcessorSettings
 from processor.tasks import Tasks
+from registry.calls import GatewayCalls
 from registry.directory import TIMINGS, Node, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
@@ -49,8 +51,7 @@ class Processor:
             lost_seconds=settings.lost_node_seconds,
         )
         self._forwarder = Forwarder(
-            secret=settings.internal_secret.get_secret_value(),
-            timeout_seconds=settings.forward_timeout_seconds,
+            Reach(GatewayCalls.of(settings)), timeout_seconds=settings.forward_timeout_seconds
         )
         self._whereabouts = Whereabouts(self._registry, cache_seconds=settings.lookup_cache_seconds)
         self._tasks = Tasks()
@@ -104,6 +105,11 @@ class Processor:
     async def run(self) -> None:
         """Work until `stop`, or until a task that messages depend on fails (an ExceptionGroup)."""
         settings = self._settings
+        if settings.internal_auth == "bearer":
+            log.warning(
+                "PUSHGATE_INTERNAL_AUTH=bearer shows the internal secret to every address in "
+                "Redis; set proof as soon as all gateways take proofs"
+            )
         log.info("processor starts", topics=settings.topics, group=settings.kafka_group)
         async with asyncio.TaskGroup() as tasks:
             self._tasks.group = tasks

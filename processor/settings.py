@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.directory import is_address
-from registry.settings import InternalSecret, RegistrySettings, readable_ca_file
+from registry.settings import CallSettings, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):
@@ -71,7 +71,7 @@ class KafkaSettings(BaseSettings):
         return self
 
 
-class ProcessorSettings(RegistrySettings, KafkaSettings):
+class ProcessorSettings(CallSettings, KafkaSettings):
     """Flags and PUSHGATE_… variables of `pushgate processor`."""
 
     kafka_group: Annotated[
@@ -104,9 +104,6 @@ class ProcessorSettings(RegistrySettings, KafkaSettings):
         float,
         Field(ge=0, le=1, description="Share of messages whose outcomes are told, by their ids."),
     ] = 1.0
-    internal_secret: Annotated[
-        InternalSecret, Field(description="Bearer secret of the gateways, of 32 bytes at least.")
-    ]
     processor_host: Annotated[
         str, Field(description="Address of /healthz, /readyz and /metrics.")
     ] = "127.0.0.1"

@@ -14,6 +14,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from pushgate.errors import PushgateError
+from registry.calls import NO_TLS, REFUSED, GatewayCalls, OutsideNetworks, tls_fault
 from registry.directory import Node
 
 #: A user, and a node where the user is registered or connected.
@@ -60,22 +61,22 @@ class Audit:
         return not (self.phantoms or self.missing)
 
 
-async def audit(registry: Whole, *, secret: str, pause_seconds: float) -> Audit:
+async def audit(registry: Whole, calls: GatewayCalls, *, pause_seconds: float) -> Audit:
     """Compare registry and nodes; where they differ, compare again `pause_seconds` later.
 
     Only differences of both comparisons are findings: users who connect or disconnect during a
     comparison are none.
 
     Raises:
-        AuditError: a live node does not answer.
+        AuditError: a live node does not answer, or may not be asked.
         RegistryUnavailable: the registry does not answer.
     """
-    async with _client(secret) as http:
-        first = await _compare(registry, http)
+    async with _client(calls) as http:
+        first = await _compare(registry, calls, http)
         if first.clean:
             return first
         await asyncio.sleep(pause_seconds)
-        second = await _compare(registry, http)
+        second = await _compare(registry, calls, http)
     return Audit(
         second.nodes,
         second.users,
@@ -95,9 +96,9 @@ def write_metrics(found: Audit, path: Path) -> None:
     write_to_textfile(str(path), registry)
 
 
-async def _compare(registry: Whole, http: httpx.AsyncClient) -> Audit:
+async def _compare(registry: Whole, calls: GatewayCalls, http: httpx.AsyncClient) -> Audit:
     nodes = await registry.nodes()
-    places_by_node = await asyncio.gather(*(_places_of(http, node) for node in nodes))
+    places_by_node = await asyncio.gather(*(_places_of(calls, http, node) for node in nodes))
     connected: set[Place] = {place for places in places_by_node for place in places}
     registered: set[Place] = set()
     async for user, live_nodes in registry.entries():
@@ -107,23 +108,36 @@ async def _compare(registry: Whole, http: httpx.AsyncClient) -> Audit:
     return Audit(len(nodes), len(users), phantoms, missing)
 
 
-async def _places_of(http: httpx.AsyncClient, node: Node) -> Iterable[Place]:
+async def _places_of(calls: GatewayCalls, http: httpx.AsyncClient, node: Node) -> Iterable[Place]:
     try:
-        answer = await http.get(f"http://{node.address}/connections")
+        url = await calls.url(node)
+        answer = await http.get(f"{url}/connections", headers=calls.headers(node))
         answer.raise_for_status()
         listing = msgspec.json.decode(answer.content, type=_Users)
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as error:
-        raise AuditError(f"node {node.name} at {node.address}: {error}") from error
+    except OutsideNetworks as error:
+        raise AuditError(str(error)) from error
+    except (
+        httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, OSError, ValueError,
+    ) as error:  # fmt: skip
+        raise AuditError(f"node {node.name} at {node.address}: {_reason(error)}") from error
     if (listing.node, listing.epoch) != (node.name, node.epoch):
         raise AuditError(f"at {node.address} is node {listing.node}, not {node.name}")
     return [(user, node) for user in listing.users]
 
 
+def _reason(error: Exception) -> str:
+    """Return what is wrong, with the cure where it is a setting."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+        return f"{error}: {REFUSED}"
+    if tls_fault(error) is not None:
+        return f"{error}: {NO_TLS}"
+    return str(error) or type(error).__name__
+
+
 @asynccontextmanager
-async def _client(secret: str) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"authorization": f"Bearer {secret}"}
+async def _client(calls: GatewayCalls) -> AsyncIterator[httpx.AsyncClient]:
     timeout = httpx.Timeout(_TIMEOUT_SECONDS)
     # Requests go to the address that the node registered, and nowhere else: httpx follows no
     # redirects by default, and without trust_env no proxies of the environment either.
-    async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=calls.tls) as http:
         yield http

@@ -42,6 +42,7 @@ from pushgate.settings import (
 )
 from pushgate.token import mint
 from pushgate.workers import CANNOT_START, WorkerSettings, run_workers, when_parent_ends
+from registry.calls import GatewayCalls
 from registry.directory import RegistryUnavailable
 from registry.message import URGENCIES
 from registry.redis_store import RedisRegistry
@@ -203,8 +204,7 @@ def audit(pause: float, textfile: Path | None, **flags: Any) -> None:
             access=settings.redis_access,
         )
         try:
-            secret = settings.internal_secret.get_secret_value()
-            return await run_audit(registry, secret=secret, pause_seconds=pause)
+            return await run_audit(registry, GatewayCalls.of(settings), pause_seconds=pause)
         finally:
             await registry.close()
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.entry.origin import Origins
 from gateway.settings import GatewaySettings
 from processor.settings import KafkaSettings, ProcessorSettings
-from registry.settings import InternalSecret, RegistrySettings, long_enough
+from registry.settings import CallSettings, InternalSecret, long_enough
 
 #: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
 DEV_FILE: Final = ".pushgate/dev.env"
@@ -42,12 +42,8 @@ class SendSettings(KafkaSettings):
     """Settings of `pushgate send`."""
 
 
-class AuditSettings(RegistrySettings):
+class AuditSettings(CallSettings):
     """Settings of `pushgate audit`."""
-
-    internal_secret: Annotated[
-        InternalSecret, Field(description="Bearer secret of the gateways, of 32 bytes at least.")
-    ]
 
 
 class LogSettings(BaseSettings):
@@ -87,8 +83,17 @@ class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
         Field(description="Key of HS256 tokens, of 32 bytes at least; made if not set."),
     ] = Field(default_factory=_secret)
     internal_secret: Annotated[
-        InternalSecret, Field(description="Bearer secret of the gateways; made if not set.")
+        InternalSecret, Field(description="The gateways' internal secret; made if not set.")
     ] = Field(default_factory=_secret)
+
+    @model_validator(mode="after")
+    def _internal_tls_at_both_ends(self) -> Self:
+        if (self.internal_tls_cert is None) != (self.internal_tls_ca is None):
+            raise ValueError(
+                "set both PUSHGATE_INTERNAL_TLS_CERT and PUSHGATE_INTERNAL_TLS_CA, or neither: "
+                "gateway and processor are one command here"
+            )
+        return self
 
     def allowed_origins(self) -> Origins:
         """Allow pages of this machine too: of any loopback origin, and opened from a file."""

@@ -1,15 +1,17 @@
-"""How to reach the registry: where Redis is, and how long a command may take; rules for secrets."""
+"""Settings that commands share: how to reach Redis, and how to call gateways; rules for secrets."""
 
 from __future__ import annotations
 
 import re
 import ssl
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from registry.networks import network_list
 
 #: The least length of a secret, in bytes: the length of HS256's hash (RFC 7518 §3.2).
 MIN_SECRET_BYTES: Final = 32
@@ -72,10 +74,12 @@ def long_enough(secret: SecretStr) -> SecretStr:
 
 #: The secret of the gateways' internal listeners.
 InternalSecret = Annotated[SecretStr, AfterValidator(printable), AfterValidator(long_enough)]
+#: The credential of calls to gateways: a proof of the secret (proof.py), or the secret itself.
+InternalAuth = Literal["proof", "bearer"]
 
 
 class RegistrySettings(BaseSettings):
-    """Settings that gateways and processors share."""
+    """Settings that gateways, processors and tools share."""
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
 
@@ -113,6 +117,14 @@ class RegistrySettings(BaseSettings):
         AfterValidator(readable_ca_file),
         Field(description="PEM file of the CA that signed the certificates of Redis, for rediss."),
     ] = None
+    gateway_networks: Annotated[
+        str,
+        AfterValidator(network_list),
+        Field(
+            description="Networks that a gateway's advertised address must be in, a comma list of "
+            "CIDRs: nothing is sent to others. Empty: any."
+        ),
+    ] = ""
 
     @property
     def redis_access(self) -> RedisAccess:
@@ -149,3 +161,26 @@ class RegistrySettings(BaseSettings):
             if port == 0:
                 raise ValueError("the port is 0")
         return value
+
+
+class CallSettings(RegistrySettings):
+    """Settings of callers of gateways: of processors and tools."""
+
+    internal_secret: Annotated[
+        InternalSecret, Field(description="The gateways' internal secret, of 32 bytes at least.")
+    ]
+    internal_auth: Annotated[
+        InternalAuth,
+        Field(
+            description="What gateways are shown: proof, of the internal secret for one node; or "
+            "bearer, the secret itself, while gateways of version 0.1 are still there."
+        ),
+    ] = "proof"
+    internal_tls_ca: Annotated[
+        str | None,
+        AfterValidator(readable_ca_file),
+        Field(
+            description="PEM file of the CA that signed the certificates of the gateways' internal "
+            "ports, and nothing else; calls then use TLS."
+        ),
+    ] = None

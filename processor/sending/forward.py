@@ -7,7 +7,6 @@ one connection, 7.3 ms with 64), so every gateway has a client of its own with f
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,19 +17,13 @@ import httpx
 import msgspec
 
 from processor import metrics
+from processor.sending.reach import Reach
+from registry.calls import OutsideNetworks
 from registry.directory import Node
-from registry.message import (
-    BATCH_MEDIA_TYPE,
-    EPOCH_HEADER,
-    NODE_HEADER,
-    Push,
-)
+from registry.message import BATCH_MEDIA_TYPE, Push
 
 #: The most connections to one gateway.
 MAX_CONNECTIONS: Final = 4
-#: Forwards are plaintext. Without a context of ours httpx loads a CA bundle for every client, which
-#: takes 21–60 ms of the event loop and 0.7 MB (measured).
-_NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _CONNECT_SECONDS: Final = 1.0
 #: Less than the gateway's keep-alive, so that a request never meets a closing connection.
 _KEEP_ALIVE_SECONDS: Final = 30.0
@@ -71,6 +64,8 @@ TIMEOUT: Final = Failure("timeout")
 UNREACHABLE: Final = Failure("unreachable")
 #: The node refuses what this processor presents: the internal secrets differ.
 REFUSED: Final = Failure("refused")
+#: The node's address is in none of PUSHGATE_GATEWAY_NETWORKS: nothing was sent.
+OUTSIDE_NETWORKS: Final = Failure("outside-networks")
 
 
 class _Answer(msgspec.Struct):
@@ -84,12 +79,9 @@ _decode = msgspec.msgpack.Decoder(_Answer).decode
 class Forwarder:
     """Posts batches to gateways. Never raises an error of a gateway: every message has a result."""
 
-    def __init__(self, *, secret: str, timeout_seconds: float) -> None:
-        """`timeout_seconds` bounds one POST, connecting included; `secret` is the bearer secret."""
-        self._headers = {
-            "authorization": f"Bearer {secret}",
-            "content-type": BATCH_MEDIA_TYPE,
-        }
+    def __init__(self, reach: Reach, *, timeout_seconds: float) -> None:
+        """`timeout_seconds` bounds one POST, connecting included; `reach` has the nodes' URLs."""
+        self._reach = reach
         self._timeout = timeout_seconds
         # As many as there are live nodes: `retain` closes the clients of the others.
         self._clients: dict[Node, httpx.AsyncClient] = {}
@@ -107,12 +99,18 @@ class Forwarder:
         self._posting[node] += 1
         try:
             async with asyncio.timeout(self._timeout):
-                response = await _ask(self._client(node), _encode(pushes))
+                url = await self._reach.url(node)
+                response = await _ask(self._client(node), f"{url}/push", _encode(pushes))
+            self._reach.answered(node, response.status_code)
             return _results(response, len(pushes))
-        except (TimeoutError, httpx.TimeoutException):
+        except OutsideNetworks:
+            return OUTSIDE_NETWORKS
+        except (TimeoutError, httpx.TimeoutException) as error:
+            self._reach.failed(node, error)
             return TIMEOUT
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             # ValueError: the host is no valid name (IDNA), and only the attempt finds out.
+            self._reach.failed(node, error)
             return UNREACHABLE
         finally:
             metrics.FORWARD_SECONDS.observe(time.perf_counter() - began)
@@ -128,6 +126,7 @@ class Forwarder:
         for node in list(self._clients):
             if not self._posting[node] and not present(node):
                 await self._clients.pop(node).aclose()
+        self._reach.retain(present)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -138,9 +137,9 @@ class Forwarder:
     def _client(self, node: Node) -> httpx.AsyncClient:
         client = self._clients.get(node)
         if client is None:
+            calls = self._reach.calls
             client = self._clients[node] = httpx.AsyncClient(
-                base_url=f"http://{node.address}",
-                headers={**self._headers, NODE_HEADER: node.name, EPOCH_HEADER: node.epoch},
+                headers={**calls.headers(node), "content-type": BATCH_MEDIA_TYPE},
                 # Ends before the time-out in _post, which bounds the whole request: two time-outs
                 # that end at once get in the way of each other, and httpx leaves nothing open
                 # after its own.
@@ -151,17 +150,17 @@ class Forwarder:
                 # The node registered the address itself: no proxy and no redirect may change it.
                 trust_env=False,
                 follow_redirects=False,
-                verify=_NO_TLS,
+                verify=calls.tls,
             )
         return client
 
 
-async def _ask(client: httpx.AsyncClient, content: bytes) -> httpx.Response:
+async def _ask(client: httpx.AsyncClient, url: str, content: bytes) -> httpx.Response:
     try:
-        return await client.post("/push", content=content)
+        return await client.post(url, content=content)
     except (httpx.NetworkError, httpx.RemoteProtocolError):
         # Nothing was sent, or the node recognises repeats by their ids: a second post is safe.
-        return await client.post("/push", content=content)
+        return await client.post(url, content=content)
 
 
 def push_size(push: Push) -> int:

@@ -329,7 +329,7 @@ class Gateways:
     ) -> None:
         begins = gateway.failure is None
         gateway.silent_for(failure, now)
-        _log_silence(gateway.node, failure)
+        log.warning("a gateway does not answer", node=gateway.node.name, reason=failure.reason)
         # A newer message has replaced a message of the batch: it is not sent again, and what the
         # node has done with it is not known.
         replaced = [message for message in batch if message.replaced]
@@ -387,14 +387,3 @@ class Gateways:
             # No error, however unexpected, may keep a message from its outcome.
             log.exception("a forward failed", node=node.name)
             return Failure("error")
-
-
-def _log_silence(node: Node, failure: Failure) -> None:
-    if failure == REFUSED:
-        log.error(
-            "a gateway refuses what this processor presents; its messages wait. Set the same "
-            "PUSHGATE_INTERNAL_SECRET on both sides",
-            node=node.name,
-        )
-    else:
-        log.warning("a gateway does not answer", node=node.name, reason=failure.reason)

@@ -11,7 +11,11 @@ import httpx
 import msgspec
 import pytest
 
+from processor.sending.forward import Forwarder
+from processor.sending.reach import Reach
+from registry.calls import GatewayCalls
 from registry.directory import Node
+from registry.message import Push
 from registry.proof import proof
 from registry.redis_store import RedisRegistry
 from tests.support.clients import Pusher, connect, head, pusher_to, request, wire_to
@@ -122,6 +126,19 @@ async def test_a_call_to_a_node_that_was_at_this_address_before_is_421(
         sent = {"Authorization": "Pushgate v1.x", **names, "Pushgate-Node": name}
         assert (await request(gateway.internal_port, method, path, sent)).status == 403
     assert gateway.readyz() == 200
+
+
+async def test_a_forward_to_an_earlier_start_finds_nobody_and_one_to_this_start_somebody(
+    gateway: GatewayProcess, user: str
+) -> None:
+    node = await node_of(gateway)
+    forwarder = Forwarder(Reach(GatewayCalls(secret=INTERNAL_SECRET)), timeout_seconds=5.0)
+    async with connect("ws-plain", gateway.port, user) as client:
+        message = Push(user, b"to one start", "m")
+        assert await forwarder.forward(replace(node, epoch="earlier"), [message]) == [0]
+        assert await forwarder.forward(node, [message]) == [1]
+        assert (await client.message()).payload == b"to one start"
+    await forwarder.close()
 
 
 async def test_a_proof_that_is_not_quite_one_is_403(gateway: GatewayProcess) -> None:

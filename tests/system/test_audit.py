@@ -91,3 +91,14 @@ async def test_a_node_that_does_not_answer_is_an_error_and_no_finding(
     status, told = await audit(own_valkey.url)
     assert status == 1, told
     assert gateway.name in told
+
+
+async def test_a_node_that_refuses_the_secret_is_an_error_that_names_the_setting(
+    start_gateway: StartGateway, own_valkey: RedisServer
+) -> None:
+    start_gateway(redis_url=own_valkey.url)
+    status, told = await audit(own_valkey.url, "--internal-secret", "another" * 6)
+    assert status == 1, told
+    assert "403" in told
+    assert "PUSHGATE_INTERNAL_SECRET" in told
+    assert "another" * 6 not in told

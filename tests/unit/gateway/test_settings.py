@@ -277,6 +277,38 @@ def test_a_key_of_another_kind_is_no_secret(key: str) -> None:
     assert "marker" not in told
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"internal_host": "10.1.2.3"},
+        {"internal_host": "::1"},
+        {"internal_host": "0.0.0.0", "advertise_address": "192.168.0.1:8081"},
+        {"advertise_address": "[fd00::1]:8081"},
+    ],
+)
+def test_a_node_outside_the_gateways_networks_does_not_start(given: dict[str, str]) -> None:
+    told = refusal(**given, gateway_networks="192.0.2.0/24, 2001:db8::/32")
+    assert "PUSHGATE_GATEWAY_NETWORKS" in told
+    assert "192.0.2.0/24" in told
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"internal_host": "192.0.2.9"},
+        {"internal_host": "2001:db8::9"},
+        {"internal_host": "0.0.0.0", "advertise_address": "[2001:db8::1]:8081"},
+        {"internal_host": "0.0.0.0", "advertise_address": "[::ffff:192.0.2.1]:8081"},
+        {"advertise_address": "gw-0.gw:8081"},
+    ],
+)
+def test_a_node_in_the_gateways_networks_starts_and_a_name_is_left_to_callers(
+    given: dict[str, str],
+) -> None:
+    assert settings(**given, gateway_networks="192.0.2.0/24, 2001:db8::/32")
+
+
 def test_tls_of_the_internal_port_needs_both_files() -> None:
     for name in ("internal_tls_cert", "internal_tls_key"):
         told = refusal(**{name: "file.pem"})

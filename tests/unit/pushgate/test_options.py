@@ -1,5 +1,6 @@
 """Settings as flags: named when they are bad, never echoed when they are secret."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +20,7 @@ from pushgate.settings import (
     SendSettings,
     TokenSettings,
 )
+from tests.support.certificate import write_certificate
 
 COMMANDS: dict[str, type[BaseSettings]] = {
     "gateway": GatewayCommandSettings,
@@ -26,6 +28,7 @@ COMMANDS: dict[str, type[BaseSettings]] = {
     "send": SendSettings,
     "listen": ListenSettings,
     "token": TokenSettings,
+    "audit": AuditSettings,
 }
 FIELDS = [(command, name) for command, made in COMMANDS.items() for name in made.model_fields]
 SECRETS: dict[str, Any] = {"jwt_secret": "x" * 32, "internal_secret": "y" * 32}
@@ -89,6 +92,12 @@ def test_a_file_that_is_not_there_is_no_error() -> None:
         (GatewayCommandSettings, "drain_rate", "-1"),
         (GatewayCommandSettings, "workers", "0"),
         (GatewayCommandSettings, "jwks_url", "ftp://localhost/keys"),
+        (GatewayCommandSettings, "gateway_networks", "10.0.0.1/8"),
+        (GatewayCommandSettings, "proxy_protocol_from", "10.0.0.0/33"),
+        (ProcessorCommandSettings, "gateway_networks", "gateways"),
+        (ProcessorCommandSettings, "internal_tls_ca", "/nowhere/ca.pem"),
+        (ProcessorCommandSettings, "internal_auth", "none"),
+        (AuditSettings, "internal_auth", "secret"),
         (ProcessorCommandSettings, "kafka_bootstrap", "localhost:abc"),
         (ProcessorCommandSettings, "kafka_ca_file", "/nowhere/ca.pem"),
         (ProcessorCommandSettings, "kafka_topics", " , "),
@@ -169,6 +178,16 @@ def test_a_short_secret_is_named_with_its_cure_and_not_echoed(
     assert f"PUSHGATE_{name.upper()}: shorter than 32 bytes" in message
     assert "openssl rand -hex 32" in message
     assert "marker" not in message
+
+
+def test_dev_has_tls_at_both_ends_of_its_internal_calls_or_at_none(tmp_path: Path) -> None:
+    cert, key = map(str, write_certificate(tmp_path))
+    served = {"internal_tls_cert": cert, "internal_tls_key": key}
+    for half in (served, {"internal_tls_ca": cert}):
+        message = explained(DevSettings, **half)
+        assert "PUSHGATE_INTERNAL_TLS_CERT" in message
+        assert "PUSHGATE_INTERNAL_TLS_CA" in message
+    assert load(DevSettings, {**served, "internal_tls_ca": cert})
 
 
 def test_the_secrets_that_dev_makes_are_long_enough() -> None:

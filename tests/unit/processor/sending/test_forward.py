@@ -14,8 +14,12 @@ from processor.reading.message import Message
 from processor.reading.progress import Progress
 from processor.sending.forward import REFUSED, UNREACHABLE, Failure, Forwarder, Partly, Result
 from processor.sending.node_queue import NodeQueue
+from processor.sending.reach import Reach
+from registry.calls import GatewayCalls
 from registry.directory import Node
 from registry.message import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, Envelope, Push
+from registry.networks import networks
+from registry.proof import proof
 
 pytestmark = pytest.mark.anyio
 
@@ -108,7 +112,7 @@ async def gateway(answer: Answer) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def forwarder() -> AsyncIterator[Forwarder]:
-    made = Forwarder(secret=SECRET, timeout_seconds=TIMEOUT_SECONDS)
+    made = Forwarder(Reach(GatewayCalls(secret=SECRET)), timeout_seconds=TIMEOUT_SECONDS)
     yield made
     await made.close()
 
@@ -146,7 +150,7 @@ async def test_a_batch_is_one_post_that_names_the_node_it_is_meant_for(
         assert await results_of(forwarder, made.node, pushes) == [1, 1]
     (request,) = made.requests
     assert (request.method, request.path) == ("POST", "/push")
-    assert request.headers["authorization"] == f"Bearer {SECRET}"
+    assert request.headers["authorization"] == f"Pushgate {proof(SECRET, made.node)}"
     assert request.headers["content-type"] == "application/msgpack"
     assert (request.headers["pushgate-node"], request.headers["pushgate-epoch"]) == ("gw-a", "e1")
     assert request.pushes == pushes
@@ -204,7 +208,7 @@ async def batches_of(forwarder: Forwarder, pushes: list[Push]) -> list[Request]:
 
 @pytest.fixture
 async def patient() -> AsyncIterator[Forwarder]:
-    made = Forwarder(secret=SECRET, timeout_seconds=20.0)
+    made = Forwarder(Reach(GatewayCalls(secret=SECRET)), timeout_seconds=20.0)
     yield made
     await made.close()
 
@@ -471,6 +475,39 @@ async def test_an_address_that_nobody_can_have_is_a_failure_and_no_crash(
     assert isinstance(found, Failure)
 
 
+async def test_a_node_outside_the_networks_gets_no_connection_and_another_does() -> None:
+    calls = GatewayCalls(secret=SECRET, allowed=networks("127.0.0.0/8"))
+    bounded = Forwarder(Reach(calls), timeout_seconds=TIMEOUT_SECONDS)
+    async with gateway(take_all) as inside:
+        for epoch, host in (("e1", "10.255.255.1"), ("e2", "[::1]")):
+            outside = Node("rogue", epoch, f"{host}:1")
+            found = await results_of(bounded, outside, [push(), push("n")])
+            assert found == [Failure("outside-networks")] * 2
+        assert await results_of(bounded, inside.node, [push()]) == [1]
+    await bounded.close()
+
+
+async def test_a_name_that_means_another_address_after_a_failure_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = GatewayCalls(secret=SECRET, allowed=networks("127.0.0.0/8"))
+    bounded = Forwarder(Reach(calls), timeout_seconds=5.0)
+    meant = ["127.0.0.2", "127.0.0.1"]
+
+    async def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(2, 1, 6, "", (meant.pop(0), 0))]
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", resolve)
+    async with gateway(take_all) as made:
+        port = made.node.address.rpartition(":")[2]
+        named = Node("gw-a", "e1", f"gw-a.example:{port}")
+        assert await results_of(bounded, named, [push()]) == [Failure("unreachable")]
+        for _ in range(2):
+            assert await results_of(bounded, named, [push()]) == [1]
+    assert meant == []
+    await bounded.close()
+
+
 async def test_a_proxy_of_the_environment_is_not_asked(
     forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,7 +533,7 @@ async def test_a_cancelled_forward_ends_at_once(forwarder: Forwarder) -> None:
 
 
 async def test_closing_twice_is_harmless() -> None:
-    forwarder = Forwarder(secret=SECRET, timeout_seconds=1.0)
+    forwarder = Forwarder(Reach(GatewayCalls(secret=SECRET)), timeout_seconds=1.0)
     async with gateway(take_all) as made:
         await results_of(forwarder, made.node, [push()])
         await forwarder.close()
