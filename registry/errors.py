@@ -2,4 +2,4 @@
 
 
 class RegistryError(Exception):
-    """A message breaks a rule, or the registry can't be used; subclasses say which of the two."""
+    """A message breaks a rule, or the registry can't be used or believed; subclasses say which."""
