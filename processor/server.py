@@ -28,7 +28,7 @@ from processor.sending.whereabouts import Whereabouts
 from processor.settings import ProcessorSettings
 from processor.tasks import Tasks
 from registry.calls import GatewayCalls
-from registry.directory import TIMINGS, Node, RegistryUnavailable
+from registry.directory import TIMINGS, Node, RegistryRefuses, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
 _REFRESH_SECONDS: Final = 1.0
@@ -70,6 +70,7 @@ class Processor:
         )
         self._consumer = Consumer(settings, commits, self._dispatcher, self._dead_letters)
         self._registry_seen = asyncio.Event()
+        self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
         self._stopping = asyncio.Event()
         self._operators = _Server(
             uvicorn.Config(
@@ -149,6 +150,8 @@ class Processor:
             f"topic {topic} does not exist; its messages will be read from its beginning"
             for topic in self._consumer.missing_topics
         ]
+        if self._registry_refusal is not None:
+            warnings.append(self._registry_refusal.summary)
         return {"warnings": warnings} if warnings else {}
 
     def _waits_for(self) -> str:
@@ -173,9 +176,28 @@ class Processor:
                 failing = False
                 self._registry_seen.set()
                 await self._forwarder.retain(self._registry.present)
+                await self._probe_registry()
             self._dispatcher.observe(live_nodes)
             self._consumer.observe(int(time.time() * 1000))
             await asyncio.sleep(_REFRESH_SECONDS)
+
+    async def _probe_registry(self) -> None:
+        """See whether the registry takes writes: if not, users who are not found are unknown."""
+        refusal, before = None, self._registry_refusal
+        try:
+            await self._registry.probe()
+        except RegistryRefuses as error:
+            refusal = error
+        except RegistryUnavailable:
+            return  # the next reading says so
+        self._registry_refusal = refusal
+        if refusal is not None and (before is None or before.code != refusal.code):
+            log.error(
+                "the registry refuses writes; messages for users who are not found wait",
+                error=str(refusal),
+            )
+        elif refusal is None and before is not None:
+            log.info("the registry takes writes again")
 
     def _app(self) -> Starlette:
         async def healthz(request: Request) -> Response:  # noqa: ARG001

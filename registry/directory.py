@@ -10,6 +10,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final, Protocol
 
 from registry.errors import RegistryError
+from registry.refusals import CURES
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
@@ -136,6 +137,24 @@ class RegistryUnavailable(RegistryError):
         self.reason = reason
         self.where = where
 
+    @property
+    def summary(self) -> str:
+        """What is wrong, for readers who may not see the registry's address."""
+        return "the registry does not answer"
+
+
+class RegistryRefuses(RegistryUnavailable):
+    """The registry answers, and refuses a command: `code` is the key of `CURES` (refusals.py)."""
+
+    def __init__(self, code: str, reason: str, *, where: str) -> None:
+        super().__init__(f"{code}: {CURES[code]} (Redis says: {reason})", where=where)
+        self.code = code
+
+    @property
+    def summary(self) -> str:
+        """What is wrong and what to do, for readers who may not see the registry's address."""
+        return f"the registry refuses writes ({self.code}): {CURES[self.code]}"
+
 
 class Registry(Protocol):
     """The push registry. Every method raises RegistryUnavailable when Redis does not answer."""
@@ -160,6 +179,16 @@ class Registry(Protocol):
 
         A user's change is one atomic step: the step touches only this node's element, and drops
         expired elements of all nodes. Both lists may have any length.
+        """
+
+    async def probe(self) -> None:
+        """Write as a gateway does, to keys that no look-up reads, so that a refusal is noticed.
+
+        While writes are refused, and until every gateway has had the time to write its users again,
+        users who are not found are unknown, and lost nodes stay lost.
+
+        Raises:
+            RegistryRefuses: the registry refuses writes; the text names the cure.
         """
 
     async def refresh(self) -> None:

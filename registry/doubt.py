@@ -1,7 +1,8 @@
 """Whether a user who is not found in the registry is offline or unknown.
 
 Usually such a user is offline: every connected user has an entry. But Redis can lose entries: it
-was emptied, restored or replaced, or a failover lost the last writes. Each gateway notices the loss
+was emptied, restored or replaced, or a failover lost the last writes. Or Redis refuses writes:
+then the entries of users who connect are missing. Each gateway notices the loss
 at its next heartbeat and writes the entries of all of its users again. Until every gateway has done
 so, a user who is not found may be connected: the user is unknown.
 """
@@ -22,22 +23,24 @@ _MARKER = re.compile(rb"[^ ]{1,64} ([0-9]{1,16})")
 
 
 class Doubt:
-    """Judges whether the registry may lack entries of connected users, by two signs.
+    """Judges whether the registry may lack entries of connected users, by three signs.
 
     `registration_seconds` is the most that every gateway takes to notice a loss and to write the
     entries of all of its users again (`Timings` in directory.py). For so long the registry is
-    doubted after either sign, and a user who is not found is unknown:
+    doubted after each sign, and a user who is not found is unknown:
 
     - `may_lack_entries`: the generation marker, read with the entries, is absent or young. The
       marker is in the registry, so a process that started after the loss sees the sign too. The
       doubt lasts until the marker is `registration_seconds` old.
+    - `in_outage`, while the registry refuses writes (`RedisRegistry.probe` tries), and for
+      `registration_seconds` afterwards.
     - `in_outage`: the registry does not answer, or did not a moment ago. The outage may have been a
       failover, whose new master lacks the last writes and whose marker no gateway has made anew
       yet. Only a process that saw the outage has this sign; a process that starts just then may
       call a connected user offline until the next heartbeat of a gateway. The doubt lasts until
       `registration_seconds` after the first answer.
 
-    The caller (RedisRegistry.lookup) doubts an answer where either is true.
+    The caller (RedisRegistry.lookup) doubts an answer where one of them is true.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Doubt:
         """`clock` is this process's monotonic clock, in seconds."""
         self._registration_seconds = registration_seconds
         self._clock = clock
-        #: When the doubt after an outage ends, by `clock`; infinite during an outage.
+        self._silent = False  # whether the registry does not answer
+        self._refuses = False  # whether the registry refuses writes
+        #: When the doubt after the latest outage ends, by `clock`.
         self._doubt_ends_at = -math.inf
         #: The registry's clock minus `clock`, in seconds; None before the registry's clock is read.
         self._clock_offset: float | None = None
@@ -58,16 +63,27 @@ class Doubt:
 
     @property
     def in_outage(self) -> bool:
-        """Whether the registry does not answer now, or did not `registration_seconds` ago."""
-        return self._clock() < self._doubt_ends_at
+        """Whether the registry is silent or refuses writes, or did `registration_seconds` ago."""
+        return self._silent or self._refuses or self._clock() < self._doubt_ends_at
 
     def failed(self) -> None:
         """Note that the registry did not answer: an outage begins, or goes on."""
-        self._doubt_ends_at = math.inf
+        self._silent = True
 
     def answered(self) -> None:
         """Note that the registry answered. The first answer after an outage ends the outage."""
-        if self._doubt_ends_at == math.inf:
+        if self._silent:
+            self._silent = False
+            self._doubt_ends_at = self._clock() + self._registration_seconds
+
+    def refused(self) -> None:
+        """Note that the registry refuses writes: answers to reads don't end this outage."""
+        self._refuses = True
+
+    def accepted(self) -> None:
+        """Note that the registry takes writes. The first write that is taken ends the outage."""
+        if self._refuses:
+            self._refuses = False
             self._doubt_ends_at = self._clock() + self._registration_seconds
 
     def set_time(self, epoch_seconds: float) -> None:

@@ -9,6 +9,7 @@ tests/unit/test_privates.py fails when a used private changes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -23,7 +24,8 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
-from registry.directory import RegistryUnavailable
+from registry.directory import RegistryRefuses, RegistryUnavailable
+from registry.refusals import READ_ONLY, refusal_code
 from registry.settings import RedisAccess
 
 _T = TypeVar("_T")
@@ -89,6 +91,7 @@ class RedisLink:
         """Return what `commands` returns, in bounded time.
 
         Raises:
+            RegistryRefuses: Redis answers, and refuses a command.
             RegistryUnavailable: a command failed, or there was no answer in time.
         """
         task = asyncio.current_task()
@@ -104,8 +107,7 @@ class RedisLink:
             if task is not None and task.cancelling() > cancellations:
                 raise asyncio.CancelledError from error
             self._masters_known = False
-            reason = str(error) or f"no answer in {self._timeout_seconds} s"
-            raise self._unavailable(reason) from error
+            raise await self._translated(error) from error
         # The same wait_for() can swallow a cancellation. A cancellation from before this call is
         # the caller's business: a task that cleans up after its cancellation may still ask.
         if task is not None and task.cancelling() > cancellations:
@@ -142,6 +144,17 @@ class RedisLink:
             return [await self.client.info(section)]
         masters = self._cluster.get_primaries()
         return [await self._cluster.info(section, target_nodes=master) for master in masters]
+
+    def one_a_master(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Return the first of `keys` that each master has; for use within `ask`."""
+        if self._cluster is None:
+            return list(keys[:1])
+        nodes = self._cluster.nodes_manager
+        key_by_master: dict[str, bytes] = {}
+        for key in keys:
+            master = nodes.get_node_from_slot(self._cluster.keyslot(key))
+            key_by_master.setdefault(master.name, key)
+        return list(key_by_master.values())
 
     async def scan(self, pattern: bytes, *, count: int) -> AsyncIterator[bytes]:
         """Iterate over the keys that match `pattern`, on every master; SCAN's guarantees apply.
@@ -189,6 +202,26 @@ class RedisLink:
             # `ask`, and redis-py does not start the search again by itself.
             await self._cluster.nodes_manager.initialize()
             self._masters_known = True
+
+    async def _translated(self, error: Exception) -> RegistryUnavailable:
+        # redis-py takes the codes that it knows out of an error's text.
+        code_and_text = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
+        code = refusal_code(code_and_text)
+        if code is None:
+            return self._unavailable(str(error) or f"no answer in {self._timeout_seconds} s")
+        if code == READ_ONLY:
+            await self._drop_connections()
+        return RegistryRefuses(code, str(error), where=self._where)
+
+    async def _drop_connections(self) -> None:
+        """Let the next command find the master: these connections are to a master of before.
+
+        A Cluster's servers say MOVED instead, and its masters are searched for after any error.
+        """
+        if isinstance(self.client, Redis):
+            # Connections in use too: a connection that only reads would stay for good.
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await self.client.connection_pool.disconnect()
 
     def _unavailable(self, reason: str) -> RegistryUnavailable:
         return RegistryUnavailable(reason, where=self._where)

@@ -11,6 +11,8 @@ Keys, laid out for Cluster (a hash tag first, so that a bucket is one slot):
     {pg-17}generation     the marker of one bucket: a Cluster can lose a single bucket
     {pg-nodes}evicted     how many keys the server had evicted when it made the marker
     {pg-17}evicted        the same for the marker of one bucket
+    {pg-nodes}probe:…     a node that is none, and
+    {pg-17}probe          an entry of no user, which processors write to see whether they can
 
 An entry is a plain string so that a look-up is a plain MGET: a single MGET for all users on one
 Redis, an MGET for every bucket on a Cluster. The generation marker comes with the same MGET, so the
@@ -27,10 +29,18 @@ from zlib import crc32
 
 import structlog
 
-from registry.directory import TIMINGS, Lease, Node, RegistryUnavailable, Timings
+from registry.directory import (
+    TIMINGS,
+    Lease,
+    Node,
+    RegistryRefuses,
+    RegistryUnavailable,
+    Timings,
+)
 from registry.doubt import Doubt
 from registry.node_table import AsOf, NodeTable
 from registry.redis_link import RedisLink, Script
+from registry.refusals import NO_PERMISSION
 from registry.settings import RedisAccess
 
 BUCKETS: Final = 64
@@ -43,6 +53,12 @@ _CHANGED_KEY: Final = b"{pg-nodes}changed"
 _GENERATION_KEY: Final = b"{pg-nodes}generation"
 _PREFIXES: Final = tuple(b"{pg-%d}user:" % bucket for bucket in range(BUCKETS))
 _BUCKETS_GENERATION_KEYS: Final = tuple(b"{pg-%d}generation" % bucket for bucket in range(BUCKETS))
+#: Written by `probe`. Scripts for nodes and entries run on these keys, as they run for gateways.
+_PROBE_NODE_KEYS: Final = tuple(
+    b"{pg-nodes}probe:" + part for part in (b"lease", b"names", b"changed", b"seen")
+)
+_PROBE_ENTRY_KEYS: Final = tuple(b"{pg-%d}probe" % bucket for bucket in range(BUCKETS))
+_PROBE_MS: Final = 10_000
 
 _NO_EVICTION: Final = "noeviction"
 
@@ -95,8 +111,14 @@ class RedisRegistry:
         self._seen_ms = int((timings.lease_seconds + lost_seconds) * 1000) if lost_seconds else 0
         self._entry_seconds = timings.entry_seconds
         self._table = NodeTable()
+        self._registration_seconds = timings.registration_seconds
         self._doubt = Doubt(timings.registration_seconds)
         self._generations: list[bytes] = []
+        #: The latest heartbeat of any node, and the reading of it, by Redis's clock, epoch seconds.
+        self._latest_heartbeat = 0.0
+        self._read_at = 0
+        #: When this process's account was first refused a write (`_gateways_can_write`).
+        self._no_permission_since: int | None = None
 
     async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
         """Renew the node's lease; `claim` takes the lease over from an earlier process."""
@@ -141,6 +163,48 @@ class RedisRegistry:
         for start in range(0, len(changes), MAX_WRITE_KEYS):
             part = changes[start : start + MAX_WRITE_KEYS]
             await self._ask(lambda part=part: self._write(node, part))  # type: ignore[misc]
+
+    async def probe(self) -> None:
+        """Write as a gateway does; raise RegistryRefuses, with the cure, where that is refused."""
+        try:
+            await self._link.ask(self._write_probe)
+        except RegistryRefuses as refusal:
+            self._doubt.answered()
+            if refusal.code == NO_PERMISSION and self._gateways_can_write():
+                self._doubt.accepted()
+                return
+            self._doubt.refused()
+            raise
+        except RegistryUnavailable:
+            self._doubt.failed()
+            raise
+        self._no_permission_since = None
+        self._doubt.answered()
+        self._doubt.accepted()
+
+    async def _write_probe(self) -> None:
+        keys, tag = _PROBE_NODE_KEYS, b"probe:probe"
+        await self._link.evaluate(
+            [
+                _HEARTBEAT.call(keys, "probe", "probe", "-", _PROBE_MS, "1", _PROBE_MS),
+                _RETIRE.call(keys, "probe", "probe"),
+                *(
+                    _WRITE.call([key], tag, _PROBE_MS // 1000, "1")
+                    for key in self._link.one_a_master(_PROBE_ENTRY_KEYS)
+                ),
+            ]
+        )
+
+    def _gateways_can_write(self) -> bool:
+        """Whether gateways go on writing after this process's account was refused a write.
+
+        Processors may have an account of their own that can't write: of a registry that refuses
+        writes, only heartbeats that stay out tell them. Right after a refusal nothing tells.
+        """
+        if self._no_permission_since is None:
+            self._no_permission_since = self._read_at
+        is_later = self._latest_heartbeat > self._no_permission_since + 1  # in whole seconds
+        return is_later and self._read_at - self._latest_heartbeat < self._registration_seconds
 
     async def refresh(self) -> None:
         """Read the node table afresh."""
@@ -247,15 +311,22 @@ class RedisRegistry:
     async def _read_nodes(self) -> NodeTable:
         # The leases are read last, so the leases are as new as the marker and the change, or newer.
         # Older leases beside a newer change would pass for current.
-        as_of, names, (seconds, micros) = await self._link.each(
+        as_of, names_and_scores, (seconds, micros) = await self._link.each(
             [
                 (_NAMES_KEY, ("MGET", _GENERATION_KEY, _CHANGED_KEY)),
-                (_NAMES_KEY, ("ZRANGE", _NAMES_KEY, 0, -1)),
+                (_NAMES_KEY, ("ZRANGE", _NAMES_KEY, 0, -1, "WITHSCORES")),
                 (_NAMES_KEY, ("TIME",)),
             ]
         )
         self._doubt.set_time(seconds + micros / 1e6)
-        live, lost = await self._read_leases(names)
+        self._read_at = seconds
+        self._latest_heartbeat = float(names_and_scores[-1][1]) if names_and_scores else 0.0
+        live, lost = await self._read_leases([name for name, _ in names_and_scores])
+        if self._doubt.in_outage:
+            # A lease that could not be renewed is no proof of absence. Nodes that were live a
+            # moment ago, and are not lost now, said goodbye.
+            known = {node.name for node in (*live, *lost)}
+            lost += [node for node in self._table.lost if node.name not in known]
         return NodeTable(live, lost, now=seconds, as_of=AsOf(*as_of))
 
     async def _read_leases(self, names: Sequence[bytes]) -> tuple[list[Node], list[Node]]:

@@ -15,8 +15,10 @@ local place = found[1] or found[2]
 if not place or string.sub(place, 1, #ARGV[2] + 1) ~= ARGV[2] .. ' ' then
   return 0
 end
-redis.call('DEL', KEYS[1], KEYS[4])
-redis.call('ZREM', KEYS[2], ARGV[1])
+-- First what Redis may refuse (it deletes even when its memory is full): all of this happens, or
+-- nothing.
 local seconds, micros = unpack(redis.call('TIME'))
 redis.call('SET', KEYS[3], table.concat({ARGV[2], seconds, micros}, ' '))
+redis.call('DEL', KEYS[1], KEYS[4])
+redis.call('ZREM', KEYS[2], ARGV[1])
 return 1

@@ -248,6 +248,8 @@ class FakeRegistry:
     async def nodes(self) -> list[Node]:
         return []
 
+    async def probe(self) -> None: ...
+
     def present(self, node: Node) -> bool:
         return True
 

@@ -1,0 +1,80 @@
+"""A registry that answers reads and refuses writes: known by its name, and nobody is offline."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pushgate.embedded import LOOPBACK
+from registry.directory import Node, RegistryRefuses, RegistryUnavailable
+from registry.redis_store import RedisRegistry
+from tests.support.processes import wait_until
+from tests.support.timings import AnyTimings
+from tests.support.valkey import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+NODE = Node("gw-a", "e1", "10.0.0.1:8081")
+
+
+def fail_a_save(client: Any) -> None:
+    settings = client.config_get("dir") | client.config_get("dbfilename")
+    Path(settings["dir"], settings["dbfilename"]).mkdir()  # where the snapshot belongs
+    client.config_set("save", "3600 1")
+    client.bgsave()
+    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "it failed")
+
+
+REFUSALS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "MISCONF": (fail_a_save, lambda c: c.config_set("stop-writes-on-bgsave-error", "no")),
+    "OOM": (lambda c: c.config_set("maxmemory", "1"), lambda c: c.config_set("maxmemory", "0")),
+    "NOREPLICAS": (
+        lambda c: c.config_set("min-replicas-to-write", "1"),
+        lambda c: c.config_set("min-replicas-to-write", "0"),
+    ),
+    "NOPERM": (
+        lambda c: c.execute_command("ACL", "SETUSER", "default", "-set"),
+        lambda c: c.execute_command("ACL", "SETUSER", "default", "+set"),
+    ),
+    "READONLY": (
+        lambda c: c.execute_command("REPLICAOF", LOOPBACK, "1"),
+        lambda c: c.execute_command("REPLICAOF", "NO", "ONE"),
+    ),
+}
+
+
+@pytest.fixture
+async def registry(own_valkey: RedisServer) -> AsyncIterator[RedisRegistry]:
+    timings = AnyTimings(lease_seconds=0.3, registration_seconds=0.0)
+    made = RedisRegistry(own_valkey.url, timings=timings, lost_seconds=0.3)
+    await made.heartbeat(NODE, claim=True)
+    await made.write(NODE, ["alice"], [])
+    await made.probe()
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_while_writes_are_refused_nobody_is_offline(
+    own_valkey: RedisServer, registry: RedisRegistry, code: str
+) -> None:
+    refuse, mend = REFUSALS[code]
+    assert await registry.lookup(["alice", "newcomer"]) == [(NODE,), ()]
+    with own_valkey.client() as client:
+        refuse(client)
+        with pytest.raises(RegistryUnavailable):
+            await registry.heartbeat(NODE)
+        with pytest.raises(RegistryRefuses, match=f"{code}: .*; ") as refusal:
+            await registry.probe()
+        assert refusal.value.code == code
+        for _ in range(8):  # for longer than the node is live and lost
+            await asyncio.sleep(0.1)
+            await registry.refresh()
+        assert await registry.lookup(["alice", "newcomer"]) == [(NODE,), None]
+        assert registry.lost(NODE)
+        mend(client)
+        await registry.probe()
+        await registry.heartbeat(NODE)
+        assert await registry.lookup(["alice", "newcomer"]) == [(NODE,), ()]
