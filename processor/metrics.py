@@ -55,9 +55,24 @@ LOOKUP_CACHE = Counter(
     ["result"],
     registry=_registry,
 )
-OUTCOME_ERRORS = Counter(
-    "pushgate_processor_outcome_errors_total",
-    "Attempts to write to the outcomes topic that failed; they are repeated.",
+#: By the accessory's name.
+ACCESSORY_ERRORS = {
+    "outcomes": Counter(
+        "pushgate_processor_outcome_errors_total",
+        "Attempts to write to the outcomes topic that failed, or found it out of order.",
+        registry=_registry,
+    ),
+    "dead-letter": Counter(
+        "pushgate_processor_dead_letter_errors_total",
+        "Attempts to write to the dead-letter topic that failed, or found it out of order.",
+        registry=_registry,
+    ),
+}
+ACCESSORY_LOST = Counter(
+    "pushgate_processor_accessory_lost_total",
+    "Records that will never be in the dead-letter or the outcomes topic: beyond what is kept "
+    "while the topic can't be written to, too large for the topic, or left at the end.",
+    ["topic"],
     registry=_registry,
 )
 LAG = Gauge(

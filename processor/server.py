@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from processor import metrics
+from processor.outcomes.accessory import Accessory
 from processor.outcomes.dead_letters import DeadLetters
 from processor.outcomes.outcomes import Outcomes
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
-from processor.reading.kafka import KafkaError, until_reached
 from processor.sending.dispatch import Dispatcher
 from processor.sending.forward import Forwarder
 from processor.sending.reach import Reach
@@ -134,15 +134,18 @@ class Processor:
         log.info("processor has left")
 
     async def _work(self) -> None:
-        bootstrap = self._settings.kafka_bootstrap
+        for accessory in self._accessories:
+            accessory.start()
         try:
-            await until_reached(self._dead_letters.start, bootstrap=bootstrap)
-            await until_reached(self._outcomes.start, bootstrap=bootstrap)
             await self._consumer.run()
         finally:
-            for stop in (self._outcomes.stop, self._dead_letters.stop):
-                with contextlib.suppress(KafkaError, TimeoutError):
-                    await asyncio.wait_for(stop(), timeout=2.0)
+            await self._outcomes.stop()
+            await asyncio.gather(*(accessory.stop() for accessory in self._accessories))
+
+    @property
+    def _accessories(self) -> list[Accessory]:
+        accessories = (self._dead_letters.accessory, self._outcomes.accessory)
+        return [accessory for accessory in accessories if accessory is not None]
 
     def _warnings(self) -> dict[str, list[str]]:
         """Return what an operator of a ready processor should see to; empty where all is well."""
@@ -152,6 +155,7 @@ class Processor:
         ]
         if self._registry_refusal is not None:
             warnings.append(self._registry_refusal.summary)
+        warnings += filter(None, (accessory.warning for accessory in self._accessories))
         return {"warnings": warnings} if warnings else {}
 
     def _waits_for(self) -> str:

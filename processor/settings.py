@@ -104,6 +104,13 @@ class ProcessorSettings(CallSettings, KafkaSettings):
         float,
         Field(ge=0, le=1, description="Share of messages whose outcomes are told, by their ids."),
     ] = 1.0
+    create_topics: Annotated[
+        bool,
+        Field(
+            description="Whether a processor creates its dead-letter and outcomes topics where "
+            "they do not exist, with the partitions and replicas of the first of its topics."
+        ),
+    ] = False
     processor_host: Annotated[
         str, Field(description="Address of /healthz, /readyz and /metrics.")
     ] = "127.0.0.1"

@@ -17,8 +17,15 @@ from aiokafka import (
     ConsumerRecord,
     TopicPartition,
 )
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    CommitFailedError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    NoError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer.message_accumulator import BatchBuilder
 
@@ -37,6 +44,7 @@ __all__ = [
     "UnreadableRecord",
     "commit_ends",
     "commits_of",
+    "create_topic",
     "group_consumer",
     "partition_of",
     "partitions_of",
@@ -88,12 +96,23 @@ def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
     )
 
 
-def producer(settings: KafkaSettings, *, batch_bytes: int = 16_384) -> AIOKafkaProducer:
-    """Return a producer that waits for all in-sync replicas; `batch_bytes` bounds its batches."""
+def producer(
+    settings: KafkaSettings,
+    *,
+    batch_bytes: int = 16_384,
+    idempotent: bool = False,
+    request_timeout_ms: int = 40_000,
+) -> AIOKafkaProducer:
+    """Return a producer that waits for all in-sync replicas; `batch_bytes` bounds its batches.
+
+    An idempotent producer sends a batch until Kafka has taken or refused it, and Kafka writes the
+    batch once. A request without an answer in `request_timeout_ms` is sent on a new connection.
+    """
     return AIOKafkaProducer(
         acks="all",
         max_batch_size=batch_bytes,
-        enable_idempotence=False,
+        enable_idempotence=idempotent,
+        request_timeout_ms=request_timeout_ms,
         max_request_size=_MAX_REQUEST_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         **_connection(settings),
@@ -162,6 +181,26 @@ async def partitions_of(settings: KafkaSettings, topics: Sequence[str]) -> list[
         for topic in described
         for partition in topic["partitions"]
     ]
+
+
+async def create_topic(settings: KafkaSettings, topic: str, *, like: str) -> None:
+    """Create a topic with as many partitions and replicas as the topic `like`.
+
+    The broker's own defaults can't be asked for: aiokafka speaks no version of the request that has
+    them (KIP-464). Where there is no topic `like` either, one partition and one replica.
+
+    Raises:
+        KafkaError: no broker answers, or creation was refused.
+    """
+    async with _administering(settings) as admin:
+        (model,) = await admin.describe_topics([like])
+        partitions = model["partitions"]
+        replicas = max((len(partition["replicas"]) for partition in partitions), default=1)
+        created = await admin.create_topics([NewTopic(topic, len(partitions) or 1, replicas)])
+    (result,) = created.to_object()["topic_errors"]
+    error = for_code(result["error_code"])
+    if error not in (NoError, TopicAlreadyExistsError):
+        raise error(result.get("error_message") or "")
 
 
 async def commits_of(

@@ -28,6 +28,7 @@ from pushgate.embedded.kafka import PACKAGE_ROOT, broker_command
 Kind = Literal["apache", "external", "embedded"]
 
 KAFKA_VERSION = "4.1.0"
+RESTRICTED_USER = "restricted"
 #: What a topic gets that no one created, here as in the embedded broker.
 PARTITIONS = 4
 
@@ -75,6 +76,8 @@ class KafkaServer:
     kind: Kind
     #: What stood in the way of a real broker; empty unless `kind` is embedded.
     missing: str = ""
+    #: Where RESTRICTED_USER logs in, of a strict broker.
+    sasl_bootstrap: str = ""
     _process: subprocess.Popen[bytes] | None = None
     _cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -98,8 +101,12 @@ class KafkaServer:
 
 
 def start_strict_kafka(environ: Mapping[str, str] = os.environ) -> KafkaServer:
-    """Start an Apache Kafka that creates no topic by itself; KafkaError where there is none."""
-    return _start_apache(_fetched_jars(_cache_directory(environ)), creates_topics=False)
+    """Start an Apache Kafka that creates no topic by itself; KafkaError where there is none.
+
+    On `bootstrap` everything is allowed. On `sasl_bootstrap` RESTRICTED_USER logs in (SASL PLAIN,
+    the password is the name), who may do what no ACL forbids.
+    """
+    return _start_apache(_fetched_jars(_cache_directory(environ)), strict=True)
 
 
 def start_kafka(environ: Mapping[str, str] = os.environ) -> KafkaServer:
@@ -128,27 +135,28 @@ def _start_embedded(missing: str) -> KafkaServer:
     if not bootstrap:
         _end(process)
         raise KafkaError(f"{missing}, and the embedded broker did not start (see its output)")
-    return KafkaServer(bootstrap, "embedded", missing, process)
+    return KafkaServer(bootstrap, "embedded", missing, _process=process)
 
 
-def _start_apache(jars: Path, *, creates_topics: bool = True) -> KafkaServer:
+def _start_apache(jars: Path, *, strict: bool = False) -> KafkaServer:
     with contextlib.ExitStack() as cleanup:
         directory = Path(
             cleanup.enter_context(tempfile.TemporaryDirectory(prefix="pushgate-kafka-"))
         )
         bootstrap = f"{LOOPBACK}:{choose_port()}"
         settings = directory / "server.properties"
-        settings.write_text(_server_properties(bootstrap, directory, creates_topics=creates_topics))
+        sasl_bootstrap = f"{LOOPBACK}:{choose_port()}" if strict else ""
+        settings.write_text(_server_properties(bootstrap, directory, sasl_bootstrap))
         _format_storage(jars, settings)
         process = _run_server(jars, settings, directory / "log")
         cleanup.callback(_end, process)
         _await_start(process, directory / "log")
         # pop_all: from here on it is the server's to clean up.
-        return KafkaServer(bootstrap, "apache", "", process, cleanup.pop_all())
+        return KafkaServer(bootstrap, "apache", "", sasl_bootstrap, process, cleanup.pop_all())
     raise AssertionError("unreachable: no exception is suppressed above")
 
 
-def _server_properties(bootstrap: str, directory: Path, *, creates_topics: bool) -> str:
+def _server_properties(bootstrap: str, directory: Path, sasl_bootstrap: str) -> str:
     controller = f"{LOOPBACK}:{choose_port()}"
     single = {
         f"{topic}.replication.factor": 1
@@ -162,7 +170,6 @@ def _server_properties(bootstrap: str, directory: Path, *, creates_topics: bool)
         "controller.listener.names": "CONTROLLER",
         "controller.quorum.voters": f"1@{controller}",
         "log.dirs": directory / "data",
-        "auto.create.topics.enable": str(creates_topics).lower(),
         "num.partitions": PARTITIONS,
         "offsets.topic.num.partitions": 1,
         "transaction.state.log.num.partitions": 1,
@@ -174,7 +181,30 @@ def _server_properties(bootstrap: str, directory: Path, *, creates_topics: bool)
         "group.min.session.timeout.ms": 500,
         **single,
     }
+    if sasl_bootstrap:
+        settings |= _strictness(settings, sasl_bootstrap)
     return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def _strictness(settings: Mapping[str, object], sasl_bootstrap: str) -> dict[str, object]:
+    """Give the settings of a broker that creates no topics and has a user who may be restricted."""
+    listener = f"SASL_PLAINTEXT://{sasl_bootstrap}"
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return {
+        "auto.create.topics.enable": "false",
+        "listeners": f"{settings['listeners']},{listener}",
+        "advertised.listeners": f"{settings['advertised.listeners']},{listener}",
+        "listener.security.protocol.map": (
+            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT"
+        ),
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl_plaintext.plain.sasl.jaas.config": (
+            f'{login} required user_{RESTRICTED_USER}="{RESTRICTED_USER}";'
+        ),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "allow.everyone.if.no.acl.found": "true",
+    }
 
 
 def _java(jars: Path) -> list[str]:

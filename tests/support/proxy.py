@@ -16,7 +16,9 @@ from typing import Final, Self
 from pushgate.embedded import LOOPBACK
 
 _CHUNK_BYTES: Final = 64 * 1024
-_OFFSET_COMMIT: Final = 8  # the API key of Kafka's request
+# API keys of Kafka's requests.
+_PRODUCE: Final = 0
+_OFFSET_COMMIT: Final = 8
 
 
 class Direction(enum.Enum):
@@ -156,8 +158,8 @@ class Proxy:
 class KafkaProxy(Proxy):
     """Stands before a broker, under whose address it gives its own, so that clients stay with it.
 
-    It can let no offset be committed: all else goes on, but for what follows a commit on its
-    connection, since Kafka answers in order.
+    It can let no offset be committed, or nothing be written: all else goes on, but for what follows
+    such a request on its connection, since Kafka answers in order.
     """
 
     def __init__(self, bootstrap: str) -> None:
@@ -165,17 +167,26 @@ class KafkaProxy(Proxy):
         host, _, port = bootstrap.rpartition(":")
         assert host == LOOPBACK, f"the broker at {bootstrap} is not on this machine"
         super().__init__(int(port))
-        self._commits = asyncio.Event()
-        self._commits.set()
+        self._held_key: int | None = None
+        self._let_through = asyncio.Event()
         self.held_commits = 0
 
     def hold_commits(self) -> None:
         """Let no commit through from now on; `reset` ends those that wait."""
-        self._commits.clear()
+        self._hold(_OFFSET_COMMIT)
 
-    def let_commits_through(self) -> None:
-        """Let commits through again, first those that wait."""
-        self._commits.set()
+    def hold_writes(self) -> None:
+        """Let no record through to a topic from now on, as a broker that does not answer."""
+        self._hold(_PRODUCE)
+
+    def let_through(self) -> None:
+        """Let everything through again, first what waits."""
+        self._held_key = None
+        self._let_through.set()
+
+    def _hold(self, key: int) -> None:
+        self._held_key = key
+        self._let_through.clear()
 
     async def _chunks(
         self, reader: asyncio.StreamReader, direction: Direction
@@ -187,9 +198,10 @@ class KafkaProxy(Proxy):
                 if direction is Direction.TO_CLIENT:
                     yield self._renamed(frame)
                     continue
-                if int.from_bytes(frame[4:6]) == _OFFSET_COMMIT and not self._commits.is_set():
-                    self.held_commits += 1
-                    await self._commits.wait()
+                key = int.from_bytes(frame[4:6])
+                if key == self._held_key:
+                    self.held_commits += key == _OFFSET_COMMIT
+                    await self._let_through.wait()
                 yield frame
 
     def _renamed(self, frame: bytes) -> bytes:

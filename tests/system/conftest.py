@@ -1,6 +1,7 @@
 """The whole path, with real processes: gateways, processors, Kafka, Valkey and HAProxy."""
 
 import itertools
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from registry.redis_store import RedisRegistry
-from tests.support.kafka import KafkaServer
+from tests.support.kafka import KafkaError, KafkaServer, start_strict_kafka
 from tests.support.processes import GatewayProcess, ProcessorProcess
 from tests.support.valkey import RedisServer
 
@@ -91,6 +92,19 @@ async def backend(kafka: KafkaServer) -> AsyncIterator[AIOKafkaProducer]:
     await producer.start()
     yield producer
     await producer.stop()
+
+
+@pytest.fixture(scope="session")
+def strict_kafka() -> Iterator[KafkaServer]:
+    """Give a broker that creates no topic by itself, and has a user who can be restricted."""
+    try:
+        server = start_strict_kafka()
+    except KafkaError as error:
+        if os.environ.get("PUSHGATE_REQUIRE_REAL_KAFKA") == "1":
+            raise
+        pytest.skip(f"needs a broker that creates no topics: {error}")
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """What the system's tests share: publish, gather, count."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import httpx
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.clients import Client, Message, eventually
+from tests.support.kafka import KafkaServer
 from tests.support.processes import ProcessorProcess
 
 
@@ -85,3 +88,38 @@ async def until_outcomes(
 
     await eventually(reached, f"outcomes {expected}; so far {counted}", timeout_seconds=timeout)
     assert counted == expected
+
+
+@asynccontextmanager
+async def administering(kafka: KafkaServer) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def create(
+    kafka: KafkaServer, topic: str, *, partitions: int = 1, configs: Mapping[str, str] | None = None
+) -> None:
+    """Create a topic of one replica."""
+    new = NewTopic(topic, partitions, replication_factor=1, topic_configs=dict(configs or {}))
+    async with administering(kafka) as admin:
+        await admin.create_topics([new])
+
+
+@asynccontextmanager
+async def publishing(kafka: KafkaServer) -> AsyncIterator[AIOKafkaProducer]:
+    """Give a producer at a broker that is not the session's."""
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all")
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def readyz(processor: ProcessorProcess) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        return await http.get(f"http://127.0.0.1:{processor.port}/readyz")

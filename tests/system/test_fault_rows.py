@@ -287,7 +287,7 @@ async def test_a_processor_killed_before_its_commit_loses_nothing_and_nobody_see
                 )
                 await asyncio.to_thread(doomed.kill)
                 proxy.reset()
-                proxy.let_commits_through()
+                proxy.let_through()
                 heir = await asyncio.to_thread(start)
             await until_all_arrived(ledger, timeout_seconds=20.0)
             await asyncio.to_thread(heir.terminate)

@@ -3,68 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Final
 
-import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import NewPartitions
 
 from tests.support.clients import connect, eventually
-from tests.support.kafka import KafkaError, KafkaServer, start_strict_kafka
-from tests.support.processes import GatewayProcess, ProcessorProcess
+from tests.support.kafka import KafkaServer
+from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartProcessor
-from tests.system.steps import publish, take, until_outcomes
+from tests.system.steps import (
+    administering,
+    create,
+    publish,
+    publishing,
+    readyz,
+    take,
+    until_outcomes,
+)
 
 pytestmark = pytest.mark.anyio
 
 DELIVERED: Final = ("delivered", "")
-
-
-@pytest.fixture(scope="module")
-def strict_kafka() -> Iterator[KafkaServer]:
-    """Give a broker that creates no topic by itself."""
-    try:
-        server = start_strict_kafka()
-    except KafkaError as error:
-        if os.environ.get("PUSHGATE_REQUIRE_REAL_KAFKA") == "1":
-            raise
-        pytest.skip(f"needs a broker that creates no topics: {error}")
-    yield server
-    server.stop()
-
-
-@asynccontextmanager
-async def administering(kafka: KafkaServer) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
-
-
-async def create(kafka: KafkaServer, topic: str, *, partitions: int = 1) -> None:
-    async with administering(kafka) as admin:
-        await admin.create_topics([NewTopic(topic, partitions, replication_factor=1)])
-
-
-@asynccontextmanager
-async def publishing(kafka: KafkaServer) -> AsyncIterator[AIOKafkaProducer]:
-    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all")
-    await producer.start()
-    try:
-        yield producer
-    finally:
-        await producer.stop()
-
-
-async def readyz(processor: ProcessorProcess) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False) as http:
-        return await http.get(f"http://127.0.0.1:{processor.port}/readyz")
 
 
 @pytest.mark.parametrize("rolling", [False, True], ids=["after a stop", "beside the old one"])

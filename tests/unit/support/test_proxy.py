@@ -147,5 +147,5 @@ async def test_commits_are_held_with_what_follows_and_other_connections_go_on() 
         await reader.send(fetch)
         assert await reader.exactly(len(fetch)) == fetch
         assert echo.got == commit + fetch
-        proxy.let_commits_through()
+        proxy.let_through()
         assert await coordinator.exactly(len(commit + fetch)) == commit + fetch
