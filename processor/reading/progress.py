@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
@@ -80,6 +81,15 @@ class Progress:
         if self._oldest_waiting and first is not None:
             return min(first, self._oldest_waiting[0].offset)
         return first
+
+    @property
+    def settled_beyond(self) -> Collection[int]:
+        """The settled offsets beyond `committable`, and offsets there that no message has."""
+        if not self._oldest_waiting or self.next_offset is None:
+            return self._passed
+        unsettled = {offset for offset, _ in self._span if offset not in self._passed}
+        first = self._oldest_waiting[0].offset
+        return set(range(first, self.next_offset)) - unsettled - self._waiting
 
     @property
     def oldest_ms(self) -> int | None:

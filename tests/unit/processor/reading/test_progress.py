@@ -138,6 +138,8 @@ def test_in_whatever_order_messages_wait_and_settle_nothing_unsettled_is_passed(
         assert progress.committable == min(left, default=300)
         assert progress.oldest_ms == (min(left) * 10 if left else None)
         assert len(progress) == len(left)
+        committable = progress.committable or 0
+        assert set(progress.settled_beyond) == set(range(committable, 300)) - left
 
 
 def test_following_the_log_commits_nothing_while_a_message_waits(progress: Progress) -> None:
