@@ -21,6 +21,7 @@ from processor.outcomes.dead_letters import DeadLetters
 from processor.outcomes.outcomes import Outcomes
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
+from processor.reading.membership import Membership
 from processor.sending.dispatch import Dispatcher
 from processor.sending.forward import Forwarder
 from processor.sending.reach import Reach
@@ -56,7 +57,10 @@ class Processor:
         self._whereabouts = Whereabouts(self._registry, cache_seconds=settings.lookup_cache_seconds)
         self._tasks = Tasks()
         commits = Commits()
-        self._outcomes = Outcomes(settings, commits.advanced, spawn=self._tasks.spawn)
+        membership = Membership()
+        self._outcomes = Outcomes(
+            settings, commits.advanced, membership=membership, spawn=self._tasks.spawn
+        )
         self._dead_letters = DeadLetters(settings, self._outcomes.rejected, spawn=self._tasks.spawn)
         self._dispatcher = Dispatcher(
             self._whereabouts,
@@ -68,7 +72,9 @@ class Processor:
             batch_messages=settings.batch_messages,
             patience_seconds=settings.overloaded_seconds,
         )
-        self._consumer = Consumer(settings, commits, self._dispatcher, self._dead_letters)
+        self._consumer = Consumer(
+            settings, commits, self._dispatcher, self._dead_letters, membership=membership
+        )
         self._registry_seen = asyncio.Event()
         self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
         self._stopping = asyncio.Event()

@@ -23,6 +23,7 @@ from processor.outcomes.accessory import Accessory
 from processor.outcomes.outcome import Kind, Outcome, outcome, outcome_of
 from processor.outcomes.writer import Row
 from processor.reading.kafka import Record, size_of
+from processor.reading.membership import Membership
 from processor.reading.message import Message, Rejection
 from processor.reading.progress import Progress
 from processor.settings import ProcessorSettings
@@ -74,6 +75,16 @@ class _Place(NamedTuple):
 
 #: A message or a rejected record, to be taken off the progress of its partition.
 _Placed = _Place | Message
+
+
+class _Gathered(NamedTuple):
+    """A message with its outcome, and the report to write; None where none is to be written."""
+
+    place: _Placed
+    outcome: Outcome
+    row: Row | None
+
+
 #: A report with its key, which is None for a rejected record whose key can be no user's.
 _KeyedReport = tuple[bytes | None, Report]
 _encode = msgspec.json.Encoder().encode
@@ -91,10 +102,15 @@ class Outcomes:
         settings: ProcessorSettings,
         advanced: Advanced,
         *,
+        membership: Membership,
         spawn: Spawn,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
-        """`advanced` is told the partitions of which messages were settled."""
+        """`advanced` is told the partitions of which messages were settled.
+
+        Reports are written only while `membership` is certain.
+        """
+        self._membership = membership
         self._advanced = advanced
         self._spawn = spawn
         self._now_ms = now_ms
@@ -102,9 +118,8 @@ class Outcomes:
         #: None where no topic is set.
         self.accessory = Accessory(settings, topic, name="outcomes", spawn=spawn) if topic else None
         self._sample_below = int(settings.outcomes_sample * _CHECKSUMS)
-        # Gathered for the next write: all messages with an outcome, and reports of the sample.
-        self._places: list[_Placed] = []
-        self._rows: list[Row] = []
+        #: Gathered for the next write.
+        self._gathered: list[_Gathered] = []
         self._publishing: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
@@ -121,41 +136,50 @@ class Outcomes:
         """
         held = [message for message in messages if not message.progress.lost]
         outcomes = [outcome_of(message) for message in held]
-        _count(outcomes)
         if self.accessory is None:
+            _count(outcomes)
             self._settle(held)
         elif held:
             now_ms = self._now_ms()
             pairs = zip(held, outcomes, strict=True)
             reports = [_report(message, result, now_ms) for message, result in pairs]
-            self._publish_soon(held, reports)
+            self._publish_soon(held, outcomes, reports)
 
     def rejected(self, rejections: Sequence[Rejection]) -> None:
         """Do the same for rejected records, which are in the dead-letter topic by now."""
         held = [rejection for rejection in rejections if not rejection.progress.lost]
-        _count(outcome(Kind.REJECTED, rejection.error.reason) for rejection in held)
+        outcomes = [outcome(Kind.REJECTED, rejection.error.reason) for rejection in held]
         places = [
             _Place(rejection.progress, rejection.record.offset, size_of(rejection.record))
             for rejection in held
         ]
         if self.accessory is None:
+            _count(outcomes)
             self._settle(places)
         elif places:
             now_ms = self._now_ms()
             reports = [
                 (_key(rejection.record), _rejection(rejection, now_ms)) for rejection in held
             ]
-            self._publish_soon(places, reports)
+            self._publish_soon(places, outcomes, reports)
 
-    def _publish_soon(self, places: Sequence[_Placed], reports: Sequence[_KeyedReport]) -> None:
-        """Gather reports for the next write; `_settle` places once the write is acknowledged."""
-        self._places += places
-        if self._sample_below < _CHECKSUMS:
-            below = self._sample_below
-            reports = [keyed for keyed in reports if crc32(keyed[1].id.encode()) < below]
-        self._rows += [Row(key, _encode(report)) for key, report in reports]
+    def _publish_soon(
+        self,
+        places: Iterable[_Placed],
+        outcomes: Iterable[Outcome],
+        reports: Iterable[_KeyedReport],
+    ) -> None:
+        """Gather reports for the next write; count and `_settle` once the write is acknowledged."""
+        rows = [self._row(key, report) for key, report in reports]
+        self._gathered += map(_Gathered, places, outcomes, rows)
         if self._publishing is None or self._publishing.done():
             self._publishing = self._spawn(self._publish_gathered())
+
+    def _row(self, key: bytes | None, report: Report) -> Row | None:
+        """Return the record to write; None where the message is not in the sample."""
+        if self._sample_below < _CHECKSUMS and crc32(report.id.encode()) >= self._sample_below:
+            return None
+        return Row(key, _encode(report))
 
     def _settle(self, places: Sequence[_Placed]) -> None:
         """Take messages off their partitions' progress; harmless for a partition lost meanwhile."""
@@ -167,11 +191,14 @@ class Outcomes:
     async def _publish_gathered(self) -> None:
         assert self.accessory is not None  # noqa: S101 - without a topic nothing is gathered
         await asyncio.sleep(_GATHER_SECONDS)
-        while self._places:
-            places, self._places = self._places, []
-            rows, self._rows = self._rows, []
-            await self.accessory.write(rows)
-            self._settle(places)
+        while self._gathered:
+            await self._membership.certainty()
+            gathered, self._gathered = self._gathered, []
+            # The outcome of a message whose partition is lost is for the next owner to tell.
+            held = [each for each in gathered if not each.place.progress.lost]
+            await self.accessory.write([each.row for each in held if each.row is not None])
+            _count(each.outcome for each in held)
+            self._settle([each.place for each in held])
 
 
 def _count(outcomes: Iterable[Outcome]) -> None:

@@ -18,6 +18,7 @@ import structlog
 
 from processor import metrics
 from processor.reading.commits import Commits
+from processor.reading.handover import Handover, Settled
 from processor.reading.kafka import (
     AIOKafkaConsumer,
     ConsumerRebalanceListener,
@@ -26,9 +27,12 @@ from processor.reading.kafka import (
     TopicPartition,
     UnreadableRecord,
     group_consumer,
+    is_member,
     size_of,
     until_reached,
+    watch_heartbeats,
 )
+from processor.reading.membership import DOUBT_SECONDS, Membership
 from processor.reading.message import Message, Rejection
 from processor.reading.progress import Progress
 from processor.reading.reader import Batch, Reader
@@ -41,6 +45,11 @@ _RETRY_SECONDS: Final = 1.0
 _MOST_ERRORS: Final = 30
 #: How long a rebalance waits for the messages in hand; the broker's own bound is far above.
 _REVOKE_SECONDS: Final = 10.0
+#: The same where the group has given this member up: no commit can succeed, and only writes of
+#: outcomes that are under way are waited for.
+_EXPELLED_SECONDS: Final = 0.5
+#: How often a wait for certainty looks whether to stop.
+_CERTAINTY_SECONDS: Final = 0.5
 #: How long new topics may take to get their first commit. A member sends no heartbeat meanwhile,
 #: and the group gives a silent member up after six seconds.
 _BEGIN_SECONDS: Final = 4.0
@@ -72,13 +81,23 @@ class Consumer:
     """Reads the topics as a member of the consumer group until told to stop."""
 
     def __init__(
-        self, settings: ProcessorSettings, commits: Commits, intake: Intake, rejects: Rejects
+        self,
+        settings: ProcessorSettings,
+        commits: Commits,
+        intake: Intake,
+        rejects: Rejects,
+        *,
+        membership: Membership,
     ) -> None:
         self.assigned = asyncio.Event()
         self._settings = settings
         self._commits = commits
         self._intake = intake
         self._rejects = rejects
+        self._membership = membership
+        self._handover = Handover()
+        #: What earlier owners have settled of records that are still to be read.
+        self._settled_before: dict[TopicPartition, Settled] = {}
         self._kafka: AIOKafkaConsumer | None = None
         # Changed in place: the reader holds the same dict.
         self._partitions: dict[TopicPartition, Progress] = {}
@@ -153,7 +172,7 @@ class Consumer:
 
     async def _join(self) -> AIOKafkaConsumer:
         self._rejoin = False
-        client = group_consumer(self._settings, self._settings.kafka_group)
+        client = group_consumer(self._settings, self._settings.kafka_group, assignor=self._handover)
         self._kafka = client
         self._commits.use(client, note=self._starts.note)
         try:
@@ -161,6 +180,7 @@ class Consumer:
         except KafkaError:
             await _leave_group(client)
             raise
+        watch_heartbeats(client, self._membership.confirm, clock=self._membership.now)
         # Only now: start() would wait for every topic, and fail where one topic does not exist.
         client.subscribe(self._settings.topics, listener=_Rebalances(self._revoke, self._begin))
         return client
@@ -183,9 +203,10 @@ class Consumer:
         """
         revoked = list(self._partitions.values())
         self._partitions.clear()  # no more records of these partitions are taken in
+        expelled = self._kafka is not None and not is_member(self._kafka)
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_REVOKE_SECONDS):
+                async with asyncio.timeout(_EXPELLED_SECONDS if expelled else _REVOKE_SECONDS):
                     await self._commits.settled(revoked)
                     await self._commits.flush()
         finally:
@@ -194,22 +215,58 @@ class Consumer:
     def _lose(self, revoked: Iterable[Progress]) -> None:
         for progress in revoked:
             progress.lost = True
+            self._handover.give(progress)
             with contextlib.suppress(KeyError):  # the partition's lag may never have been shown
                 metrics.LAG.remove(progress.partition.topic, str(progress.partition.partition))
         self._commits.forget()
 
     async def _begin(self, partitions: Collection[TopicPartition]) -> None:
-        """Begin with assigned partitions, once every new topic among them has its first commit."""
-        assert self._kafka is not None  # noqa: S101 - assignments come after `_join`
+        """Begin with assigned partitions, where the group and their earlier owners left off."""
+        client = self._kafka
+        assert client is not None  # noqa: S101 - assignments come after `_join`
+        self._membership.confirm(self._membership.now())
         try:
             async with asyncio.timeout(_BEGIN_SECONDS):
-                await self._starts.begin(self._kafka, partitions)
+                await self._starts.begin(client, partitions)
+                await self._skip_settled(client, partitions)
         except (KafkaError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
-            log.error("can't commit where new topics start; joining anew", error=reason)
+            log.error("can't find where partitions start; joining anew", error=reason)
             self._rejoin = True
         else:
+            self._hold_doubtful(client, partitions)
             self._assign(partitions)
+
+    async def _skip_settled(
+        self, client: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+    ) -> None:
+        """Go on after the offsets up to which earlier owners settled everything; commit these."""
+        self._settled_before = {}
+        for partition in partitions:
+            settled = self._handover.received.get(partition)
+            if settled is None:
+                continue
+            committed = await client.committed(partition)
+            if committed is None or committed < settled.before:
+                client.seek(partition, settled.before)
+                self._commits.finished({partition: settled.before})
+            if settled.beyond:
+                self._settled_before[partition] = settled
+
+    def _hold_doubtful(
+        self, client: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+    ) -> None:
+        """Pause partitions whose earlier owner may be about to join anew, with claims on them."""
+        held = [each for each in partitions if each not in self._handover.received]
+        if not held or not self._membership.others_in_doubt:
+            return
+        log.info("waiting for earlier owners of partitions", partitions=len(held))
+        client.pause(*held)
+
+        def release() -> None:
+            client.resume(*client.assignment().intersection(held))
+
+        asyncio.get_running_loop().call_later(DOUBT_SECONDS, release)
 
     def _assign(self, partitions: Iterable[TopicPartition]) -> None:
         self._partitions.clear()
@@ -221,7 +278,7 @@ class Consumer:
         await self._intake.room()
         try:
             async for batch in reader.read():
-                self._take(client, batch)
+                await self._take_when_certain(client, batch)
         except KafkaError as error:
             self._errors += 1
             log.error("can't read from Kafka; trying on", error=str(error))
@@ -229,35 +286,60 @@ class Consumer:
         else:
             self._errors = 0
 
-    def _take(self, client: AIOKafkaConsumer, batch: Batch) -> None:
-        """Take records in; records of partitions not assigned (yet) come again later."""
+    async def _take_when_certain(self, client: AIOKafkaConsumer, batch: Batch) -> None:
+        """Take records in, once it is certain that their partitions are this member's."""
+        progresses = {partition: self._partitions.get(partition) for partition in batch}
+        for partition, progress in progresses.items():
+            if progress is None:  # not assigned yet: the records come again later
+                with contextlib.suppress(KafkaError):  # not assigned any more
+                    client.seek(partition, batch[partition][0].offset)
+        while not await self._membership.certainty(timeout_seconds=_CERTAINTY_SECONDS):
+            if self._stopping:
+                return
+        # A partition that was lost meanwhile, and may be back, is read from a new offset.
+        self._take(
+            {
+                partition: batch[partition]
+                for partition, progress in progresses.items()
+                if progress is not None and self._partitions.get(partition) is progress
+            }
+        )
+
+    def _take(self, batch: Batch) -> None:
+        """Take records of assigned partitions in."""
         messages: list[Message] = []
         rejections: list[Rejection] = []
-        taken = 0
         read_ms = int(time.time() * 1000)
         for partition, records in batch.items():
-            progress = self._partitions.get(partition)
-            if progress is None:
-                with contextlib.suppress(KafkaError):  # the partition is not assigned any more
-                    client.seek(partition, records[0].offset)
-                continue
-            taken += len(records)
+            progress = self._partitions[partition]
+            settled = self._settled_before.get(partition)
             for record in records:
                 size = size_of(record)
                 # Kafka has -1 for a record without a timestamp.
                 timestamp_ms = record.timestamp if record.timestamp >= 0 else read_ms
                 progress.begin(record.offset, size=size, timestamp_ms=timestamp_ms)
+                if settled is not None and record.offset in settled.beyond:
+                    progress.settle(record.offset, size=size)
+                    continue
                 try:
                     envelope = _envelope(record, timestamp_ms, self._settings.max_payload_bytes)
                 except RejectedRecord as error:
                     rejections.append(Rejection(progress, record, error, timestamp_ms))
                 else:
                     messages.append(Message(envelope, progress, record.offset, size=size))
-        if taken:
-            metrics.BATCH.observe(taken)
+            if settled is not None:
+                self._skipped(progress, settled)
+        if batch:
+            metrics.BATCH.observe(sum(map(len, batch.values())))
             self._intake.take(messages)
         if rejections:
             self._rejects.take(rejections)
+
+    def _skipped(self, progress: Progress, settled: Settled) -> None:
+        """Commit what may now be committable; forget claims that have been read past."""
+        self._commits.advanced([progress])
+        if progress.next_offset is not None and progress.next_offset > max(settled.beyond):
+            del self._settled_before[progress.partition]
 
 
 class _Rebalances(ConsumerRebalanceListener):

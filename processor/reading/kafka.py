@@ -18,6 +18,12 @@ from aiokafka import (
     TopicPartition,
 )
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.cluster import ClusterMetadata
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.protocol import (
+    ConsumerProtocolMemberAssignment,
+    ConsumerProtocolMemberMetadata,
+)
 from aiokafka.errors import (
     CommitFailedError,
     KafkaError,
@@ -32,31 +38,40 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from processor.settings import KafkaSettings
 
 __all__ = [
+    "SESSION_TIMEOUT_MS",
     "AIOKafkaConsumer",
     "AIOKafkaProducer",
     "BatchBuilder",
+    "ClusterMetadata",
     "CommitFailedError",
+    "ConsumerProtocolMemberAssignment",
+    "ConsumerProtocolMemberMetadata",
     "ConsumerRebalanceListener",
     "KafkaError",
     "MessageSizeTooLargeError",
     "Record",
+    "RoundRobinPartitionAssignor",
     "TopicPartition",
     "UnreadableRecord",
     "commit_ends",
     "commits_of",
     "create_topic",
     "group_consumer",
+    "is_member",
     "partition_of",
     "partitions_of",
     "producer",
     "size_of",
     "unreadable",
     "until_reached",
+    "watch_heartbeats",
 ]
 
 _REBALANCE_TIMEOUT_MS: Final = 30_000
 #: Time until the group misses a member that was killed; the least that brokers allow by default.
-_SESSION_TIMEOUT_MS: Final = 6_000
+SESSION_TIMEOUT_MS: Final = 6_000
+#: Pauses while a topic does not exist: brokers may create topics that a client asks for.
+_CREATION_SECONDS: Final = (0.1, 0.3, 0.6)
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 
 _T = TypeVar("_T")
@@ -74,8 +89,12 @@ _FETCH_BYTES: Final = 1_048_576
 _MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
 
 
-def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
+def group_consumer(
+    settings: KafkaSettings, group: str, *, assignor: object = RoundRobinPartitionAssignor
+) -> AIOKafkaConsumer:
     """Return a consumer of `group` without automatic commits.
+
+    `assignor` assigns the partitions where this consumer is the leader of the group.
 
     Partitions without a committed offset are read from the earliest offset: see starts.py for new
     groups and new topics.
@@ -87,13 +106,43 @@ def group_consumer(settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
         isolation_level="read_committed",  # records of aborted transactions are no messages
         max_partition_fetch_bytes=_FETCH_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
-        session_timeout_ms=_SESSION_TIMEOUT_MS,
-        heartbeat_interval_ms=_SESSION_TIMEOUT_MS // 4,
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        heartbeat_interval_ms=SESSION_TIMEOUT_MS // 4,
         fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
         # A member that finishes its messages first (consumer.py) must not be taken for dead.
         rebalance_timeout_ms=_REBALANCE_TIMEOUT_MS,
+        partition_assignment_strategy=(assignor,),
         **_connection(settings),
     )
+
+
+def watch_heartbeats(
+    consumer: AIOKafkaConsumer, confirm: Callable[[float], None], *, clock: Callable[[], float]
+) -> None:
+    """Call `confirm`, with the time of sending, after each heartbeat that the group has accepted.
+
+    The consumer has been started. Its heartbeats are private (tests/unit/test_privates.py).
+    """
+    coordinator: Any = consumer._coordinator
+    beat = coordinator._do_heartbeat
+
+    async def watched_beat() -> bool:
+        sent_at = clock()
+        accepted = bool(await beat())
+        if accepted:
+            confirm(sent_at)
+        return accepted
+
+    coordinator._do_heartbeat = watched_beat
+
+
+def is_member(consumer: AIOKafkaConsumer) -> bool:
+    """Whether the group has not given this consumer up, as far as the consumer knows.
+
+    aiokafka's reset_generation makes the generation -1.
+    """
+    coordinator: Any = consumer._coordinator
+    return int(coordinator.generation) > 0
 
 
 def producer(
@@ -169,13 +218,20 @@ def unreadable(partition: TopicPartition, offset: int) -> UnreadableRecord:
 
 
 async def partitions_of(settings: KafkaSettings, topics: Sequence[str]) -> list[TopicPartition]:
-    """Return the partitions of the topics that exist; a broker may create the others now.
+    """Return the partitions of the topics that exist.
+
+    A broker may create the others now, which is waited for, for a second.
 
     Raises:
         KafkaError: no broker answers.
     """
     async with _administering(settings) as admin:
         described = await admin.describe_topics(list(topics))
+        for pause in _CREATION_SECONDS:
+            if all(topic["partitions"] for topic in described):
+                break
+            await asyncio.sleep(pause)
+            described = await admin.describe_topics(list(topics))
     return [
         TopicPartition(topic["topic"], partition["partition"])
         for topic in described

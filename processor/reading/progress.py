@@ -85,10 +85,10 @@ class Progress:
     @property
     def settled_beyond(self) -> Collection[int]:
         """The settled offsets beyond `committable`, and offsets there that no message has."""
-        if not self._oldest_waiting or self.next_offset is None:
+        first = self.committable
+        if not self._waiting or first is None or self.next_offset is None:
             return self._passed
         unsettled = {offset for offset, _ in self._span if offset not in self._passed}
-        first = self._oldest_waiting[0].offset
         return set(range(first, self.next_offset)) - unsettled - self._waiting
 
     @property

@@ -12,7 +12,6 @@ ones: while a topic of the setting is missing, its name is in the metadata of th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Final
 
@@ -27,8 +26,6 @@ from processor.reading.kafka import (
 )
 from processor.settings import ProcessorSettings
 
-#: Pauses while a topic does not exist: brokers may create topics that a client asks for.
-_CREATION_SECONDS: Final = (0.1, 0.3, 0.6)
 _NOTE_PREFIX: Final = "missing:"
 #: Kafka takes 4,096 bytes of metadata with an offset by default.
 _MAX_NOTE_BYTES: Final = 4_000
@@ -53,7 +50,7 @@ class Starts:
             KafkaError: no broker answers, or a request failed.
         """
         settings = self._settings
-        partitions = await self._existing_partitions()
+        partitions = await partitions_of(settings, settings.topics)
         if settings.kafka_start != "end":
             return
         commits = await commits_of(settings, settings.kafka_group, partitions)
@@ -85,16 +82,6 @@ class Starts:
                 client.seek(partition, end)
             _log_start(new)
         self._ends_due.difference_update(due)
-
-    async def _existing_partitions(self) -> list[TopicPartition]:
-        topics = self._settings.topics
-        partitions = await partitions_of(self._settings, topics)
-        for pause in _CREATION_SECONDS:
-            if len({partition.topic for partition in partitions}) == len(topics):
-                break
-            await asyncio.sleep(pause)
-            partitions = await partitions_of(self._settings, topics)
-        return partitions
 
 
 def _log_start(partitions: Iterable[TopicPartition]) -> None:

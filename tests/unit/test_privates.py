@@ -106,9 +106,30 @@ PRIVATES = (
     Private(
         "aiokafka.producer.message_accumulator:BatchBuilder",
         "aiokafka",
-        "processor/outcomes/outcomes.py",
-        "outcomes are appended to batches: a send of its own costs 9 µs each",
+        "processor/outcomes/writer.py",
+        "rows are appended to batches: a send of its own costs 9 µs each",
         "2afb55d33db93501",
+    ),
+    Private(
+        "aiokafka.consumer.group_coordinator:GroupCoordinator._do_heartbeat",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "wrapped: an answered heartbeat confirms the membership",
+        "a553619f22d867b5",
+    ),
+    Private(
+        "aiokafka.consumer.group_coordinator:GroupCoordinator.reset_generation",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "a generation below 1 is that of a consumer that the group has given up",
+        "855df8864ef49a7d",
+    ),
+    Private(
+        "aiokafka.consumer.group_coordinator:CoordinatorGroupRebalance.perform_group_join",
+        "aiokafka",
+        "processor/reading/handover.py",
+        "asks the assignor for metadata after partitions were revoked",
+        "a4b0f94cff209568",
     ),
     Private(
         "aiokafka.partitioner:DefaultPartitioner",

@@ -14,8 +14,11 @@ from processor import metrics
 from processor.reading import consumer as module
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
+from processor.reading.handover import Settled
 from processor.reading.kafka import KafkaError, Record, TopicPartition
+from processor.reading.membership import Membership
 from processor.reading.message import Message, Rejection
+from tests.support.clients import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +158,20 @@ async def no_survey() -> None:
 
 
 def consumer_of(settings: SimpleNamespace, dispatcher: Offline) -> Consumer:
-    return Consumer(cast("Any", settings), dispatcher.commits, dispatcher, NothingRejected())
+    return Consumer(
+        cast("Any", settings),
+        dispatcher.commits,
+        dispatcher,
+        NothingRejected(),
+        membership=certain(),
+    )
+
+
+def certain() -> Membership:
+    """Give a membership for which time stands still."""
+    membership = Membership(clock=lambda: 0.0)
+    membership.confirm(0.0)
+    return membership
 
 
 @pytest.mark.parametrize(
@@ -287,11 +303,13 @@ async def test_a_record_without_a_timestamp_is_as_old_as_the_time_since_it_was_r
 ) -> None:
     messages, rejections = KeptMessages(), KeptRejections()
     settings = SimpleNamespace(topics=["push"], max_payload_bytes=100)
-    consumer = Consumer(cast("Any", settings), Commits(), messages, rejections)
+    consumer = Consumer(
+        cast("Any", settings), Commits(), messages, rejections, membership=certain()
+    )
     consumer._assign([A])
     began_ms = int(time.time() * 1000)
     bad = record(A, 1, timestamp=timestamp, headers=(("push-ttl", b"soon"),))
-    consumer._take(cast("Any", None), {A: [record(A, 0, timestamp=timestamp), bad]})
+    consumer._take({A: [record(A, 0, timestamp=timestamp), bad]})
     read_ms = int(time.time() * 1000)
     consumer.observe(read_ms + 5_000)
     [gauge] = metrics.OLDEST_SECONDS.collect()
@@ -303,3 +321,95 @@ async def test_a_record_without_a_timestamp_is_as_old_as_the_time_since_it_was_r
     else:
         assert gauge.samples[0].value == (read_ms + 5_000 - timestamp) / 1000
         assert message.envelope.published_ms == rejection.published_ms == timestamp
+
+
+class Assigned(Broken):
+    """A consumer with one partition, whose committed offset is 2."""
+
+    def __init__(self) -> None:
+        super().__init__(KafkaError())
+        self.failures = 0
+        self.committed_at = {A: 2}
+        self.paused: set[TopicPartition] = set()
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        self.paused |= set(partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        self.paused -= set(partitions)
+
+
+def consumer_with(messages: KeptMessages, membership: Membership) -> tuple[Consumer, Assigned]:
+    settings = SimpleNamespace(
+        kafka_start="earliest", topics=["push"], max_payload_bytes=100, kafka_bootstrap="b:1"
+    )
+    consumer = Consumer(
+        cast("Any", settings), Commits(), messages, NothingRejected(), membership=membership
+    )
+    client = Assigned()
+    consumer._kafka = cast("Any", client)
+    consumer._commits.use(cast("Any", client))
+    return consumer, client
+
+
+async def test_what_an_earlier_owner_settled_is_neither_sent_nor_left_uncommitted() -> None:
+    messages = KeptMessages()
+    consumer, client = consumer_with(messages, certain())
+    consumer._handover.received = {A: Settled(4, frozenset({5, 6}))}
+    await consumer._begin([A])
+    assert client.places[A] == 4
+    batch = {A: [record(A, offset) for offset in range(4, 9)]}
+    await consumer._take_when_certain(cast("Any", client), batch)
+    assert [message.offset for message in messages.kept] == [4, 7, 8]
+    messages.kept[0].progress.settle(4, size=messages.kept[0].size)
+    consumer._commits.advanced([messages.kept[0].progress])
+    await consumer._commits.flush()
+    assert client.committed_at[A] == 7
+    assert not consumer._settled_before, "what has been read past is forgotten"
+
+
+async def test_a_commit_beyond_a_claim_counts() -> None:
+    consumer, client = consumer_with(KeptMessages(), certain())
+    client.places[A] = 2
+    consumer._handover.received = {A: Settled(1)}
+    await consumer._begin([A])
+    assert client.places[A] == 2
+
+
+async def test_after_a_silence_partitions_wait_for_claims_of_their_earlier_owners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "DOUBT_SECONDS", 0.05)
+    now = [0.0]
+    consumer, client = consumer_with(KeptMessages(), Membership(clock=lambda: now[0]))
+    await consumer._begin([A])
+    assert not client.paused, "nobody was silent"
+    now[0] = 10.0
+    consumer._handover.received = {B: Settled(1)}
+    await consumer._begin([A, B])
+    assert client.paused == {A}
+    await eventually(lambda: not client.paused, "read after the wait")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_records_are_taken_in_once_the_partition_is_this_members_for_certain(
+    lost: bool,
+) -> None:
+    now = [0.0]
+    membership = Membership(clock=lambda: now[0])
+    messages = KeptMessages()
+    consumer, client = consumer_with(messages, membership)
+    await consumer._begin([A])
+    now[0] = 60.0  # Kafka was silent, or this process was frozen
+    batch = {A: [record(A, 2)]}
+    taking = asyncio.create_task(consumer._take_when_certain(cast("Any", client), batch))
+    await asyncio.sleep(0.01)
+    assert not taking.done()
+    if lost:  # and is back: the records before its new offset are another owner's
+        consumer._partitions.clear()
+        await consumer._begin([A])
+    else:
+        membership.confirm(now[0])
+    async with asyncio.timeout(5):
+        await taking
+    assert len(messages.kept) == (0 if lost else 1)

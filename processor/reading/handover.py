@@ -1,0 +1,157 @@
+"""Claims: settled offsets of a lost partition, handed to the partition's next owner.
+
+A commit can fail for good: a broker that was silent for longer than the session time-out gives up
+all members, and refuses their commits. Messages that were settled without a commit would then be
+sent again, and their outcomes told again. So a member that joins anew claims the offsets that it
+has settled, in the user data of its subscription. The leader of the group adds the claims to the
+assignments of the partitions' next owners. Kafka defines both fields for such uses (KIP-54 keeps
+owned partitions there), and members of earlier versions ignore them. The assignment is still
+"roundrobin", so both versions share a group.
+
+A claim is a fact of the past, and stays true however late the claim comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from processor.reading.kafka import (
+    ClusterMetadata,
+    ConsumerProtocolMemberAssignment,
+    ConsumerProtocolMemberMetadata,
+    RoundRobinPartitionAssignor,
+    TopicPartition,
+)
+from processor.reading.progress import Progress
+
+#: Most ranges of settled offsets that one member claims: some 100 KB. Messages beyond the bound are
+#: sent and told again.
+_MOST_RANGES: Final = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The settled offsets of a partition: all offsets before `before`, and the offsets `beyond`."""
+
+    before: int
+    beyond: frozenset[int] = frozenset()
+
+    def __or__(self, other: Settled) -> Settled:
+        before = max(self.before, other.before)
+        beyond = self.beyond | other.beyond
+        return Settled(before, frozenset(offset for offset in beyond if offset >= before))
+
+
+Claims = Mapping[TopicPartition, Settled]
+
+
+class Handover:
+    """One member's claims, and the claims that came with the member's assignment.
+
+    An assignor of aiokafka's, which calls `metadata` in perform_group_join, after partitions were
+    revoked, then `assign` where this member is the leader, and `on_assignment`.
+    """
+
+    name = RoundRobinPartitionAssignor.name
+
+    def __init__(self) -> None:
+        #: Settled offsets of the partitions that this member has lost since its last assignment.
+        self._given: dict[TopicPartition, Settled] = {}
+        #: Offsets that earlier owners have settled, of the partitions that are assigned now.
+        self.received: Claims = {}
+
+    def give(self, progress: Progress) -> None:
+        """Claim the settled offsets of a partition that is taken away."""
+        partition = progress.partition
+        settled = self.received.get(partition, Settled(0))
+        if progress.committable is not None:
+            settled |= Settled(progress.committable, frozenset(progress.settled_beyond))
+        if settled.before:
+            self._given[partition] = settled
+
+    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+        """Return the subscription of this member, with its claims."""
+        return ConsumerProtocolMemberMetadata(0, list(topics), encode(self._given))
+
+    def assign(
+        self, cluster: ClusterMetadata, members: Mapping[str, ConsumerProtocolMemberMetadata]
+    ) -> dict[str, ConsumerProtocolMemberAssignment]:
+        """As the leader of the group, assign partitions in turn; pass the claims on."""
+        claims = merged(decode(member.user_data) for member in members.values())
+        assignments = RoundRobinPartitionAssignor.assign(cluster, members)
+        return {
+            member: ConsumerProtocolMemberAssignment(
+                assignment.version,
+                assignment.assignment,
+                encode(_of(assignment.partitions(), claims)),
+            )
+            for member, assignment in assignments.items()
+        }
+
+    def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
+        """Take the claims on the assigned partitions; this member's claims have been passed on."""
+        self.received = decode(assignment.user_data)
+        self._given = {}
+
+
+def merged(all_claims: Iterable[Claims]) -> Claims:
+    """Return the claims of several members as one."""
+    result: dict[TopicPartition, Settled] = {}
+    for claims in all_claims:
+        for partition, settled in claims.items():
+            result[partition] = result[partition] | settled if partition in result else settled
+    return result
+
+
+def encode(claims: Claims) -> bytes:
+    """Return claims as MessagePack: topic, partition, `before`, then the ranges of `beyond`.
+
+    A range is two numbers: its first offset, and its length.
+    """
+    room = _MOST_RANGES
+    rows: list[tuple[str, int, int, list[int]]] = []
+    for partition, settled in claims.items():
+        ranges = [number for pair in _ranges(settled.beyond) for number in pair][: 2 * room]
+        room -= len(ranges) // 2
+        rows.append((partition.topic, partition.partition, settled.before, ranges))
+    return msgspec.msgpack.encode(rows) if rows else b""
+
+
+def decode(data: bytes) -> Claims:
+    """Return the claims in user data; none where a member of another kind wrote the data."""
+    if not data:
+        return {}
+    try:
+        rows = msgspec.msgpack.decode(data, type=list[tuple[str, int, int, list[int]]])
+    except msgspec.MsgspecError:
+        return {}
+    return {
+        TopicPartition(topic, partition): Settled(before, _offsets(ranges))
+        for topic, partition, before, ranges in rows
+    }
+
+
+def _of(partitions: Collection[TopicPartition], claims: Claims) -> Claims:
+    return {each: claims[each] for each in partitions if each in claims}
+
+
+def _ranges(offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
+    first, length = 0, 0
+    for offset in sorted(offsets):
+        if length and offset == first + length:
+            length += 1
+            continue
+        if length:
+            yield first, length
+        first, length = offset, 1
+    if length:
+        yield first, length
+
+
+def _offsets(ranges: list[int]) -> frozenset[int]:
+    pairs = zip(ranges[::2], ranges[1::2], strict=False)
+    return frozenset(offset for first, length in pairs for offset in range(first, first + length))
