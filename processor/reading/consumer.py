@@ -48,8 +48,10 @@ _REVOKE_SECONDS: Final = 10.0
 #: The same where the group has given this member up: no commit can succeed, and only writes of
 #: outcomes that are under way are waited for.
 _EXPELLED_SECONDS: Final = 0.5
-#: How often a wait for certainty looks whether to stop.
-_CERTAINTY_SECONDS: Final = 0.5
+#: How long records that were read wait for certainty before they are put back, and how often
+#: meanwhile is looked whether to stop.
+_CERTAINTY_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.5
 #: How long new topics may take to get their first commit. A member sends no heartbeat meanwhile,
 #: and the group gives a silent member up after six seconds.
 _BEGIN_SECONDS: Final = 4.0
@@ -106,6 +108,7 @@ class Consumer:
         #: Topics of the setting that do not exist (or can't be described); see `observe`.
         self.missing_topics: list[str] = []
         self._missing_at_last_look: list[str] = []
+        self._release: asyncio.TimerHandle | None = None  # resumes held partitions
         self._errors = 0  # failed reads in a row
         self._rejoin = False  # the assignment could not begin: join the group anew
         self._stopping = False
@@ -243,7 +246,7 @@ class Consumer:
         """Go on after the offsets up to which earlier owners settled everything; commit these."""
         self._settled_before = {}
         for partition in partitions:
-            settled = self._handover.received.get(partition)
+            settled = self._handover.claims.get(partition)
             if settled is None:
                 continue
             committed = await client.committed(partition)
@@ -257,16 +260,17 @@ class Consumer:
         self, client: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
     ) -> None:
         """Pause partitions whose earlier owner may be about to join anew, with claims on them."""
-        held = [each for each in partitions if each not in self._handover.received]
+        held = [each for each in partitions if each not in self._handover.claims]
         if not held or not self._membership.others_in_doubt:
             return
         log.info("waiting for earlier owners of partitions", partitions=len(held))
         client.pause(*held)
-
-        def release() -> None:
-            client.resume(*client.assignment().intersection(held))
-
-        asyncio.get_running_loop().call_later(DOUBT_SECONDS, release)
+        if self._release is not None:
+            self._release.cancel()
+        loop = asyncio.get_running_loop()
+        self._release = loop.call_later(
+            DOUBT_SECONDS, lambda: client.resume(*client.assignment().intersection(held))
+        )
 
     def _assign(self, partitions: Iterable[TopicPartition]) -> None:
         self._partitions.clear()
@@ -289,21 +293,31 @@ class Consumer:
     async def _take_when_certain(self, client: AIOKafkaConsumer, batch: Batch) -> None:
         """Take records in, once it is certain that their partitions are this member's."""
         progresses = {partition: self._partitions.get(partition) for partition in batch}
-        for partition, progress in progresses.items():
-            if progress is None:  # not assigned yet: the records come again later
-                with contextlib.suppress(KafkaError):  # not assigned any more
-                    client.seek(partition, batch[partition][0].offset)
-        while not await self._membership.certainty(timeout_seconds=_CERTAINTY_SECONDS):
-            if self._stopping:
-                return
-        # A partition that was lost meanwhile, and may be back, is read from a new offset.
-        self._take(
-            {
-                partition: batch[partition]
-                for partition, progress in progresses.items()
-                if progress is not None and self._partitions.get(partition) is progress
-            }
-        )
+        # Not assigned yet: the records come again later.
+        _put_back(client, batch, (each for each in batch if progresses[each] is None))
+        certain = await self._certain()
+        # A partition that was lost meanwhile, and may be back, has another offset to read from.
+        held = [
+            each for each in batch if self._partitions.get(each) is progresses[each] is not None
+        ]
+        if certain:
+            self._take({partition: batch[partition] for partition in held})
+        else:
+            _put_back(client, batch, held)
+
+    async def _certain(self) -> bool:
+        """Return whether the membership is certain; wait for that, for a few seconds at most.
+
+        aiokafka joins no group for a consumer that has not polled for five minutes, so a wait
+        without an end would be one.
+        """
+        if self._membership.certain:
+            return True
+        deadline = self._membership.now() + _CERTAINTY_SECONDS
+        while not await self._membership.certainty(timeout_seconds=_LOOK_SECONDS):
+            if self._stopping or self._membership.now() > deadline:
+                return False
+        return True
 
     def _take(self, batch: Batch) -> None:
         """Take records of assigned partitions in."""
@@ -362,6 +376,13 @@ class _Rebalances(ConsumerRebalanceListener):
         """Begin with the assigned partitions."""
         log.info("partitions assigned", partitions=sorted(f"{t}-{n}" for t, n in assigned))
         await self._begin(assigned)
+
+
+def _put_back(client: AIOKafkaConsumer, batch: Batch, partitions: Iterable[TopicPartition]) -> None:
+    """Let the records of some partitions of a batch be read again."""
+    for partition in partitions:
+        with contextlib.suppress(KafkaError):  # the partition is not assigned any more
+            client.seek(partition, batch[partition][0].offset)
 
 
 def _envelope(record: Record, published_ms: int, max_payload_bytes: int) -> Envelope:

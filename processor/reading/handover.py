@@ -50,7 +50,7 @@ Claims = Mapping[TopicPartition, Settled]
 
 
 class Handover:
-    """One member's claims, and the claims that came with the member's assignment.
+    """One member's claims.
 
     An assignor of aiokafka's, which calls `metadata` in perform_group_join, after partitions were
     revoked, then `assign` where this member is the leader, and `on_assignment`.
@@ -59,23 +59,19 @@ class Handover:
     name = RoundRobinPartitionAssignor.name
 
     def __init__(self) -> None:
-        #: Settled offsets of the partitions that this member has lost since its last assignment.
-        self._given: dict[TopicPartition, Settled] = {}
-        #: Offsets that earlier owners have settled, of the partitions that are assigned now.
-        self.received: Claims = {}
+        #: Claims on the assigned partitions: at first those of earlier owners, and then (`give`)
+        #: this member's own. They go into every subscription until another assignment comes.
+        self.claims: dict[TopicPartition, Settled] = {}
 
     def give(self, progress: Progress) -> None:
         """Claim the settled offsets of a partition that is taken away."""
-        partition = progress.partition
-        settled = self.received.get(partition, Settled(0))
         if progress.committable is not None:
-            settled |= Settled(progress.committable, frozenset(progress.settled_beyond))
-        if settled.before:
-            self._given[partition] = settled
+            settled = Settled(progress.committable, frozenset(progress.settled_beyond))
+            self.claims = merged([self.claims, {progress.partition: settled}])
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         """Return the subscription of this member, with its claims."""
-        return ConsumerProtocolMemberMetadata(0, list(topics), encode(self._given))
+        return ConsumerProtocolMemberMetadata(0, list(topics), encode(self.claims))
 
     def assign(
         self, cluster: ClusterMetadata, members: Mapping[str, ConsumerProtocolMemberMetadata]
@@ -93,12 +89,15 @@ class Handover:
         }
 
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
-        """Take the claims on the assigned partitions; this member's claims have been passed on."""
-        self.received = decode(assignment.user_data)
-        self._given = {}
+        """Take the claims on the assigned partitions; claims on others have been passed on.
+
+        A leader of an earlier version passes no claims on: this member's own claims still count.
+        """
+        passed_on = decode(assignment.user_data)
+        self.claims = _of(assignment.partitions(), merged([self.claims, passed_on]))
 
 
-def merged(all_claims: Iterable[Claims]) -> Claims:
+def merged(all_claims: Iterable[Claims]) -> dict[TopicPartition, Settled]:
     """Return the claims of several members as one."""
     result: dict[TopicPartition, Settled] = {}
     for claims in all_claims:
@@ -135,7 +134,7 @@ def decode(data: bytes) -> Claims:
     }
 
 
-def _of(partitions: Collection[TopicPartition], claims: Claims) -> Claims:
+def _of(partitions: Collection[TopicPartition], claims: Claims) -> dict[TopicPartition, Settled]:
     return {each: claims[each] for each in partitions if each in claims}
 
 

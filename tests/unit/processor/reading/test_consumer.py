@@ -355,7 +355,7 @@ def consumer_with(messages: KeptMessages, membership: Membership) -> tuple[Consu
 async def test_what_an_earlier_owner_settled_is_neither_sent_nor_left_uncommitted() -> None:
     messages = KeptMessages()
     consumer, client = consumer_with(messages, certain())
-    consumer._handover.received = {A: Settled(4, frozenset({5, 6}))}
+    consumer._handover.claims = {A: Settled(4, frozenset({5, 6}))}
     await consumer._begin([A])
     assert client.places[A] == 4
     batch = {A: [record(A, offset) for offset in range(4, 9)]}
@@ -371,7 +371,7 @@ async def test_what_an_earlier_owner_settled_is_neither_sent_nor_left_uncommitte
 async def test_a_commit_beyond_a_claim_counts() -> None:
     consumer, client = consumer_with(KeptMessages(), certain())
     client.places[A] = 2
-    consumer._handover.received = {A: Settled(1)}
+    consumer._handover.claims = {A: Settled(1)}
     await consumer._begin([A])
     assert client.places[A] == 2
 
@@ -385,7 +385,7 @@ async def test_after_a_silence_partitions_wait_for_claims_of_their_earlier_owner
     await consumer._begin([A])
     assert not client.paused, "nobody was silent"
     now[0] = 10.0
-    consumer._handover.received = {B: Settled(1)}
+    consumer._handover.claims = {B: Settled(1)}
     await consumer._begin([A, B])
     assert client.paused == {A}
     await eventually(lambda: not client.paused, "read after the wait")
@@ -413,3 +413,28 @@ async def test_records_are_taken_in_once_the_partition_is_this_members_for_certa
     async with asyncio.timeout(5):
         await taking
     assert len(messages.kept) == (0 if lost else 1)
+
+
+async def test_records_in_doubt_are_put_back_when_the_wait_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
+    now = [0.0]
+    messages = KeptMessages()
+    consumer, client = consumer_with(messages, Membership(clock=lambda: now[0]))
+    await consumer._begin([A])
+    now[0] = 60.0
+    client.places[A] = 3
+    consumer.stop()
+    await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2)]})
+    assert client.places[A] == 2, "or what was not taken in would count as read"
+    assert not messages.kept
+
+
+async def test_records_of_a_partition_that_is_not_assigned_yet_come_again() -> None:
+    messages = KeptMessages()
+    consumer, client = consumer_with(messages, certain())
+    client.places[B] = 9
+    await consumer._take_when_certain(cast("Any", client), {B: [record(B, 5)]})
+    assert client.places[B] == 5
+    assert not messages.kept

@@ -50,18 +50,19 @@ def test_what_was_settled_without_a_commit_reaches_the_next_owner() -> None:
     second.give(progress(C, taken=range(3), settled=set()))
     second.give(progress(D, taken=range(0), settled=set()))  # nothing was read
     rejoin({"1": second, "2": first})  # partitions go to 1 and 2 in turn
-    assert second.received == {A: Settled(12, frozenset({15, 16}))}
-    assert first.received == {B: Settled(7)}
+    assert second.claims == {A: Settled(12, frozenset({15, 16})), C: Settled(0)}
+    assert first.claims == {B: Settled(7)}
 
 
-def test_a_claim_is_passed_on_once_and_survives_a_join_that_fails() -> None:
+def test_a_claim_survives_a_join_that_fails_and_an_assignment_that_is_not_begun() -> None:
     first, second = Handover(), Handover()
     first.give(progress(A, taken=range(10, 12), settled={10}))
     first.metadata(["push"])  # joined, and no assignment came
     rejoin({"1": second, "2": first})
-    assert second.received == {A: Settled(11)}
-    rejoin({"1": first, "2": second})  # the second had it, and read nothing: it claims nothing new
-    assert first.received == {}
+    assert second.claims == {A: Settled(11)}
+    assert first.claims == {}
+    rejoin({"1": first, "2": second})  # the second had it, and read nothing
+    assert first.claims == {A: Settled(11)}
 
 
 def test_an_owner_who_has_read_nothing_yet_passes_on_what_it_received() -> None:
@@ -70,10 +71,10 @@ def test_an_owner_who_has_read_nothing_yet_passes_on_what_it_received() -> None:
     rejoin({"1": second, "2": first})
     second.give(progress(A, taken=range(0), settled=set()))
     rejoin({"1": first, "2": second})
-    assert first.received == {A: Settled(11, frozenset({15}))}
+    assert first.claims == {A: Settled(11, frozenset({15}))}
     first.give(progress(A, taken=range(11, 14), settled={11, 12}))
     rejoin({"1": second, "2": first})
-    assert second.received == {A: Settled(13, frozenset({15}))}
+    assert second.claims == {A: Settled(13, frozenset({15}))}
 
 
 def test_claims_of_several_members_add_up() -> None:
@@ -89,11 +90,11 @@ def test_members_without_claims_of_another_version_share_the_group() -> None:
     new = Handover()
     new.give(progress(A, taken=range(1), settled={0}))
     assert new.name == old.name
-    rejoin({"1": old, "2": new})
-    assert new.received == {}
     new.give(progress(B, taken=range(1), settled={0}))
+    rejoin({"1": old, "2": new})
+    assert new.claims == {B: Settled(1)}, "its own, as the old leader passes none on"
     rejoin({"2": new, "1": old})
-    assert new.received == {B: Settled(1)}
+    assert new.claims == {B: Settled(1)}
 
 
 def test_data_of_another_kind_claims_nothing() -> None:
