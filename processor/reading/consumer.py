@@ -27,6 +27,7 @@ from processor.reading.kafka import (
     TopicPartition,
     UnreadableRecord,
     group_consumer,
+    is_dead,
     is_member,
     size_of,
     until_reached,
@@ -110,7 +111,8 @@ class Consumer:
         self._missing_at_last_look: list[str] = []
         self._release: asyncio.TimerHandle | None = None  # resumes held partitions
         self._errors = 0  # failed reads in a row
-        self._rejoin = False  # the assignment could not begin: join the group anew
+        #: Join the group anew: the assignment could not begin, or the client is dead.
+        self._rejoin = False
         self._stopping = False
 
     def stop(self) -> None:
@@ -286,7 +288,9 @@ class Consumer:
         except KafkaError as error:
             self._errors += 1
             log.error("can't read from Kafka; trying on", error=str(error))
-            await asyncio.sleep(_RETRY_SECONDS)
+            self._rejoin = self._rejoin or is_dead(client)
+            if not self._rejoin:
+                await asyncio.sleep(_RETRY_SECONDS)
         else:
             self._errors = 0
 
@@ -403,6 +407,7 @@ def _envelope(record: Record, published_ms: int, max_payload_bytes: int) -> Enve
 
 async def _leave_group(client: AIOKafkaConsumer) -> None:
     # aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
-    # brokers that are gone. Without stop() the group removes this member at its session time-out.
-    with contextlib.suppress(asyncio.CancelledError, KafkaError, TimeoutError):
+    # brokers that are gone; uvloop raises RuntimeError for a write to a connection that was reset.
+    # Without stop() the group removes this member at its session time-out.
+    with contextlib.suppress(asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
         await asyncio.wait_for(client.stop(), timeout=5.0)

@@ -57,6 +57,7 @@ __all__ = [
     "commits_of",
     "create_topic",
     "group_consumer",
+    "is_dead",
     "is_member",
     "partition_of",
     "partitions_of",
@@ -142,7 +143,16 @@ def is_member(consumer: AIOKafkaConsumer) -> bool:
     aiokafka's reset_generation makes the generation -1.
     """
     coordinator: Any = consumer._coordinator
-    return int(coordinator.generation) > 0
+    return int(coordinator.generation) > 0 and not is_dead(consumer)
+
+
+def is_dead(consumer: AIOKafkaConsumer) -> bool:
+    """Whether the consumer will never join a group again: its _coordination_routine has ended.
+
+    uvloop's RuntimeError for a write to a connection that was reset ends the routine, for one.
+    """
+    coordinator: Any = consumer._coordinator
+    return bool(coordinator._coordination_task.done())
 
 
 def producer(

@@ -178,6 +178,6 @@ async def test_members_who_could_not_commit_before_they_were_given_up_tell_nothi
             await eventually(
                 lambda: places <= reports.told.keys(), "all are told", timeout_seconds=30.0
             )
+        assert len(reports.repeated) == 0, f"of {len(reports.told)}"
         for processor in processors:
             await asyncio.to_thread(processor.terminate)
-    assert len(reports.repeated) == 0, f"of {len(reports.told)}"

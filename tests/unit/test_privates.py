@@ -125,6 +125,13 @@ PRIVATES = (
         "855df8864ef49a7d",
     ),
     Private(
+        "aiokafka.consumer.group_coordinator:GroupCoordinator._coordination_routine",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "a task that ends with an error, for good: the client is replaced",
+        "914f55c818ace87a",
+    ),
+    Private(
         "aiokafka.consumer.group_coordinator:CoordinatorGroupRebalance.perform_group_join",
         "aiokafka",
         "processor/reading/handover.py",

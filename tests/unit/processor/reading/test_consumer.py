@@ -55,6 +55,8 @@ class Broken:
         self.committed_at: dict[TopicPartition, int] = {}
         self.failures = 2
         self.raised = False
+        self.coordination: asyncio.Future[None] = asyncio.Future()
+        self._coordinator = SimpleNamespace(generation=1, _coordination_task=self.coordination)
 
     def assignment(self) -> set[TopicPartition]:
         return {A, B}
@@ -207,11 +209,12 @@ async def test_a_kafka_that_fails_meanwhile_neither_ends_the_consumer_nor_loses_
     assert broken.failures == 0
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["after some errors", "at once when dead"])
 async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, ended: bool
 ) -> None:
     dispatcher = Offline()
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 60 if ended else 0)
     monkeypatch.setattr(module, "_MOST_ERRORS", 3)
     settings = SimpleNamespace(
         kafka_start="earliest", kafka_bootstrap="b:1", kafka_group="g", topics=["push"],
@@ -227,8 +230,12 @@ async def test_a_kafka_client_that_only_fails_any_more_is_replaced(
             raise KafkaError("a task of the client is dead")
 
     async def join() -> Broken:
+        consumer._rejoin = False
         broken = Dead(KafkaError()) if not joined else Broken(KafkaError("once"))
+        broken.raised = ended
         broken.failures = 0
+        if ended and not joined:
+            broken.coordination.set_result(None)
         joined.append(broken)
         dispatcher.commits.use(cast("Any", broken))
         consumer._assign([A, B])
