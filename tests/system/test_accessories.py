@@ -139,10 +139,14 @@ async def test_missing_topics_are_created_where_the_setting_says_so(
 ) -> None:
     await create(strict_kafka, user, partitions=3)
     processor = start(outcomes_topic=f"{user}.outcomes", create_topics="true")
-    await until_well(processor)
     async with administering(strict_kafka) as admin:
-        for topic in await admin.describe_topics([f"{user}.dead", f"{user}.outcomes"]):
-            assert len(topic["partitions"]) == 3
+
+        async def created() -> bool:
+            topics = await admin.describe_topics([f"{user}.dead", f"{user}.outcomes"])
+            return [len(topic["partitions"]) for topic in topics] == [3, 3]
+
+        await eventually(created, "both topics are there", timeout_seconds=MENDED_SECONDS)
+    await until_well(processor)
 
 
 async def test_topics_that_do_not_answer_stop_nothing_and_get_every_row_once_in_the_end(
