@@ -1,13 +1,9 @@
 """Two gateways behind HAProxy, with the configuration that deploy/haproxy ships."""
 
 import asyncio
-import os
-import shutil
 import signal
-import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,61 +20,12 @@ from tests.support.clients import (
     open_websocket,
     pusher_to,
 )
-from tests.support.processes import GatewayProcess, free_port, http_status, wait_until
+from tests.support.haproxy import CONFIGURATION, haproxy
+from tests.support.processes import GatewayProcess, http_status
 from tests.system.conftest import StartGateway, StartProcessor
 from tests.system.steps import publish_all, take
 
 pytestmark = pytest.mark.anyio
-
-CONFIGURATION = Path(__file__).parents[2] / "deploy/haproxy/haproxy.cfg"
-
-
-@contextmanager
-def haproxy(
-    a: GatewayProcess,
-    b: GatewayProcess,
-    *,
-    configuration: Path = CONFIGURATION,
-    send_proxy: bool = False,
-) -> Iterator[int]:
-    """Run HAProxy in front of two gateways; gives its port once both are in."""
-    binary = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-    if binary is None:
-        assert os.environ.get("PUSHGATE_REQUIRE_HAPROXY") != "1", "haproxy is required and missing"
-        pytest.skip("needs haproxy, which is not installed")
-    port = free_port()
-    env = {
-        "PUSHGATE_HAPROXY_BIND": f"127.0.0.1:{port}",
-        "PUSHGATE_GATEWAY_A": f"127.0.0.1:{a.port}",
-        "PUSHGATE_GATEWAY_B": f"127.0.0.1:{b.port}",
-        "PUSHGATE_GATEWAY_A_HEALTH": f"127.0.0.1:{a.internal_port}",
-        "PUSHGATE_GATEWAY_B_HEALTH": f"127.0.0.1:{b.internal_port}",
-    }
-    if send_proxy:
-        env["PUSHGATE_HAPROXY_SEND_PROXY_V2"] = "1"
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [binary, "-db", "-f", str(configuration)],
-            env=os.environ | env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            wait_until(lambda: process.poll() is not None or _answers(port), "haproxy answers")
-            assert process.poll() is None, "haproxy ended at its start"
-            yield port
-        except BaseException:
-            log.seek(0)
-            print(log.read().decode(errors="replace"))  # noqa: T201 - pytest shows it
-            raise
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _answers(port: int) -> bool:
-    return http_status(port, "/readyz") == 200
 
 
 async def count_on(gateway: GatewayProcess) -> int:
@@ -128,27 +75,26 @@ async def test_a_gateway_that_drains_is_taken_out_and_its_clients_go_to_the_othe
             ]
             assert (await count_on(a), await count_on(b)) == (2, 2)
             a.signal(signal.SIGTERM)
-            ends = await asyncio.gather(
-                *(client.ended(timeout=1.0) for client in clients), return_exceptions=True
+            ends = [asyncio.create_task(client.ended(timeout=20.0)) for client in clients]
+            for end in ends:
+                stack.callback(end.cancel)
+            await eventually(
+                lambda: sum(end.done() for end in ends) == 2,
+                "a's clients are told to go",
+                timeout_seconds=10.0,
             )
-            sent_away = [name for name, end in zip(users, ends, strict=True) if _went(end)]
-            assert len(sent_away) == 2
+            sent_away = [name for name, end in zip(users, ends, strict=True) if end.done()]
+            assert [end.result().code for end in ends if end.done()] == [1001, 1001]
+            # Until HAProxy has asked twice, a still gets new clients, and refuses them.
+            assert await asyncio.to_thread(a.wait, 10.0) == 0
             again = [
                 await stack.enter_async_context(connect("ws-v1", port, name)) for name in sent_away
             ]
-            assert await asyncio.to_thread(a.wait, 10.0) == 0
             assert await count_on(b) == 4
             for name, client in zip(sent_away, again, strict=True):
                 await publish_all(backend, topic, name, ["after"])
                 assert (await take(client, 1))[0].payload == b"after"
         await eventually(lambda: http_status(port, "/readyz") == 200, "the other one answers")
-
-
-def _went(end: object) -> bool:
-    if isinstance(end, TimeoutError):
-        return False
-    assert getattr(end, "code", None) == 1001, end
-    return True
 
 
 @pytest.fixture(params=["send-proxy-v2", "send-proxy"])
