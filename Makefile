@@ -7,13 +7,17 @@ PIP_LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --requ
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
-.PHONY: dev test check lock clean
+.PHONY: dev test drill check lock clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+# Faults under load, for some twenty minutes; DRILL takes its options, as in: make drill DRILL="--rows 1 4".
+drill: $(INSTALLED)
+	$(BIN)/python -m loadtest.drill $(DRILL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check

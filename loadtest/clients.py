@@ -13,7 +13,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -146,6 +146,7 @@ class PollClient(Client):
     """Polls again after every answer. The first poll does not wait: its answer opens a session."""
 
     __slots__ = ("_again",)
+    wait_seconds: ClassVar[int] = 60
 
     def __init__(self, on_message: OnMessage) -> None:
         super().__init__(on_message)
@@ -179,7 +180,7 @@ class PollClient(Client):
             self.messages += 1
             self.on_message(message["data"].encode())
         cursor: str = answer["cursor"]
-        return b"GET /poll?wait=60&cursor=" + cursor.encode() + self._again
+        return f"GET /poll?wait={self.wait_seconds}&cursor={cursor}".encode() + self._again
 
 
 KINDS: Final[dict[str, tuple[type[Client], str]]] = {

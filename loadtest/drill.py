@@ -1,0 +1,131 @@
+"""Faults under load, with a ledger that excuses nothing: what `make drill` runs.
+
+Three gateways behind HAProxy, two processors, a real Kafka and a Valkey carry 400 messages a second
+to 1,500 clients (60 % WebSocket of both subprotocols, 30 % SSE, 10 % long-poll; every tenth user
+has two) that come back by themselves when they lose their connection. Row by row something fails:
+a gateway is killed or frozen, Redis is frozen, a network is silent in one way or in both, a host
+vanishes, one user never reads. Afterwards every message that Kafka acknowledged is compared with
+what each client got and with what the outcomes topic says. Every row starts everything anew.
+
+What is counted is defined in tests/drill/accounts.py. In short: a message is lost if a client that
+was connected when the message was published, or came back within 15 s of the end of its connection,
+has not got it. One thing is counted apart, as "between": what a node had taken, and told as
+delivered, less than a second before it was killed or cut off. Only a resume can bring that.
+
+What could fool the drill: clients and publisher are in one process, and share two cores with the
+servers, so that p99 is of the machine as much as of the gateways; it is compared within one row
+only. A client that is away for more than 15 s is owed nothing meanwhile: the longest absence is
+shown. Growth is that of the faster growing processor, between the first and the last quarter of
+the row, and short rows end before caches are full.
+
+    python -m loadtest.drill [--rows 1 4 …] [--clients 1500] [--rate 400] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from contextlib import ExitStack
+from typing import Final
+
+import uvloop
+
+from loadtest.processes import LoadtestError
+from loadtest.report import Report
+from tests.drill.faults import Lengths
+from tests.drill.rows import ROWS, Result, run
+from tests.drill.stage import Plan
+from tests.support.kafka import start_kafka
+
+_COLUMNS: Final = (
+    "row",
+    "published",
+    "copies owed",
+    "lost",
+    "between",
+    "told wrongly",
+    "out of order",
+    "repeats",
+    "ends",
+    "away s",
+    "p99 ms",
+    "made up s",
+    "MB/min",
+    "peak MB",
+)
+
+
+def cells(result: Result) -> list[str]:
+    """Return a row of the table, a text for each column."""
+    findings = result.findings
+    wrong = ", ".join(f"{count} {kind}" for kind, count in findings.told_wrongly.items() if count)
+    before, during = (1000 * p99 for p99 in (result.p99_before, result.p99_during))
+    return [
+        result.row.name,
+        f"{findings.published:,}",
+        f"{findings.owed:,}",
+        str(findings.lost),
+        str(findings.between),
+        wrong or "0",
+        str(findings.disordered),
+        str(findings.repeated),
+        str(findings.ended_sessions),
+        f"{findings.away_seconds:.1f}",
+        "–" if math.isnan(during) else f"{before:.1f} → {during:.1f} ({result.p99_ratio:.2f} ×)",
+        f"{result.recovered_seconds:.1f}",
+        f"{result.growth_mb_a_minute:.2f}",
+        f"{result.peak_mb:.0f}",
+    ]
+
+
+def figures(result: Result) -> dict[str, object]:
+    """Return a row's figures for the JSON file."""
+    findings = result.findings
+    return {
+        "title": result.row.title,
+        **dict(zip(_COLUMNS[1:], cells(result)[1:], strict=True)),
+        "outcomes": dict(findings.told),
+        "broken": result.broken,
+    }
+
+
+def main() -> None:
+    """Run the rows one after the other, and print a table of them."""
+    names = [row.name for row in ROWS]
+    parser = argparse.ArgumentParser(prog="python -m loadtest.drill")
+    parser.add_argument("--rows", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--clients", type=int, default=1_500)
+    parser.add_argument("--rate", type=float, default=400.0, help="messages a second")
+    parser.add_argument("--kafka", help="bootstrap servers; a Kafka of your own")
+    parser.add_argument("--save", action="store_true", help="keep the figures in results/")
+    arguments = parser.parse_args()
+    report = Report(f"drill-{arguments.rate:g}")
+    table = [_COLUMNS, ("---",) * len(_COLUMNS)]
+    with ExitStack() as stack:
+        override = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
+        kafka = start_kafka({**os.environ, **override})
+        stack.callback(kafka.stop)
+        if kafka.kind == "embedded":
+            raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
+        for row in (row for row in ROWS if row.name in arguments.rows):
+            print(f"row {row.name}: {row.title}", flush=True)
+            plan = Plan(
+                clients=arguments.clients,
+                rate=arguments.rate,
+                heartbeat_seconds=row.heartbeat_seconds,
+                hops=row.hops,
+            )
+            result = uvloop.run(run(row, plan, Lengths(), kafka.bootstrap))
+            report.figures[row.name] = figures(result)
+            table.append(tuple(cells(result)))
+            for phrase in result.broken or ["nothing lost, nothing told wrongly"]:
+                report.bound(f"row {row.name}: {phrase}", holds=not result.broken)
+    print("\n".join(f"| {' | '.join(line)} |" for line in table), flush=True)
+    held = len(arguments.rows) - sum(bool(r["broken"]) for r in report.figures.values())  # type: ignore[index]
+    report.line(f"{held} of {len(arguments.rows)} rows hold at {arguments.rate:g} messages/s")
+    report.finish(save=arguments.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The rows of the drill: which fault, over which load, and what must hold.
+
+No row excuses anything: no message is lost, told wrongly, out of order or twice on a connection,
+and every client is back in the end. Some rows bound more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.drill import faults
+from tests.drill.accounts import Findings, last_arrival, latencies
+from tests.drill.crowd import percentile
+from tests.drill.faults import LEASE_SECONDS, Fault, Lengths
+from tests.drill.stage import Hop, Plan, Stage, staged
+
+#: After a fault, and the time that a lost node has: how long everything may take to arrive and to
+#: be told.
+_SETTLE_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What some rows bound beside lost, wrong, repeated and disordered messages."""
+
+    p99_ratio: float | None = None  # in the fault / before it, of users whom it does not concern
+    away_seconds: float | None = None  # between two connections of a client
+    recovered_seconds: float | None = None  # from the fault's end to the last late message
+    growth_mb_a_minute: float | None = None  # of each processor
+    disconnects: bool = True  # whether clients may lose their connections
+
+
+Strike = Callable[[Stage, Lengths], Awaitable[Fault]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row: `name` is its number in the list of faults, `title` what fails."""
+
+    name: str
+    title: str
+    strike: Strike
+    bounds: Bounds = field(default_factory=Bounds)
+    hops: frozenset[Hop] = frozenset()
+    heartbeat_seconds: float = 25.0
+
+
+ROWS: Final = (
+    Row(
+        name="1",
+        title="a gateway is killed",
+        strike=faults.kill,
+        bounds=Bounds(p99_ratio=2.0, away_seconds=6.0),
+    ),
+    Row(
+        name="2",
+        title="a random gateway is killed every 10 s, 12 times",
+        strike=faults.kill_often,
+        bounds=Bounds(away_seconds=6.0, growth_mb_a_minute=1.0),
+    ),
+    Row(name="4", title="a gateway is frozen for 15 s", strike=faults.freeze),
+    Row(
+        name="5",
+        title="Redis is frozen for 10 s",
+        strike=faults.freeze_redis,
+        bounds=Bounds(recovered_seconds=2.0, disconnects=False),
+    ),
+    Row(
+        name="10-processor",
+        title="one-way partitions between processors and two gateways, 10 s",
+        strike=faults.part_from_processors,
+        bounds=Bounds(recovered_seconds=5.0, disconnects=False),
+        hops=frozenset({Hop.INTERNAL}),
+    ),
+    Row(
+        name="10-redis",
+        title="one-way partitions between two gateways and Redis, 10 s",
+        strike=faults.part_from_redis,
+        bounds=Bounds(recovered_seconds=5.0, disconnects=False),
+        hops=frozenset({Hop.REDIS}),
+    ),
+    Row(
+        name="13",
+        title="one user never reads",
+        strike=faults.never_read,
+        bounds=Bounds(p99_ratio=1.3, disconnects=False),
+    ),
+    Row(
+        name="26",
+        title="a gateway without Redis for 60 s",
+        strike=faults.cut_from_redis,
+        bounds=Bounds(disconnects=False),
+        hops=frozenset({Hop.REDIS}),
+    ),
+    Row(name="27-frozen", title="a gateway is frozen for 40 s", strike=faults.freeze_long),
+    Row(
+        name="27-vanished",
+        title="a gateway's host vanishes",
+        strike=faults.vanish,
+        hops=frozenset(Hop),
+        heartbeat_seconds=5.0,
+    ),
+)
+
+
+@dataclass(slots=True)
+class Result:
+    """A row's figures. `broken` has a phrase for everything that does not hold."""
+
+    row: Row
+    plan: Plan
+    findings: Findings
+    p99_before: float  # seconds; NaN where the fault concerns everybody
+    p99_during: float
+    recovered_seconds: float
+    growth_mb_a_minute: float
+    peak_mb: float  # of the largest process
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def p99_ratio(self) -> float:
+        """p99 of users whom the fault does not concern: in the fault / before it."""
+        return self.p99_during / self.p99_before
+
+
+async def run(
+    row: Row, plan: Plan, lengths: Lengths, bootstrap: str, *, timed: bool = True
+) -> Result:
+    """Strike while messages flow, and judge what became of them.
+
+    Without `timed`, bounds of a row that depend on the machine's speed are not looked at.
+    """
+    async with staged(plan, bootstrap) as stage:
+        began = time.monotonic()
+        async with stage.publishing(stage.crowd.users, plan.rate):
+            await asyncio.sleep(lengths.baseline)
+            fault = await row.strike(stage, lengths)
+        growth = stage.growth(stage.processors, began)
+        findings = await stage.settle(LEASE_SECONDS + plan.lost_node_seconds + _SETTLE_SECONDS)
+        findings.told_wrongly.update(fault.wrong)
+        warm = began + lengths.baseline / 4
+        result = Result(
+            row,
+            plan,
+            findings,
+            percentile(latencies(fault.others, since=warm, until=fault.began), 0.99),
+            percentile(latencies(fault.others, since=fault.began, until=fault.ended), 0.99),
+            last_arrival(stage.crowd.users, published_before=fault.ended) - fault.ended,
+            growth,
+            max(size for samples in stage.memory.values() for _, size in samples) / 1e6,
+        )
+    result.broken = [*_always(result), *(_timed(result) if timed else ())]
+    return result
+
+
+def _always(result: Result) -> Iterator[str]:
+    findings = result.findings
+    wrong = {
+        "lost": findings.lost,
+        **findings.told_wrongly,
+        "out of order": findings.disordered,
+        "twice on a connection": findings.repeated,
+        "clients never back": findings.never_back,
+        "lost connections": 0 if result.row.bounds.disconnects else findings.ended_sessions,
+    }
+    for what, count in wrong.items():
+        if count:
+            examples = findings.examples.get(what)
+            yield f"{count} {what}" + (f", as {', '.join(examples)}" if examples else "")
+    if not findings.owed:
+        yield "nothing was published that a client should get"
+
+
+def _timed(result: Result) -> Iterator[str]:
+    bounds = result.row.bounds
+    measured = {
+        "p99 of the others × ": (result.p99_ratio, bounds.p99_ratio),
+        "seconds until the last client was back: ": (
+            result.findings.away_seconds,
+            bounds.away_seconds,
+        ),
+        "seconds until all was made up for: ": (result.recovered_seconds, bounds.recovered_seconds),
+        "MB a minute of a processor: ": (result.growth_mb_a_minute, bounds.growth_mb_a_minute),
+    }
+    for what, (figure, bound) in measured.items():
+        if bound is not None and not figure <= bound:  # NaN breaks a bound, too
+            yield f"{what}{figure:.2f} > {bound:g}"

@@ -1,0 +1,190 @@
+"""The drill's negative controls: what goes wrong with one message is found, and named rightly."""
+
+import pytest
+
+from tests.drill.accounts import Client, Findings, Standing, Told, User, judge, latencies
+
+BACK_SECONDS = 6.0
+
+
+def user_of(*clients: Client, messages: int = 10) -> User:
+    """Give a user whose message n is published and acknowledged at second n, and not told yet."""
+    user = User("alice", list(clients))
+    for number in range(messages):
+        user.publish(float(number))
+        user.acknowledged[number] = True
+    return user
+
+
+def connected(user: User, *, without: int | None = None) -> User:
+    """Let the user's clients get all messages but one half a second after each was published."""
+    for client in user.clients:
+        if not client.sessions:
+            client.open(-1.0)
+        for number in range(len(user.published)):
+            if number != without:
+                client.arrive(number, number + 0.5)
+    return user
+
+
+def told(user: User, kind: str = "delivered", **others: str) -> User:
+    """Give each message the outcome `kind`; `others` as `m3="offline"`."""
+    for number, outcomes in enumerate(user.told):
+        outcomes.append(Told(others.get(f"m{number}", kind), number + 0.2))
+    return user
+
+
+def findings_of(user: User) -> Findings:
+    return judge([user], back_seconds=BACK_SECONDS)
+
+
+def clean(findings: Findings) -> bool:
+    wrong = findings.lost, findings.told_wrongly, findings.disordered, findings.repeated
+    return not any(wrong)
+
+
+def test_what_arrives_and_is_told_is_clean() -> None:
+    findings = findings_of(told(connected(user_of(Client()))))
+    assert clean(findings)
+    assert findings.published == findings.owed == 10
+    assert findings.told == {"delivered": 10}
+
+
+@pytest.mark.parametrize("kind", ["delivered", "offline", "failed"])
+def test_what_did_not_arrive_is_lost_whatever_it_is_called(kind: str) -> None:
+    findings = findings_of(told(connected(user_of(Client()), without=4), m4=kind))
+    assert findings.lost == 1
+    wrong = "delivered to nobody" if kind == "delivered" else kind
+    assert findings.told_wrongly == {wrong: 1}
+    assert findings.examples["lost"] == [f"alice.4 ({kind})"]
+
+
+def test_a_second_client_without_it_has_lost_it() -> None:
+    first, second = Client(), Client()
+    user = connected(user_of(first, second))
+    second.arrivals = [arrival for arrival in second.arrivals if arrival.number != 4]
+    findings = findings_of(told(user))
+    assert findings.lost == 1
+    assert not findings.told_wrongly
+
+
+def test_what_kafka_did_not_acknowledge_is_not_counted() -> None:
+    user = connected(user_of(Client()), without=9)
+    user.acknowledged[9] = False
+    assert findings_of(told(user, m9="offline")).published == 9
+
+
+def test_a_message_has_one_outcome() -> None:
+    user = told(connected(user_of(Client())))
+    user.told[3].clear()
+    user.told[4] *= 2
+    assert findings_of(user).told_wrongly == {"untold": 1, "told twice": 1}
+
+
+def test_a_repeat_in_one_session_is_found_and_a_repeat_in_the_next_is_none() -> None:
+    client = Client()
+    user = connected(user_of(client))
+    client.end(20.0)
+    client.open(21.0)
+    client.arrive(9, 21.1)
+    assert clean(findings_of(told(user)))
+    client.arrive(9, 21.2)
+    assert findings_of(user).repeated == 1
+
+
+def test_a_late_message_is_out_of_order() -> None:
+    client = Client()
+    user = connected(user_of(client), without=2)
+    client.arrive(2, 30.0)
+    findings = findings_of(told(user))
+    assert findings.disordered == 1
+    assert findings.examples["out of order"] == ["alice.2"]
+
+
+def moved(*, node_lives: bool = False) -> User:
+    """Give a user whose session is cut at 3.1 s, and who is back at 5.4 s, without messages 3–5."""
+    client = Client()
+    client.open(-1.0)
+    user = user_of(client)
+    for number in range(3):
+        client.arrive(number, number + 0.5)
+    user.cut(3.1, node_lives=node_lives)
+    client.end(3.2)
+    client.open(5.4)
+    for number in range(6, 10):
+        client.arrive(number, number + 0.5)
+    return user
+
+
+def test_what_a_killed_node_had_taken_is_between_two_connections() -> None:
+    findings = findings_of(told(moved()))
+    assert findings.between == 1  # message 3: published before the cut
+    assert findings.lost == 2
+    assert findings.told_wrongly == {"delivered to nobody": 2}
+
+
+def test_what_was_told_long_before_the_cut_must_have_arrived() -> None:
+    user = moved()
+    user.clients[0].arrivals = user.clients[0].arrivals[1:]
+    user.clients[0].sessions[0].cut = 3.1
+    findings = findings_of(told(user))
+    assert (findings.lost, findings.between) == (3, 1)
+
+
+def test_a_frozen_node_may_have_taken_more_after_its_freeze() -> None:
+    findings = findings_of(told(moved(node_lives=True)))
+    assert (findings.lost, findings.between) == (0, 3)
+    assert not findings.told_wrongly
+
+
+@pytest.mark.parametrize("kind", ["offline", "failed"])
+def test_a_user_who_comes_back_in_time_is_not_offline(kind: str) -> None:
+    findings = findings_of(told(moved(), m3=kind, m4=kind, m5=kind))
+    assert (findings.lost, findings.between) == (3, 0)
+    assert findings.told_wrongly == {kind: 3}
+    assert findings.away_seconds == pytest.approx(2.2)
+
+
+def test_a_client_that_comes_back_to_where_the_user_had_it_already_needs_a_resume() -> None:
+    user = moved()
+    user.clients[0].sessions[1].beside_another = True
+    findings = findings_of(told(user))
+    assert (findings.lost, findings.between) == (0, 3)
+
+
+def test_once_a_node_has_said_that_a_client_is_gone_the_client_may_be_offline() -> None:
+    user = moved()
+    user.clients[0].sessions[0].gone = 4.1
+    findings = findings_of(told(user, m3="offline", m4="offline", m5="offline"))
+    assert (findings.lost, findings.between) == (1, 2)  # message 3 was told at 3.2
+    assert findings.told_wrongly == {"offline": 1}
+
+
+def test_a_user_who_stays_away_is_offline() -> None:
+    user = moved()
+    user.clients[0].sessions[1].opened = 9.5
+    user.clients[0].arrivals = user.clients[0].arrivals[:3]
+    findings = findings_of(told(user, **{f"m{number}": "offline" for number in range(3, 10)}))
+    assert clean(findings)
+    assert findings.owed == 2  # messages 0 and 1: message 2 was told within a second of the cut
+
+
+def test_a_user_who_was_still_there_was_not_offline_though_the_user_never_comes_back() -> None:
+    user = connected(user_of(Client()), without=4)
+    user.clients[0].end(9.9)
+    findings = findings_of(told(user, m4="offline"))
+    assert findings.told_wrongly == {"offline": 1}
+    assert findings.lost == 1
+
+
+def test_who_was_never_there_is_owed_nothing_and_who_stays_away_is_never_back() -> None:
+    user = user_of(Client())
+    assert clean(findings_of(told(user, "offline")))
+    assert findings_of(user).never_back == 1
+    assert user.clients[0].standing(1.0, None, back_seconds=6.0) is Standing.ABSENT
+
+
+def test_latencies_are_those_of_first_copies_in_the_period() -> None:
+    user = connected(user_of(Client()))
+    user.clients[0].arrive(5, 99.0)
+    assert latencies([user], since=3.0, until=6.0) == [0.5, 0.5, 0.5]
