@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -174,14 +174,17 @@ class Stage:
             for proxy in node.proxies.values():
                 proxy.release()
 
-    async def send(self, user: User, body: bytes | None = None) -> None:
-        """Publish a message; `body` instead of a payload that the crowd knows."""
+    async def send(
+        self, user: User, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish a message; with `body`, no payload that the crowd knows; `headers` are more."""
         number = user.publish(time.monotonic())
+        fields = {"push-id": f"{user.name}.{number}", **(headers or {})}
         acknowledged = await self._producer.send(
             self.topic,
             payload(user.name, number) if body is None else body,
             key=user.name.encode(),
-            headers=[("push-id", f"{user.name}.{number}".encode())],
+            headers=[(name, value.encode()) for name, value in fields.items()],
         )
         acknowledged.add_done_callback(partial(self._acknowledge, user, number))
 
@@ -303,9 +306,10 @@ class Stage:
                 for record in itertools.chain.from_iterable(batches.values()):
                     report = decode(record.value)
                     name, _, number = report.id.rpartition(".")
-                    at = report.settled_ms / 1000 - wall
-                    by_name[name].told[int(number)].append(Told(report.outcome, at))
-                    waiting.discard((name, int(number)))
+                    if name in by_name:
+                        at = report.settled_ms / 1000 - wall
+                        by_name[name].told[int(number)].append(Told(report.outcome, at))
+                        waiting.discard((name, int(number)))
 
 
 @asynccontextmanager

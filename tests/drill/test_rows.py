@@ -6,9 +6,10 @@ depend on what else the machine does.
 
 import pytest
 
+from tests.drill.crowd import payload
 from tests.drill.faults import Lengths
 from tests.drill.rows import ROWS, Row, run
-from tests.drill.stage import Plan
+from tests.drill.stage import Plan, staged
 from tests.support.kafka import KafkaServer
 
 pytestmark = pytest.mark.anyio
@@ -30,3 +31,31 @@ async def test_a_fault_under_load_loses_nothing_and_tells_nothing_wrongly(
     )
     result = await run(row, plan, SHORT, real_kafka.bootstrap, timed=False)
     assert not result.broken
+
+
+async def test_what_goes_wrong_is_found_from_end_to_end(real_kafka: KafkaServer) -> None:
+    """The control: without it, a drill that sees nothing would pass."""
+    plan = Plan(clients=20, gateways=2, lost_node_seconds=5)
+    async with staged(plan, real_kafka.bootstrap) as stage:
+        dropped, repeated, swapped, altered = stage.users[1:5]  # of one client each
+        for user in stage.users:
+            await stage.send(user)
+        await stage.send(dropped, headers={"push-device": "nobody's"})
+        await stage.send(repeated, payload(repeated.name, 0))
+        for number in (2, 1):
+            await stage.send(swapped, payload(swapped.name, number))
+        await stage.send(altered, payload(swapped.name, 1))
+        findings = await stage.settle(timeout_seconds=10.0)
+    assert findings.examples["lost"] == [
+        f"{dropped.name}.1 (offline)",
+        f"{repeated.name}.1 (delivered)",
+        f"{altered.name}.1 (delivered)",
+    ]
+    assert findings.told_wrongly == {
+        "offline": 1,
+        "delivered to nobody": 2,
+        "to another user, or altered": 1,
+    }
+    assert findings.repeated == 1
+    assert findings.examples["out of order"] == [f"{swapped.name}.1"]
+    assert findings.never_back == 0
