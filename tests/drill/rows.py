@@ -139,7 +139,7 @@ async def run(
         async with stage.publishing(stage.crowd.users, plan.rate):
             await asyncio.sleep(lengths.baseline)
             fault = await row.strike(stage, lengths)
-        growth = stage.growth(stage.processors, began)
+        growth = stage.growth(stage.processors, fault.began)
         findings = await stage.settle(LEASE_SECONDS + plan.lost_node_seconds + _SETTLE_SECONDS)
         findings.told_wrongly.update(fault.wrong)
         warm = began + lengths.baseline / 4
