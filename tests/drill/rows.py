@@ -149,7 +149,7 @@ async def run(
             findings,
             percentile(latencies(fault.others, since=warm, until=fault.began), 0.99),
             percentile(latencies(fault.others, since=fault.began, until=fault.ended), 0.99),
-            last_arrival(stage.crowd.users, published_before=fault.ended) - fault.ended,
+            max(0.0, last_arrival(stage.crowd.users, published_before=fault.ended) - fault.ended),
             growth,
             max(size for samples in stage.memory.values() for _, size in samples) / 1e6,
         )
