@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.status import HTTP_403_FORBIDDEN
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import metrics
@@ -29,8 +32,12 @@ from registry.directory import Node
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
 from registry.proof import SCHEME, proof
 
+#: How often a wrong credential is logged at most.
+_LOG_SECONDS: Final = 60.0
 #: How many users `GET /connections` lists in one turn of the event loop.
 USERS_A_TURN: Final = 1_000
+
+log = structlog.get_logger("gateway.internal")
 
 _OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 _NODE_HEADER: Final = NODE_HEADER.encode("ascii")
@@ -275,13 +282,24 @@ class _RequireSecret:
     """Admits requests with an internal secret, or with a proof of it: 401 without, 403 wrong."""
 
     def __init__(
-        self, app: ASGIApp, *, secrets: Sequence[str], node: Node, open_paths: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        secrets: Sequence[str],
+        node: Node,
+        open_paths: Collection[str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Guard every path but `open_paths`; any of `secrets` is accepted (for rotation)."""
+        """Guard every path but `open_paths`; any of `secrets` is accepted (for rotation).
+
+        `clock` is in seconds, and says when a refusal may be logged again.
+        """
         self._app = app
         self._secrets = secrets
         self._node = node
         self._open_paths = frozenset(open_paths)
+        self._clock = clock
+        self._log_after = clock()
         # People and tools send the secret. Processes that learnt the address from the registry
         # send a proof, which is good for no other node (registry/proof.py).
         self._accepted = {
@@ -298,8 +316,22 @@ class _RequireSecret:
         ):
             await self._app(scope, receive, send)
             return
-        refusal = await plain_text(Request(scope), self._refusal(credential, headers))
-        await refusal(scope, receive, send)
+        refusal = self._refusal(credential, headers)
+        if refusal.status_code == HTTP_403_FORBIDDEN:
+            self._log_refusal(scope)
+        await (await plain_text(Request(scope), refusal))(scope, receive, send)
+
+    def _log_refusal(self, scope: Scope) -> None:
+        """Log a wrong credential with the cure: once a minute, since anybody may send one."""
+        now = self._clock()
+        if now >= self._log_after:
+            self._log_after = now + _LOG_SECONDS
+            log.error(
+                "a request to the internal port shows another secret, or a proof for another "
+                "address; set the same PUSHGATE_INTERNAL_SECRET on gateways and processors",
+                client=(scope.get("client") or ("unknown",))[0],
+                advertised=self._node.address,
+            )
 
     def _refusal(self, credential: bytes | None, headers: Mapping[bytes, bytes]) -> HTTPException:
         if credential is None:

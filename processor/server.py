@@ -28,7 +28,7 @@ from processor.sending.reach import Reach
 from processor.sending.whereabouts import Whereabouts
 from processor.settings import ProcessorSettings
 from processor.tasks import Tasks
-from registry.calls import GatewayCalls
+from registry.calls import REFUSED, GatewayCalls
 from registry.directory import TIMINGS, Node, RegistryRefuses, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 
@@ -166,10 +166,7 @@ class Processor:
 
     def _waits_for(self) -> str:
         if not self._dispatcher.accepted:
-            return (
-                "every gateway refuses what this processor presents: set the same "
-                "PUSHGATE_INTERNAL_SECRET on both sides"
-            )
+            return f"no live gateway takes messages: {REFUSED}"
         return f"waiting for {'Kafka' if self._registry_seen.is_set() else 'the registry'}"
 
     async def _refresh(self) -> None:
