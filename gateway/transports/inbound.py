@@ -42,7 +42,7 @@ class Inbound:
 
     def __init__(self, *, max_bytes: int) -> None:
         self.frames = 0
-        self._parser = Protocol(SERVER, state=State.OPEN, max_size=max_bytes, logger=_SILENT)
+        self._parser = _Parser(SERVER, state=State.OPEN, max_size=max_bytes, logger=_SILENT)
         self._heads = _FrameHeads()
         self._text = codecs.getincrementaldecoder("utf-8")()
         self._opcode = Opcode.CONT  # of the message, from its first frame
@@ -121,6 +121,20 @@ class Inbound:
         if frame.fin:
             payload, self._kept = bytes(self._kept), bytearray()
             yield payload.decode() if self._opcode is Opcode.TEXT else payload
+
+
+class _Parser(Protocol):
+    """The parser of websockets, which also takes a Close between the fragments of a message.
+
+    Control frames may stand there (§5.4), and a Close ends the message with the connection. The
+    library calls such a Close a protocol error.
+    """
+
+    def recv_frame(self, frame: Frame) -> None:
+        """Take a frame; a Close ends the incomplete message before it."""
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
 
 
 class _FrameHeads:

@@ -40,8 +40,6 @@ NOT_OK: Final = {
     # all the same, and RFC 6455 (§8.1) does not say when.
     "6.4.3": ("NON-STRICT", "OK"),
     "6.4.4": ("NON-STRICT", "OK"),
-    # A Close amid a message in fragments: websockets calls that a protocol error (1002).
-    "7.1.5": ("FAILED", "WRONG CODE"),
     # Informational whatever happens: RFC 6455 does not say what should.
     "7.1.6": ("INFORMATIONAL", "INFORMATIONAL"),
     "7.13.1": ("INFORMATIONAL", "INFORMATIONAL"),

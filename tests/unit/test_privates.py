@@ -90,6 +90,13 @@ PRIVATES = (
         "0459711bb48caa55",
     ),
     Private(
+        "websockets.protocol:Protocol.recv_frame",
+        "websockets",
+        "gateway/transports/inbound.py",
+        "overridden: a Close between fragments is a Close",
+        "b1399f49baced7fe",
+    ),
+    Private(
         "aiokafka.consumer.consumer:AIOKafkaConsumer.getmany",
         "aiokafka",
         "processor/reading/reader.py",

@@ -250,6 +250,14 @@ def test_a_close_is_echoed_and_is_the_clients_leave(code: int) -> None:
     assert ended_with(inbound) == (code, "client left")
 
 
+@pytest.mark.parametrize("begun", [b"", b"half of it", "é".encode()[:1]])
+def test_a_close_between_fragments_is_a_close(begun: bytes) -> None:
+    inbound = made()
+    first = client_frame(TEXT, begun, fin=False)
+    assert taken(inbound, first, client_frame(CLOSE, struct.pack("!H", 1000))) == []
+    assert ended_with(inbound) == (1000, "client left")
+
+
 def test_nothing_is_taken_behind_a_close() -> None:
     inbound = made()
     assert taken(inbound, close_frame(1000) + client_frame(TEXT, b"late")) == []
