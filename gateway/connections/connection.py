@@ -289,8 +289,11 @@ class StreamConnection(Connection):
         if self.wire is not None:
             # In OPENING the client expects the handshake's answer, and nothing before the answer.
             was_sending = self.state in _SENDING
-            if self._release(reason) and was_sending:
-                self.wire.write(last_words)
+            if self._release(reason):
+                # After a goodbye of the gateway its own grace runs already.
+                self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)
+                if was_sending:
+                    self.wire.write(last_words)
             self.wire.close()
 
     def abort(self, reason: str) -> None:

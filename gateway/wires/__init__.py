@@ -42,7 +42,12 @@ class Wire(Protocol):
         """Drop every write that has not begun to go out."""
 
     def close(self) -> None:
-        """Close after the backlog is sent; nothing more is received. Harmless when repeated."""
+        """Send the backlog, close this side, and discard bytes until the peer closes the other.
+
+        A socket that is closed with unread bytes in it resets the connection, and the peer may lose
+        bytes that it has not read yet (RFC 6455 §7.1.1). The holder bounds the time with `abort`.
+        Harmless when repeated.
+        """
 
     def abort(self) -> None:
         """Close at once, and drop the backlog: a stalled peer may never read the backlog."""

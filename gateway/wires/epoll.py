@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import socket
 from typing import Final
 
 import structlog
@@ -148,12 +149,14 @@ class EpollWire:
             self._unsent.drop_all()
 
     def close(self) -> None:
-        """Close after the backlog is sent."""
-        if self._unsent is None:
-            self.abort()
-        elif not self._closing:
+        """Close this side after the backlog is sent, and discard bytes until the peer closes."""
+        if self._descriptor >= 0 and not self._closing:
             self._closing = True
+            self.direct = -1
+            # The peer may read only when all its bytes are taken: from now on they are.
             self._watch()
+            if self._unsent is None:
+                self._close_half()
 
     def abort(self) -> None:
         """Close at once."""
@@ -200,11 +203,21 @@ class EpollWire:
             self.abort()
             return
         self._unsent = None
+        self._watch()
         if self._closing:
-            self.abort()
+            self._close_half()
         else:
-            self._watch()
             self._offer_direct()
+
+    def _close_half(self) -> None:
+        """Tell the peer that no more bytes come (shutdown(2)); `_read` sees the peer's own end."""
+        lent = socket.socket(fileno=self._descriptor)
+        try:
+            lent.shutdown(socket.SHUT_WR)
+        except OSError:  # the peer has reset the connection
+            self.abort()
+        finally:
+            lent.detach()
 
     def _wait_for_room(self, unsent: Backlog) -> None:
         """Let writes wait in a backlog until the kernel has room."""
@@ -217,7 +230,7 @@ class EpollWire:
             self.direct = self._descriptor
 
     def _watch(self) -> None:
-        reading = _READING if self._listening and not self._closing else 0
+        reading = _READING if self._listening or self._closing else 0
         self._set.watch(self._descriptor, self, reading | (_WRITING if self._unsent else 0))
 
 

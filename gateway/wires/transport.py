@@ -64,10 +64,13 @@ class TransportWire(asyncio.Protocol):
             self._unsent.drop_all()
 
     def close(self) -> None:
-        """Close after the backlog is sent."""
-        self._closing = True
-        if self._unsent is None:
-            self._transport.close()
+        """Close this side after the backlog is sent, and discard bytes until the peer closes."""
+        if not self._closing:
+            self._closing = True
+            # The peer may read only when all its bytes are taken: from now on they are.
+            self._transport.resume_reading()
+            if self._unsent is None:
+                self._close_half()
 
     def abort(self) -> None:
         """Close at once."""
@@ -95,7 +98,16 @@ class TransportWire(asyncio.Protocol):
         if not unsent:
             self._unsent = None
             if self._closing:
-                self._transport.close()
+                self._close_half()
+
+    def _close_half(self) -> None:
+        """Tell the peer that no more bytes come; the transport closes itself at the peer's end."""
+        if self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # uvloop's TLS: sends close_notify, and discards bytes until the peer's close_notify
+            self._transport.close()
 
     def eof_received(self) -> None:
         """Let the transport close itself: a half-closed peer can't be pushed to for long."""

@@ -41,6 +41,7 @@ _FLAGS: Final = (
     "--disable-quic",
     "--no-first-run",
     "--no-proxy-server",
+    "--ignore-certificate-errors",  # the certificates are made for a test
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",

@@ -368,9 +368,18 @@ def test_the_peers_end_is_answered_with_last_words_once(rig: Rig) -> None:
     assert rig.keeper.released == ["client left"]
 
 
-def test_an_end_that_answers_our_goodbye_gets_no_more_words(rig: Rig) -> None:
-    rig.line.close(GOING_AWAY)
+def test_a_peer_that_has_ended_is_cut_off_when_it_does_not_close_in_its_grace(rig: Rig) -> None:
     rig.line.received(b"x")
+    assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
+    rig.keeper.wake(rig.line)
+    assert rig.wire.aborted
+
+
+def test_an_end_that_answers_our_goodbye_gets_no_more_words_and_no_more_time(rig: Rig) -> None:
+    rig.line.close(GOING_AWAY)
+    rig.keeper.wake_in = 1.0  # the rest of the goodbye's grace
+    rig.line.received(b"x")
+    assert rig.keeper.wake_in == 1.0
     assert rig.wire.sent == b"bye\n"
     assert rig.wire.closed
 

@@ -94,6 +94,12 @@ async def read_to_end(peer: socket.socket, *, count: int | None = None) -> bytes
     return data
 
 
+async def leave(peer: socket.socket, holder: Holder) -> None:
+    """Close the peer's side too; the holder is told."""
+    peer.shutdown(socket.SHUT_WR)
+    await asyncio.wait_for(holder.gone.wait(), 5)
+
+
 async def test_what_a_slow_reader_has_not_read_waits_in_order(
     choice: Literal["epoll", "transport"],
 ) -> None:
@@ -115,6 +121,48 @@ async def test_a_close_sends_what_was_written_and_then_ends(
         wire.close()
         assert not wire.write(b"too late")
         assert await read_to_end(peer) == b"x" * 500_000
+        await leave(peer, holder)
+
+
+async def test_bytes_behind_a_close_are_discarded_until_the_peer_closes_too(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        wire.listen()
+        peer.send(b"before")
+        await asyncio.wait_for(holder.heard.wait(), 5)
+        assert wire.write(b"x" * 500_000)
+        wire.close()
+        async with asyncio.timeout(5):  # a peer that reads nothing before all of it is sent
+            await asyncio.get_running_loop().sock_sendall(peer, b"y" * 1_000_000)
+        assert await read_to_end(peer) == b"x" * 500_000
+        async with asyncio.timeout(5):  # nor is it reset afterwards
+            await asyncio.get_running_loop().sock_sendall(peer, b"z" * 1_000_000)
+        assert holder.got == b"before"
+        assert holder.losses == 0
+        await leave(peer, holder)
+
+
+async def test_a_close_before_listen_sees_the_peers_end(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        peer.send(b"early")
+        wire.close()
+        wire.listen()
+        assert await read_to_end(peer) == b""
+        await leave(peer, holder)
+        assert holder.got == b""
+
+
+async def test_a_peer_that_never_closes_is_ended_by_an_abort(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        wire.close()
+        assert await read_to_end(peer) == b""
+        assert holder.losses == 0
+        wire.abort()
         await asyncio.wait_for(holder.gone.wait(), 5)
 
 
@@ -153,7 +201,7 @@ async def test_where_the_holder_makes_room_the_newest_arrive_whole_behind_one_no
         assert holder.overflows > 1
         wire.close()
         read = numbers(await read_to_end(peer))
-        await asyncio.wait_for(holder.gone.wait(), 5)
+        await leave(peer, holder)
     assert read.count(None) == 1
     got = [number for number in read if number is not None]
     assert all(earlier < later for earlier, later in pairwise(got))
@@ -179,7 +227,7 @@ async def test_a_write_of_which_a_part_is_out_arrives_whole(
             assert wire.write(NOTICE)
         wire.close()
         received = await read_to_end(peer)
-        await asyncio.wait_for(holder.gone.wait(), 5)
+        await leave(peer, holder)
     assert received.startswith(first + NOTICE)
     assert (received == first + NOTICE) is all_at_once
     assert holder.dropped > 0
@@ -197,7 +245,7 @@ async def test_what_waits_can_be_dropped_for_a_goodbye(
         assert wire.write(b"999999" * 500 + b"\n")
         wire.close()
         read = numbers(await read_to_end(peer))
-        await asyncio.wait_for(holder.gone.wait(), 5)
+        await leave(peer, holder)
     assert read[-1] == 999_999
     assert read[:-1] == list(range(len(read) - 1))
     assert len(read) < written // 2
