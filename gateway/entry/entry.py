@@ -63,10 +63,10 @@ class Parkable(Holder, Protocol):
     def most_answer_bytes(self) -> int:
         """The greatest length of the answer, in bytes."""
 
-    def attach(self, wire: Wire, resume: Resume | None) -> None:
+    def attach(self, wire: Wire, resume: Resume, *, last: bool) -> None:
         """Take the socket and wait for a message.
 
-        `resume` gives the socket back to HTTP after the answer. Without `resume` the answer is the
+        `resume` gives the socket back to HTTP after the answer. `last` says that the answer is the
         last on its connection.
         """
 
@@ -108,9 +108,7 @@ class Entry:
             raise self._foreign(origin, readable)
         cors = _cors(origin)
         if head.has_body:
-            # Where the body is incomplete, the listener closes the connection gracefully. With a
-            # field "connection: close" uvicorn would close at once, and a client that still sends
-            # might lose the answer (RFC 9112 §9.6).
+            # Where the body is incomplete, the listener closes the connection gracefully.
             raise HTTPException(413, "no body is taken here", cors)
         if new and self.node.refuses_everyone:
             raise Overloaded(cors, self.node.refusal(head.address))
@@ -162,7 +160,7 @@ class Entry:
         """Make the wire of a detached socket, and lend it to `request` until the answer."""
         answer_bytes = request.most_answer_bytes
         wire = self._wires.lend(detached.transport, request, answer_bytes=answer_bytes)
-        request.attach(wire, detached.resume if detached.keep_alive else None)
+        request.attach(wire, detached.resume, last=not detached.keep_alive)
 
     def cors(self, head: Head) -> dict[str, str]:
         """Return the CORS fields for an allowed Origin; none for a foreign or a missing Origin."""

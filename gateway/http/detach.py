@@ -7,9 +7,8 @@ below. An application that finds a name there may call the function.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 #: The name of the extension to detach a request's socket from HTTP: a function without arguments.
 #: Returns a Detached, or None when the client has disconnected already. To be called behind FLUSH.
@@ -22,8 +21,16 @@ FLUSH: Final = "pushgate.flush"
 #: a body, both bytes.
 ANSWER: Final = "pushgate.answer"
 
-#: Gives a detached socket back to HTTP. The argument holds the bytes that arrived in the meantime.
-Resume = Callable[[bytes], None]
+
+class Resume(Protocol):
+    """Gives a detached socket back to HTTP, once."""
+
+    def __call__(self, early: bytes, *, last: bool) -> None:
+        """Continue with `early`, the bytes that arrived in the meantime.
+
+        `last` says that the answer was the last on its connection: HTTP then closes gracefully, and
+        discards the client's bytes.
+        """
 
 
 @dataclass(slots=True)
@@ -32,8 +39,7 @@ class Detached:
 
     `rest` holds the bytes that arrived behind an upgrade request; after other requests `rest` is
     empty. `keep_alive` says whether the client may send another request on the socket (RFC 9112
-    §9.3). `resume` gives the socket back to HTTP for the next request, or closes the socket where
-    `keep_alive` is False.
+    §9.3). `resume` gives the socket back to HTTP, for the next request or for the end.
     """
 
     transport: asyncio.Transport

@@ -51,8 +51,8 @@ class Door:
 
     Every accepted socket passes `admit`. A client that owes the node something has a time limit,
     `head_seconds`: from the accept, until the head of the first request is complete; from the first
-    byte of each later head, until that head is complete; and after a graceful close by the node,
-    until the client closes its own half. The socket's protocol (http.py) says when a limit starts
+    byte of each later head, until that head is complete; and after the node's last answer, until
+    the client closes its own half. The socket's protocol (http.py) says when a limit starts
     (`expect`) and ends (`satisfied`). An idle socket between two requests has no limit here: it is
     uvicorn's keep-alive that closes such a socket. `advance` cuts off sockets over their limit, and
     is called on every tick of the node's clock.

@@ -56,7 +56,8 @@ class DetachableHTTP(HttpToolsProtocol):
     _proxy_header: bytes | None = None  # the part of an awaited PROXY header that has arrived
     _head_bytes = 0  # bytes of the incomplete head
     _in_body = False  # the head is complete, the request is not
-    _refused = False  # nothing more is read from the client
+    _refused = False  # further bytes of the client are discarded
+    half_closed = False  # the last answer is out; further bytes of the client are discarded
 
     def __init__(
         self,
@@ -100,6 +101,9 @@ class DetachableHTTP(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the deadline of an incomplete head."""
         self._door.satisfied(self)
+        if self.cycle is not None:
+            # Breaks a reference cycle, as uvicorn does with the parser.
+            self.cycle.transport = self.transport
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -107,6 +111,8 @@ class DetachableHTTP(HttpToolsProtocol):
 
         Bytes behind an upgrade request are not HTTP, and are kept for the application.
         """
+        if self.half_closed:
+            return
         if self._rest is not None:
             self._keep_rest(data)
             return
@@ -136,8 +142,7 @@ class DetachableHTTP(HttpToolsProtocol):
             self.cycle.keep_alive = False  # the bytes behind the head are not HTTP
             self._keep_rest(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            if not self._refused:
-                self._refuse(400, "this is no HTTP request")
+            self._refuse(400, "this is no HTTP request")
 
     def _without_proxy_header(self, data: bytes) -> bytes:
         """Read the PROXY header at the start of `data`, and return the bytes behind the header.
@@ -171,6 +176,8 @@ class DetachableHTTP(HttpToolsProtocol):
             self._refuse(*refusal)
             raise _HeadRefused
         super().on_headers_complete()
+        # uvicorn closes behind the last answer by `cycle.transport`.
+        self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
         self.scope["extensions"] = self._extensions(self.cycle)
         if self._door.draining:
             self.cycle.keep_alive = False
@@ -195,35 +202,50 @@ class DetachableHTTP(HttpToolsProtocol):
         end.
         """
         if not self.pipeline and self.cycle is not None and self.cycle.more_body:
-            self._close_gracefully()
+            self.close_gracefully()
+        if self.half_closed:
+            return
         if self.scope is not self.cycle.scope:  # the head of a pipelined request has begun
             self._door.expect(self, self.loop.time())
         super().on_response_complete()
 
-    def _close_gracefully(self) -> None:
+    def close_gracefully(self) -> None:
         """Close the server's half of the connection, and wait for the client to close the other.
 
-        The client has as long as a head may take. To close a socket with unread bytes resets the
-        connection, and the client might lose the answer (RFC 9112 §9.6).
+        Bytes of the client are discarded meanwhile. The client has as long as a head may take. To
+        close a socket with unread bytes resets the connection, and the client might lose the answer
+        (RFC 9112 §9.6).
         """
-        self._refused = True
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._door.expect(self, self.loop.time())
-        else:  # TLS has no half-closed state
-            self.transport.close()
+        transport = self.transport
+        if self.half_closed or transport.is_closing():
+            return
+        self.half_closed = True
+        self._unset_keepalive_if_required()
+        self._door.expect(self, self.loop.time())
+        self.flow.resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:  # uvloop's TLS: sends close_notify, and discards bytes until the client's
+            transport.close()
 
     def _refuse(self, status: int, text: str) -> None:
+        """Answer an incomplete or bad request with `status`; only the first refusal counts."""
+        if self._refused:
+            return
         self._refused = True
         self._door.satisfied(self)
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and not cycle.more_body:
-            # An earlier request is complete: the connection ends with the answer to that request,
-            # and the refusal is not sent.
-            cycle.keep_alive = False
-            return
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:
+                # An earlier request is complete: the connection ends with the answer to that
+                # request, and the refusal is not sent.
+                cycle.keep_alive = False
+                return
+            # The refusal stands in place of the answer: as for the application, the client is gone.
+            cycle.disconnected = True
+            cycle.message_event.set()
         self.transport.write(responses.refusal(status, text))
-        self.transport.close()
+        self.close_gracefully()
 
     def _extensions(self, cycle: RequestResponseCycle) -> dict[str, Any]:
         # Bound to the request's own cycle: with pipelined requests `self.cycle` belongs to a later
@@ -241,14 +263,14 @@ class DetachableHTTP(HttpToolsProtocol):
         """
         if self.flow.write_paused:
             await self.flow.drain()
-        if cycle.disconnected:
+        if cycle.disconnected or self.half_closed:
             return
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
         last = not cycle.keep_alive
         self.transport.write(responses.answer(content_type, body, last=last))
         if last:
-            self.transport.close()
+            self.close_gracefully()
         cycle.on_response()
 
     async def flush(self) -> None:
@@ -270,13 +292,12 @@ class DetachableHTTP(HttpToolsProtocol):
     def detach(self, cycle: RequestResponseCycle) -> Detached | None:
         """Detach the socket for the request of `cycle`; None when the client has disconnected."""
         transport = self.transport
-        if cycle.disconnected or transport.is_closing():
+        if cycle.disconnected or self.half_closed or transport.is_closing():
             return None
         # A pipelined request that has begun behind the request of `cycle` gets no answer, and
         # the connection closes: the client repeats the request (RFC 9112 §9.3.2).
         keep_alive = cycle.keep_alive and self.scope is cycle.scope
-        resume = self._resume(keep_alive=keep_alive)
-        detached = Detached(transport, self._rest or b"", keep_alive, resume)
+        detached = Detached(transport, self._rest or b"", keep_alive, self._resume())
         cycle.response_started = cycle.response_complete = cycle.disconnected = True
         self._drop_references(cycle)
         return detached
@@ -287,22 +308,21 @@ class DetachableHTTP(HttpToolsProtocol):
         if len(self._rest) > _MAX_REST_BYTES:
             self.transport.abort()
 
-    def _resume(self, *, keep_alive: bool) -> Resume:
+    def _resume(self) -> Resume:
         """Return the function that gives the socket back to HTTP, to a new DetachableHTTP."""
         # Locals: a reference to `self` would keep this object while the socket is detached.
         config, state, app_state = self.config, self.server_state, self.app_state
         loop, transport, door, client = self.loop, self.transport, self._door, self.client
 
-        def resume(early: bytes) -> None:
+        def resume(early: bytes, *, last: bool) -> None:
             if transport.is_closing():
-                return
-            if not keep_alive:
-                transport.close()
                 return
             protocol = DetachableHTTP(config, state, app_state, door, loop)
             protocol.connection_resumed(transport, client)
             transport.set_protocol(protocol)
-            if early:
+            if last:
+                protocol.close_gracefully()
+            elif early:
                 protocol.data_received(early)
 
         return resume
@@ -315,9 +335,35 @@ class DetachableHTTP(HttpToolsProtocol):
         cycle.scope.pop("extensions", None)
         nothing: Any = None
         cycle.on_response = nothing
+        cycle.transport = self.transport
         self.transport = self.flow = self.parser = nothing
         self.cycle = self.scope = self.headers = nothing
         self.pipeline.clear()
+
+
+class _AnswerTransport:
+    """The transport of an HTTP connection, as uvicorn's cycle of one request sees it.
+
+    Its `close` lets the client read the last answer: see `DetachableHTTP.close_gracefully`.
+    """
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: DetachableHTTP) -> None:
+        self._protocol = protocol
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the answer; nothing behind a refusal of a later request."""
+        if not self._protocol.half_closed:
+            self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether the client has disconnected, or was cut off."""
+        return self._protocol.transport.is_closing()
+
+    def close(self) -> None:
+        """End the connection behind the answer."""
+        self._protocol.close_gracefully()
 
 
 class _HeadRefused(GatewayError):

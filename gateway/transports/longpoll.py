@@ -55,7 +55,7 @@ class Waiting(enum.Enum):
 class ParkedPoll:
     """A request that waits for a message, and holds the lent wire of its socket meanwhile."""
 
-    __slots__ = ("_cors_lines", "_early", "_resume", "_session", "_wait_seconds", "_wire")
+    __slots__ = ("_cors_lines", "_early", "_last", "_resume", "_session", "_wait_seconds", "_wire")
 
     def __init__(self, session: PollSession, *, cors_lines: bytes, wait_seconds: float) -> None:
         self._session = session
@@ -64,22 +64,24 @@ class ParkedPoll:
         self._resume: Resume | None = None
         self._wire: Wire | None = None
         self._early = b""
+        self._last = False
 
     @property
     def most_answer_bytes(self) -> int:
         """An upper bound of the answer's length, in bytes; see PollSession."""
         return self._session.most_answer_bytes
 
-    def attach(self, wire: Wire, resume: Resume | None) -> None:
+    def attach(self, wire: Wire, resume: Resume, *, last: bool) -> None:
         """Take the socket and wait for a message.
 
         Called in the turn of the event loop in which the session had no message: no message and no
-        other poll can come in between. `resume` gives the socket back to HTTP after the answer; it
-        is None where the client wants no further request on this connection. Then, and when the
+        other poll can come in between. `resume` gives the socket back to HTTP after the answer.
+        `last` says that the client wants no further request on this connection. Then, and when the
         session has reached its maximum age, the answer is the last on its HTTP connection.
         """
         self._wire = wire
-        self._resume = None if self._session.take_move() else resume
+        self._resume = resume
+        self._last = self._session.take_move() or last
         wire.listen()
         self._session.park(self, wait_seconds=self._wait_seconds)
 
@@ -88,23 +90,21 @@ class ParkedPoll:
         self._session.await_next_poll()
 
     def answer(self, body: bytes, *, last: bool = False) -> None:
-        """Send the answer, then give the socket back to HTTP, or close the socket.
+        """Send the answer, then give the socket back to HTTP.
 
-        The bytes that arrived behind the request go back to HTTP with the socket. `last` closes the
-        socket in any case.
+        The bytes that arrived behind the request go back to HTTP with the socket. `last` ends the
+        HTTP connection in any case.
         """
         wire, self._wire = self._wire, None
-        if wire is None:
+        resume, self._resume = self._resume, None
+        if wire is None or resume is None:
             return
-        resume = None if last else self._resume
-        head = b"".join((_HEAD, self._cors_lines, CLOSE_LINE if resume is None else b""))
-        is_written = wire.write(with_body(head, body))
-        if not is_written:
-            wire.abort()
-        elif resume is None:
-            wire.close()
+        last = last or self._last
+        head = b"".join((_HEAD, self._cors_lines, CLOSE_LINE if last else b""))
+        if wire.write(with_body(head, body)):
+            resume(self._early, last=last)
         else:
-            resume(self._early)
+            wire.abort()
 
     def abort(self) -> None:
         """Close the socket of the request without an answer."""
