@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ from gateway.entry.auth import Authenticator, Unauthenticated
 from gateway.entry.entry import Entry
 from gateway.entry.origin import Origins
 from gateway.http.door import Door, DoorBounds
-from gateway.http.listener import Listener, bind, tls_context
+from gateway.http.listener import Listener, Probes, bind, tls_context
 from gateway.internal import internal_app
 from gateway.push import Pusher
 from gateway.settings import GatewaySettings
@@ -75,6 +76,7 @@ class Gateway:
             reuse_port=settings.workers > 1,
             kernel_buffer_bytes=settings.kernel_buffer_bytes,
             unacknowledged_seconds=settings.heartbeat_timeout_seconds,
+            probes=_probes(settings),
         )
         self.internal_port: int = internal_socket.getsockname()[1]
         self.port: int = public_socket.getsockname()[1]
@@ -282,7 +284,21 @@ def _limits(settings: GatewaySettings) -> Limits:
     )
 
 
+def _probes(settings: GatewaySettings) -> Probes:
+    """Return when the kernel probes the clients of parked polls.
+
+    Twice as often as held connections have heartbeats: the rest of a heartbeat's interval is then
+    left as grace for a client whose network has changed (`_bounds`).
+    """
+    timeout = settings.heartbeat_timeout_seconds
+    after = max(1, int(settings.heartbeat_seconds / 2))
+    return Probes(after, math.ceil(max(1, timeout / 2, timeout - after)))
+
+
 def _bounds(settings: GatewaySettings) -> Bounds:
+    # A poll session ends as long after its client's last sign of life as a held connection does.
+    longest_silence = settings.heartbeat_seconds + settings.heartbeat_timeout_seconds
+    vanished = max(0.0, longest_silence - _probes(settings).silence_seconds)
     frames = settings.inbound_frames_per_second * settings.heartbeat_seconds
     return Bounds(
         heartbeat_seconds=settings.heartbeat_seconds,
@@ -292,5 +308,6 @@ def _bounds(settings: GatewaySettings) -> Bounds:
         drops_oldest=settings.slow_consumer == "drop-oldest",
         send_buffer_bytes=settings.send_buffer_bytes,
         poll_grace_seconds=settings.poll_grace_seconds,
+        poll_vanished_seconds=min(settings.poll_grace_seconds, vanished),
         poll_buffer_bytes=settings.poll_buffer_bytes,
     )

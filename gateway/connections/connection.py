@@ -48,6 +48,7 @@ class Bounds:
     drops_oldest: bool  # for a client that is too slow: drop the oldest messages, or close
     send_buffer_bytes: int  # what may wait for one client that does not read, or not yet
     poll_grace_seconds: float
+    poll_vanished_seconds: float  # the grace after the kernel has found that the client is gone
     poll_buffer_bytes: int
 
 

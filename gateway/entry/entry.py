@@ -27,7 +27,7 @@ from gateway.errors import GatewayError
 from gateway.http.detach import DETACH, Detached, Resume
 from gateway.http.head import Head
 from gateway.http.responses import field_lines
-from gateway.wires import Holder, Wire
+from gateway.wires import Borrower, Wire
 from gateway.wires.choice import Wires
 
 #: The range of Retry-After for clients that are refused for load, in seconds. Drawn for every
@@ -56,7 +56,7 @@ class Admitted:
         return field_lines(self.cors)
 
 
-class Parkable(Holder, Protocol):
+class Parkable(Borrower, Protocol):
     """A request whose answer waits for a message, as the entry sees it."""
 
     @property

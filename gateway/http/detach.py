@@ -7,6 +7,7 @@ below. An application that finds a name there may call the function.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -25,11 +26,12 @@ ANSWER: Final = "pushgate.answer"
 class Resume(Protocol):
     """Gives a detached socket back to HTTP, once."""
 
-    def __call__(self, early: bytes, *, last: bool) -> None:
+    def __call__(self, early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
         """Continue with `early`, the bytes that arrived in the meantime.
 
         `last` says that the answer was the last on its connection: HTTP then closes gracefully, and
-        discards the client's bytes.
+        discards the client's bytes. `unheard` is called if the client vanishes before it sends more
+        bytes: the client may not have the answer.
         """
 
 

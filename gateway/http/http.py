@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, has_vanished
 from gateway.http import head, responses
 from gateway.http.detach import ANSWER, DETACH, FLUSH, Detached, Resume
 from gateway.http.door import Door
@@ -57,6 +57,7 @@ class DetachableHTTP(HttpToolsProtocol):
     _head_bytes = 0  # bytes of the incomplete head
     _in_body = False  # the head is complete, the request is not
     _refused = False  # further bytes of the client are discarded
+    _unheard: Callable[[], None] | None = None  # called if the client vanishes before its next byte
     half_closed = False  # the last answer is out; further bytes of the client are discarded
 
     def __init__(
@@ -101,6 +102,8 @@ class DetachableHTTP(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the deadline of an incomplete head."""
         self._door.satisfied(self)
+        if self._unheard is not None and has_vanished(exc):
+            self._unheard()
         if self.cycle is not None:
             # Breaks a reference cycle, as uvicorn does with the parser.
             self.cycle.transport = self.transport
@@ -111,6 +114,7 @@ class DetachableHTTP(HttpToolsProtocol):
 
         Bytes behind an upgrade request are not HTTP, and are kept for the application.
         """
+        self._unheard = None
         if self.half_closed:
             return
         if self._rest is not None:
@@ -314,11 +318,12 @@ class DetachableHTTP(HttpToolsProtocol):
         config, state, app_state = self.config, self.server_state, self.app_state
         loop, transport, door, client = self.loop, self.transport, self._door, self.client
 
-        def resume(early: bytes, *, last: bool) -> None:
+        def resume(early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
             if transport.is_closing():
                 return
             protocol = DetachableHTTP(config, state, app_state, door, loop)
             protocol.connection_resumed(transport, client)
+            protocol._unheard = unheard
             transport.set_protocol(protocol)
             if last:
                 protocol.close_gracefully()

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import socket
 import ssl
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
 from gateway.http.door import Door
 from gateway.http.http import BACKLOG, HttpServer
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """When the kernel probes a silent peer (TCP keep-alive, RFC 9293 §3.8.4), in whole seconds.
+
+    The first probe follows after `after_seconds` of silence; a peer that has not answered
+    `interval_seconds` later counts as gone, so long as both together are no less than
+    TCP_USER_TIMEOUT.
+    """
+
+    after_seconds: int
+    interval_seconds: int
+
+    @property
+    def silence_seconds(self) -> int:
+        """The longest silence of a peer whose socket is not ended yet."""
+        return self.after_seconds + self.interval_seconds
 
 
 class Listener:
@@ -64,14 +83,16 @@ def bind(
     reuse_port: bool = False,
     kernel_buffer_bytes: int = 0,
     unacknowledged_seconds: float = 0.0,
+    probes: Probes | None = None,
 ) -> socket.socket:
     """Return a listening TCP socket; port 0 takes a free port.
 
     With `reuse_port` (SO_REUSEPORT), processes of the same user share the port if all of them set
     the option, and the kernel distributes connections among the processes. Accepted sockets inherit
-    the two other options. `kernel_buffer_bytes` is SO_SNDBUF. `unacknowledged_seconds` is
+    the other options. `kernel_buffer_bytes` is SO_SNDBUF. `unacknowledged_seconds` is
     TCP_USER_TIMEOUT (RFC 5482), after which a peer that acknowledges nothing, or keeps its window
-    closed, counts as gone. 0 leaves either option to the kernel.
+    closed, counts as gone. 0 leaves either option to the kernel. `probes` counts for a socket once
+    SO_KEEPALIVE is set on it.
 
     Raises:
         OSError: the address can't be bound; the text names the address.
@@ -90,6 +111,11 @@ def bind(
     if unacknowledged_seconds and hasattr(socket, "TCP_USER_TIMEOUT"):
         milliseconds = max(1, int(unacknowledged_seconds * 1_000))
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    if probes is not None and hasattr(socket, "TCP_KEEPIDLE"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probes.after_seconds)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probes.interval_seconds)
+        # For systems without TCP_USER_TIMEOUT, which is decisive where it is set (tcp(7)).
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
     return listening
 
 

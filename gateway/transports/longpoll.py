@@ -102,7 +102,7 @@ class ParkedPoll:
         last = last or self._last
         head = b"".join((_HEAD, self._cors_lines, CLOSE_LINE if last else b""))
         if wire.write(with_body(head, body)):
-            resume(self._early, last=last)
+            resume(self._early, last=last, unheard=self.unheard)
         else:
             wire.abort()
 
@@ -122,6 +122,10 @@ class ParkedPoll:
         if len(self._early) > _MAX_EARLY_BYTES:
             self._session.unpark(self)
             self.abort()
+
+    def unheard(self) -> None:
+        """Take note that the client has vanished, before the answer or with the answer unread."""
+        self._session.unheard(self)
 
     def lost(self) -> None:
         """Take note that the client has disconnected; the session waits for the next poll."""
@@ -147,6 +151,7 @@ class PollSession(Connection):
         "_answered",
         "_buffer",
         "_bytes",
+        "_ended_wait",
         "_moves",
         "_parked",
         "_sessions",
@@ -171,6 +176,8 @@ class PollSession(Connection):
         self._answered = 0  # messages up to the end of the last answer
         self._waiting = Waiting.NONE
         self._parked: ParkedPoll | None = None  # the waiting request; None in Waiting.NONE
+        # The last request, if its wait has ended without a message and no other poll has come.
+        self._ended_wait: ParkedPoll | None = None
         # Set at the maximum age. The next poll's answer is then the last on its HTTP connection, so
         # that the client's next connection may reach another node, where it gets a new session.
         self._moves = False
@@ -216,6 +223,7 @@ class PollSession(Connection):
 
         `count` is a count that the session `knows`.
         """
+        self._ended_wait = None
         # One request waits at a time: a second poll ends the first with an empty answer.
         self._answer_parked(self.empty_answer())
         if count != self._answered:
@@ -241,6 +249,21 @@ class PollSession(Connection):
             self._waiting, self._parked = Waiting.NONE, None
             self.await_next_poll()
 
+    def unheard(self, parked: ParkedPoll) -> None:
+        """PARKED, DUE → NONE: the client has vanished; the rest of its grace is shorter.
+
+        The kernel has heard nothing of the client for a while, as `Bounds.poll_vanished_seconds`
+        allows for. Where the wait has ended meanwhile, the kernel notices later, by the answer.
+        After an answer with messages the client has the whole grace to repeat its poll.
+        """
+        bounds = self._keeper.bounds
+        if self._parked is parked:
+            self._waiting, self._parked = Waiting.NONE, None
+            self._keeper.wake_at(self, bounds.poll_vanished_seconds)
+        elif self._ended_wait is parked:
+            rest = bounds.poll_vanished_seconds - bounds.heartbeat_timeout_seconds
+            self._keeper.wake_at(self, max(0.0, rest))
+
     def await_next_poll(self) -> None:
         """Begin the grace period: the session ends after it unless another poll comes.
 
@@ -253,6 +276,7 @@ class PollSession(Connection):
         if self._waiting is Waiting.NONE:
             self._end("expired")
         else:
+            self._ended_wait = self._parked
             self._answer_parked(self.empty_answer())  # in DUE too: the next poll gets the message
 
     def close(self, close: Close) -> None:
@@ -299,6 +323,7 @@ class PollSession(Connection):
 
     def _end(self, reason: str) -> None:
         """Any → CLOSED: drop the session; no cursor finds the session any more."""
+        self._ended_wait = None
         self._sessions.forget(self.key)
         self._forget(reason)
 

@@ -64,3 +64,10 @@ class Holder(Protocol):
 
     def lost(self) -> None:
         """Take note that the socket is gone. Called once, after `close` and `abort` too."""
+
+
+class Borrower(Holder, Protocol):
+    """The holder of a lent wire: a parked poll request."""
+
+    def unheard(self) -> None:
+        """Take note that the peer has vanished: it answers the kernel no more. `lost` follows."""

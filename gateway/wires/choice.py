@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 from typing import Literal
 
-from gateway.wires import Holder, Wire
+from gateway.wires import Borrower, Holder, Wire
 from gateway.wires.epoll import EpollSet
 from gateway.wires.transport import LentWire, TransportWire
 
@@ -38,8 +39,14 @@ class Wires:
                 pass
         return TransportWire(transport, holder, limit=limit)
 
-    def lend(self, transport: asyncio.Transport, holder: Holder, *, answer_bytes: int) -> Wire:
-        """Take a socket that HTTP gets back after one answer of at most `answer_bytes`."""
+    def lend(self, transport: asyncio.Transport, holder: Borrower, *, answer_bytes: int) -> Wire:
+        """Take a socket that HTTP gets back after one answer of at most `answer_bytes`.
+
+        Nothing is sent on the socket for up to a minute, so the kernel probes the peer: without
+        probes a client that vanishes would be missed only after the answer.
+        """
+        lent: socket.socket = transport.get_extra_info("socket")
+        lent.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         limit = self._send_buffer_bytes + answer_bytes
         return LentWire(transport, holder, limit=limit)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from gateway.wires import Holder
+from gateway.errors import has_vanished
+from gateway.wires import Borrower, Holder
 from gateway.wires.backlog import Backlog
 
 #: Bytes that may wait in the transport. Further writes wait in the wire, where writes can be
@@ -121,6 +122,13 @@ class LentWire(TransportWire):
     """Holds a transport that goes back to HTTP after one answer."""
 
     __slots__ = ()
+    _holder: Borrower
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the holder, and tell a peer that has vanished from a peer that has closed."""
+        if has_vanished(exc):
+            self._holder.unheard()
+        super().connection_lost(exc)
 
     def write(self, data: bytes) -> bool:
         """Hand `data` to the transport; False when the transport still holds earlier answers."""

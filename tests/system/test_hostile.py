@@ -18,8 +18,10 @@ import pytest
 from registry.redis_store import RedisRegistry
 from tests.support.clients import (
     SECONDS,
+    Answer,
     Client,
     Ended,
+    PollClient,
     Pusher,
     Wire,
     bearer,
@@ -204,6 +206,79 @@ async def test_clients_whose_packets_are_dropped_are_gone_in_time(
     finally:
         await websocket.close()
         await stream.close()
+
+
+@pytest.mark.parametrize(
+    ("wait_seconds", "grace_seconds"),
+    [
+        # The kernel's probes find it.
+        pytest.param(30.0, 30.0, id="waits"),
+        # The answer at the end of its wait stays unacknowledged.
+        pytest.param(PULSE_SECONDS / 2, 30.0, id="its-wait-ends"),
+        # Only its grace tells: between two polls there is nothing to acknowledge.
+        pytest.param(0.0, GONE_SECONDS - 2.0, id="between-polls"),
+    ],
+)
+async def test_poll_clients_whose_packets_are_dropped_are_gone_in_time(
+    start_gateway: StartGateway,
+    network: Network,
+    registry: RedisRegistry,
+    user: str,
+    wait_seconds: float,
+    grace_seconds: float,
+) -> None:
+    gateway = start_gateway(
+        host=network.our_address,
+        heartbeat_seconds=PULSE_SECONDS,
+        heartbeat_timeout_seconds=PULSE_SECONDS,
+        poll_grace_seconds=grace_seconds,
+    )
+    wire = await network.wire_to(gateway.port)
+    try:
+        async with pusher_to(gateway.internal_port) as pusher:
+            client = await PollClient(wire, Answer("", 0, {}), bearer(user)).open()
+            await serves(pusher, {user: client}, b"before")
+            if wait_seconds:
+                await client.send(wait=wait_seconds)
+                await eventually(lambda: probed(gateway.port), "the poll is parked")
+            network.drop()
+
+            async def gone() -> bool:
+                return not await pusher.connections() and not await is_registered(registry, user)
+
+            await eventually(gone, "it is gone", timeout_seconds=GONE_SECONDS)
+    finally:
+        await wire.close()
+
+
+def probed(port: int) -> bool:
+    """Whether a kernel's keep-alive timer runs for an established connection of a local port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(
+        row[1].endswith(f":{port:04X}") and row[3] == "01" and row[5].startswith("02:")
+        for row in rows
+    )
+
+
+async def test_a_poll_client_that_answers_the_kernel_is_not_taken_for_gone(
+    start_gateway: StartGateway, network: Network, user: str
+) -> None:
+    gateway = start_gateway(
+        host=network.our_address,
+        heartbeat_seconds=PULSE_SECONDS,
+        heartbeat_timeout_seconds=PULSE_SECONDS,
+    )
+    wire = await network.wire_to(gateway.port)
+    try:
+        client = await PollClient(wire, Answer("", 0, {}), bearer(user)).open()
+        await client.send(wait=2 * GONE_SECONDS)
+        with pytest.raises(TimeoutError):
+            await wire.exactly(1, timeout=GONE_SECONDS + 1.0)
+        async with pusher_to(gateway.internal_port) as pusher:
+            await pusher.push_one(user, b"still here")
+        assert (await client.message()).payload == b"still here"
+    finally:
+        await wire.close()
 
 
 # Clients that never read

@@ -20,6 +20,7 @@ BOUNDS = Bounds(
     drops_oldest=False,
     send_buffer_bytes=16_384,
     poll_grace_seconds=30.0,
+    poll_vanished_seconds=17.0,
     poll_buffer_bytes=4_096,
 )
 NODE = Node("gw-a", "e1", "127.0.0.1:8081")

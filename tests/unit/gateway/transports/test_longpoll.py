@@ -32,9 +32,14 @@ class Poll:
         self.parked = ParkedPoll(self.session, cors_lines=b"vary: origin\r\n", wait_seconds=wait)
         self.parked.attach(self.wire, self._resume, last=not persists)
 
-    def _resume(self, early: bytes, *, last: bool) -> None:
+    def _resume(self, early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
         assert self.resumed_with is None, "the socket was given back twice"
         self.resumed_with, self.resumed_last = early, last
+
+    @property
+    def parked_poll(self) -> ParkedPoll:
+        assert self.parked is not None, "it was answered at once"
+        return self.parked
 
     @property
     def waits(self) -> bool:
@@ -510,6 +515,53 @@ def test_a_flood_behind_a_parked_poll_is_cut_off(node: Node) -> None:
     node.push(poll.session, "one")
     assert poll.wire.sent == b""
     assert poll.session.state is State.OPEN
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+
+
+def test_a_client_that_vanishes_while_its_poll_waits_has_a_shorter_grace(node: Node) -> None:
+    poll = node.poll()
+    assert poll.parked is not None
+    poll.parked.unheard()
+    poll.parked.lost()
+    assert node.keeper.wake_in == BOUNDS.poll_vanished_seconds
+    node.push(poll.session, "one")
+    assert node.poll(f"{poll.session.key}.0").data == ["one"], (
+        "it may come again on another network"
+    )
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+
+
+def test_a_client_that_vanished_before_its_wait_ended_has_the_rest_of_that_grace(
+    node: Node,
+) -> None:
+    poll = node.poll()
+    node.keeper.wake(poll.session)
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+    poll.parked_poll.unheard()
+    rest = BOUNDS.poll_vanished_seconds - BOUNDS.heartbeat_timeout_seconds
+    assert node.keeper.wake_in == rest
+    node.keeper.wake(poll.session)
+    assert node.keeper.released == ["expired"]
+    poll.parked_poll.unheard()
+    assert node.keeper.wake_in is None, "an ended session has no clock"
+
+
+def test_a_client_whose_messages_got_lost_has_the_whole_grace(node: Node) -> None:
+    poll = node.poll()
+    node.push(poll.session, "one")
+    poll.parked_poll.unheard()
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+
+
+def test_an_old_socket_that_vanishes_does_not_touch_a_newer_poll(node: Node) -> None:
+    first = node.poll()
+    node.keeper.wake(first.session)
+    second = node.poll(first.cursor, wait=20)
+    first.parked_poll.unheard()
+    assert second.waits
+    assert node.keeper.wake_in == 20
+    node.push(first.session, "one")
+    first.parked_poll.unheard()
     assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 
 from gateway.wires import Wire
 from gateway.wires.choice import Wires
+from gateway.wires.transport import LentWire
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +35,7 @@ class Holder:
         self.wire: Wire | None = None
         self.makes_room = False
         self.dropped = 0
+        self.unheard_of = 0
 
     def received(self, data: bytes) -> None:
         self.got += data
@@ -46,6 +49,9 @@ class Holder:
         else:
             self.wire.abort()
         return self.makes_room
+
+    def unheard(self) -> None:
+        self.unheard_of += 1
 
     def lost(self) -> None:
         self.losses += 1
@@ -287,6 +293,34 @@ async def test_a_lent_socket_answers_all_that_was_agreed_and_no_more() -> None:
     assert not wire.write(b"y" * 100_000)
     assert holder.overflows == 1
     await asyncio.wait_for(holder.gone.wait(), 5)
+    wires.close()
+    peer.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "vanished"),
+    [
+        (None, 0),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), 0),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), 1),
+        (OSError(errno.EHOSTUNREACH, "no route"), 1),
+    ],
+    ids=["closed", "reset", "timed-out", "unreachable"],
+)
+async def test_a_lent_wire_tells_a_peer_that_has_vanished_from_one_that_has_closed(
+    error: Exception | None, vanished: int
+) -> None:
+    ours, peer = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+    holder = Holder()
+    wires = Wires("auto", loop=loop, send_buffer_bytes=50_000)
+    wire = wires.lend(transport, holder, answer_bytes=1_000)
+    assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert isinstance(wire, LentWire)
+    wire.connection_lost(error)
+    assert (holder.unheard_of, holder.losses) == (vanished, 1)
+    wire.abort()
     wires.close()
     peer.close()
 
