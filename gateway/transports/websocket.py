@@ -178,6 +178,7 @@ class WebSocketConnection(StreamConnection):
                 self.said(message)
         answer, end_reason = inbound.answer(), inbound.end
         if end_reason is not None:
+            self._inbound = None  # an incomplete message would wait through the close grace
             self.ended(end_reason, answer)
             return
         if answer:
