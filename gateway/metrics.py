@@ -29,8 +29,15 @@ CLOSED = Counter(
 )
 DROPPED = Counter(
     "pushgate_gateway_dropped_total",
-    "Messages dropped unsent for clients that are too slow (PUSHGATE_SLOW_CONSUMER=drop-oldest).",
+    "Messages dropped unsent to make room for newer ones (PUSHGATE_SLOW_CONSUMER=drop-oldest).",
     ["transport"],
+    registry=_registry,
+)
+UNSENT_AT_CLOSE = Counter(
+    "pushgate_gateway_unsent_at_close_total",
+    "Messages that a connection had taken, and had not handed to the kernel when it ended, by the "
+    "reason of its end.",
+    ["reason"],
     registry=_registry,
 )
 REFUSED = Counter(
@@ -54,6 +61,18 @@ BATCH = Histogram(
 REPEATS = Counter(
     "pushgate_gateway_repeats_total",
     "Messages pushed in again after they were delivered: answered with the first result.",
+    registry=_registry,
+)
+PARTLY_TAKEN = Gauge(
+    "pushgate_gateway_partly_taken_messages",
+    "Messages that some of a user's connections have taken and others had no room for, remembered "
+    "until they come again.",
+    registry=_registry,
+)
+PARTLY_TAKEN_EVICTED = Counter(
+    "pushgate_gateway_partly_taken_evicted_total",
+    "Partly taken messages that were forgotten for lack of room: if they come again, every "
+    "connection of the user gets them.",
     registry=_registry,
 )
 REGISTRY_PENDING = Gauge(

@@ -226,8 +226,9 @@ class HoldingSettings(BaseSettings):
     slow_consumer: Annotated[
         SlowConsumer,
         Field(
-            description="When a client's buffer is full: close (it reconnects and resumes) or "
-            "drop-oldest (it is told of the gap)."
+            description="When a client's buffer is full: close (messages are refused as overloaded "
+            "until there is room; who does not read is closed) or drop-oldest (messages that count "
+            "as delivered are dropped; the client is told of the gap)."
         ),
     ] = "close"
     heartbeat_seconds: Annotated[
@@ -235,7 +236,11 @@ class HoldingSettings(BaseSettings):
     ] = 25.0
     heartbeat_timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=240, description="How long a ping or bytes may go unanswered by a client."),
+        Field(
+            gt=0,
+            le=240,
+            description="How long a ping may go unanswered, or waiting bytes untaken, by a client.",
+        ),
     ] = 10.0
     max_age_seconds: Annotated[
         float,

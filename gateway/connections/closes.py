@@ -47,7 +47,7 @@ TOO_BIG = Close(1009, "message too big", Next.LATER)
 TOO_OLD = Close(4000, "maximum age reached", Next.NOW)
 """The connection has reached its maximum age: the next connection may land on another node."""
 TOO_SLOW = Close(4001, "too slow: reconnect and resume", Next.NOW)
-"""The client does not read, and its backlog is full: the client has missed messages."""
+"""The client has not read for `Bounds.heartbeat_timeout_seconds`, while messages waited for it."""
 TOKEN_EXPIRED = Close(4002, "token expired", Next.NEW_TOKEN)
 """The token of the connection, or the last token that refreshed the connection, has expired."""
 DISCONNECTED = Close(4003, "disconnected", Next.NEVER)
@@ -64,3 +64,5 @@ CLOSES = (
     TOKEN_EXPIRED,
     DISCONNECTED,
 )
+#: The closes by their reasons.
+BY_REASON: Final = {close.reason: close for close in CLOSES}

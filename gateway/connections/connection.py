@@ -9,6 +9,7 @@ from typing import ClassVar, Final, Protocol
 import structlog
 
 from gateway.connections.closes import (
+    BY_REASON,
     CLOSE_GRACE_SECONDS,
     TOKEN_EXPIRED,
     TOO_OLD,
@@ -45,7 +46,7 @@ class Bounds:
     heartbeat_timeout_seconds: float
     inbound_bytes: int
     inbound_frames: int  # within one heartbeat's interval
-    drops_oldest: bool  # for a client that is too slow: drop the oldest messages, or close
+    drops_oldest: bool  # where the send buffer is full: drop the oldest messages, or refuse new
     send_buffer_bytes: int  # what may wait for one client that does not read, or not yet
     poll_grace_seconds: float
     poll_vanished_seconds: float  # the grace after the kernel has found that the client is gone
@@ -96,7 +97,13 @@ class Keeper(Protocol):
         """
 
     def dropped(self, connection: Connection, messages: int) -> None:
-        """Count messages that were dropped unsent because the client is too slow."""
+        """Count messages that were dropped unsent to make room for newer ones."""
+
+    def watch(self, connection: StreamConnection) -> None:
+        """Close the connection as too slow if its wire makes no progress while bytes wait."""
+
+    def unsent(self, messages: int, reason: str) -> None:
+        """Count messages that were taken, and not sent before the connection's end."""
 
     def forget(self, connection: Connection) -> None:
         """Drop a closed connection from the clock and the counts. Called once per connection."""
@@ -114,8 +121,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_farewell",
         "_keeper",
+        "_reason",
         "address",
         "age_tick",
         "device",
@@ -139,11 +146,20 @@ class Connection:
         self.slot = -1  # the connection's slot in the clock's wheel; -1: in no slot
         self.wake_tick = self.age_tick = self.expiry_tick = NEVER
         self.warned = False  # whether the client was asked for a new token
-        self._farewell = TOO_OLD  # the close for a client that was told to reconnect and stays
+        # Why the connection ended; in PARTING, why it is closed where the client stays.
+        self._reason = TOO_OLD.reason
         self._keeper = keeper
 
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the connection is not released yet."""
+        return self.state in _LIVE
+
     def write(self, data: bytes) -> bool:
-        """Take one message, encoded in this connection's form; False if it was not taken."""
+        """Take one message, encoded in this connection's form; False if it was not taken.
+
+        A connection that still `takes_messages` after a False has no room now.
+        """
         raise NotImplementedError
 
     def close(self, close: Close) -> None:
@@ -187,7 +203,7 @@ class Connection:
     def aged(self) -> None:
         """OPEN → PARTING at the maximum age; PARTING → CLOSING where the client has stayed."""
         if self.state is State.PARTING:
-            self.close(self._farewell)
+            self.close(BY_REASON[self._reason])
         else:
             self.part(TOO_OLD, self._keeper.reconnect_delay())
 
@@ -218,6 +234,7 @@ class Connection:
         if self.state not in _LIVE:
             return False
         self.state = State.CLOSING
+        self._reason = reason
         self.age_tick = self.expiry_tick = NEVER
         self._keeper.release(self, reason)
         return True
@@ -270,7 +287,7 @@ class StreamConnection(Connection):
             self.close(close)
         elif self.state is State.OPEN:
             self.state = State.PARTING
-            self._farewell = close
+            self._reason = close.reason
             self._keeper.parting(self)
             self._keeper.age_at(self, delay_seconds + CLOSE_GRACE_SECONDS)
             self.tell_to_reconnect(close, delay_seconds)
@@ -283,6 +300,10 @@ class StreamConnection(Connection):
         if self.state is State.OPENING:
             self.abort(close.reason)
         elif self._release(close.reason):
+            if close is TOO_SLOW and self.wire is not None:
+                # The kernel would give the client up by now; the goodbye has its grace, too.
+                silence = self._keeper.bounds.heartbeat_timeout_seconds
+                self.wire.bear(silence + CLOSE_GRACE_SECONDS)
             self.say_goodbye(close)
 
     def ended(self, reason: str, last_words: bytes) -> None:
@@ -294,7 +315,7 @@ class StreamConnection(Connection):
                 # After a goodbye of the gateway its own grace runs already.
                 self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)
                 if was_sending:
-                    self.wire.write(last_words)
+                    self.wire.write_control(last_words)
             self.wire.close()
 
     def abort(self, reason: str) -> None:
@@ -303,37 +324,45 @@ class StreamConnection(Connection):
         if self.wire is not None:
             self.wire.abort()
 
-    def overflowed(self) -> bool:
-        """Make room in the wire's full backlog, or close: `Bounds.drops_oldest` decides."""
-        if self.wire is None or self.state not in _SENDING:
-            self.abort(TOO_SLOW.reason)
-            return False
-        if self._keeper.bounds.drops_oldest:
-            self._keeper.dropped(self, self.wire.drop_oldest(self.gap_notice()))
-            return True
-        # The client will miss the next message, and has to resume: the backlog is of no use.
-        self.wire.drop_all()
-        self.close(TOO_SLOW)
-        return False
+    def backlogged(self) -> None:
+        """Have the clock watch whether the client reads."""
+        self._keeper.watch(self)
 
-    def lost(self) -> None:
-        """Any → CLOSED: the socket is gone."""
+    def too_slow(self) -> None:
+        """OPEN, PARTING → CLOSING: close a client that does not read."""
+        self.close(TOO_SLOW)
+
+    def lost(self, unsent: int = 0) -> None:
+        """Any → CLOSED: the socket is gone, with `unsent` messages unsent."""
         self.wire = None
         self._forget("lost")
+        self._keeper.unsent(unsent + len(self._handshake_backlog or ()), self._reason)
 
     def write(self, data: bytes) -> bool:
-        """Hand a message, or control bytes of the transport, to the wire; False if not taken.
+        """Hand a message to the wire; False if not taken.
 
-        In OPENING the bytes wait for the handshake.
+        In OPENING the message waits for the handshake. Where the wire has no room the message is
+        refused, or the oldest messages are dropped: `Bounds.drops_oldest` decides.
         """
         wire = self.wire
         if wire is None or self.state not in _SENDING:
             return self.state is State.OPENING and self._wait_for_handshake(data)
         if wire.write(data):
             return True
-        if self.state in _SENDING:
+        if not wire.waits():
             self.abort("lost")
+            return False
+        if self._keeper.bounds.drops_oldest:
+            self._keeper.dropped(self, wire.displace(data, self.gap_notice()))
+            return True
         return False
+
+    def write_control(self, data: bytes) -> None:
+        """Hand control bytes of the transport to the wire; in OPENING they wait like messages."""
+        if self.state is State.OPENING:
+            self._wait_for_handshake(data)
+        elif self.wire is not None and self.state in _SENDING:
+            self.wire.write_control(data)
 
     def _wait_for_handshake(self, data: bytes) -> bool:
         backlog = self._handshake_backlog

@@ -17,11 +17,18 @@ from typing import Final, ParamSpec
 from gateway import metrics
 from gateway.connections.admission import Admission
 from gateway.connections.closes import DISCONNECTED, GOING_AWAY
-from gateway.connections.connection import Bounds, Connection, State, Unrefreshed
+from gateway.connections.connection import (
+    Bounds,
+    Connection,
+    State,
+    StreamConnection,
+    Unrefreshed,
+)
 from gateway.connections.drain import Drain
 from gateway.connections.hub import Hub
 from gateway.connections.identity import Identity
 from gateway.connections.registrar import Registrar
+from gateway.connections.slowness import Slowness
 from gateway.connections.sweep import Sweep
 from registry.directory import Node
 
@@ -77,6 +84,7 @@ class GatewayNode:
         self.admission = admission
         self.bounds = bounds
         self.sweep = Sweep(now=clock())
+        self.slowness = Slowness(silence_seconds=bounds.heartbeat_timeout_seconds)
         self.drain: Drain | None = None
         self.empty = asyncio.Event()  # no connection is left, not even one that says goodbye
         self.empty.set()
@@ -216,8 +224,17 @@ class GatewayNode:
         self.sweep.place(connection)
 
     def dropped(self, connection: Connection, messages: int) -> None:
-        """Count messages that were dropped for a client that is too slow."""
+        """Count messages that were dropped to make room for newer ones."""
         metrics.DROPPED.labels(connection.transport).inc(messages)
+
+    def watch(self, connection: StreamConnection) -> None:
+        """Close a connection as too slow if its wire makes no progress while bytes wait."""
+        self.slowness.watch(connection, self._clock())
+
+    def unsent(self, messages: int, reason: str) -> None:
+        """Count messages that were taken, and not sent before the connection's end."""
+        if messages:
+            metrics.UNSENT_AT_CLOSE.labels(reason).inc(messages)
 
     def disconnect(self, user: str, device: str | None) -> int:
         """Close the connections of a user, or of a device of the user; return their number."""
@@ -232,6 +249,8 @@ class GatewayNode:
         """Do everything that is due for connections, for admission and for a drain."""
         now = self._clock()
         self.sweep.advance(now)
+        for connection in self.slowness.advance(now):
+            _apart(connection, connection.too_slow)
         self.admission.advance(now)
         if self.drain is not None:
             self._step_drain(self.drain, now)

@@ -35,9 +35,9 @@ POLL_WAIT_SECONDS: Final = 25.0
 MAX_POLL_WAIT_SECONDS: Final = 60.0
 #: Bytes that a client may send behind a parked poll; a client that sends more is cut off.
 _MAX_EARLY_BYTES: Final = 16_384
-#: Stands in a session's buffer for messages that the client missed. A gap takes a place in the
-#: count of messages, so the client acknowledges a gap like a message. No message is empty: each is
-#: a JSON object.
+#: Stands at the start of a session's buffer where the client may have missed messages. A gap takes
+#: a place in the count of messages, so the client acknowledges a gap like a message. No message is
+#: empty: each is a JSON object.
 _GAP: Final = b""
 _COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
 
@@ -112,9 +112,8 @@ class ParkedPoll:
         if wire is not None:
             wire.abort()
 
-    def overflowed(self) -> bool:
-        """Make no room in the full wire: a client that does not read its answers is cut off."""
-        return False
+    def backlogged(self) -> None:
+        """Leave a client that does not read its answer to the kernel (TCP_USER_TIMEOUT)."""
 
     def received(self, data: bytes) -> None:
         """Keep the bytes of pipelined requests for later; cut off a client that sends too many."""
@@ -127,7 +126,7 @@ class ParkedPoll:
         """Take note that the client has vanished, before the answer or with the answer unread."""
         self._session.unheard(self)
 
-    def lost(self) -> None:
+    def lost(self, unsent: int = 0) -> None:  # noqa: ARG002
         """Take note that the client has disconnected; the session waits for the next poll."""
         self._wire = None
         self._session.unpark(self)
@@ -185,22 +184,18 @@ class PollSession(Connection):
     def write(self, data: bytes) -> bool:
         """Buffer one message; a parked poll is answered in the event loop's next turn.
 
-        Returns False for a message that does not fit the buffer; the next answer tells the client
-        of the gap.
+        Returns False for a message that does not fit the buffer: the processor sends the message
+        again when there is room, so no gap is told. An empty buffer takes a message of any length.
         """
-        fits = self._bytes + len(data) <= self._keeper.bounds.poll_buffer_bytes
-        if fits:
-            self._buffer.append(data)
-            self._bytes += len(data)
-        elif self._all_answered() or self._buffer[-1] is not _GAP:
-            # One gap stands for all messages that are missed in a row, until an answer has the gap.
-            # (An empty buffer is all answered.)
-            self._buffer.append(_GAP)
+        if self._bytes and self._bytes + len(data) > self._keeper.bounds.poll_buffer_bytes:
+            return False
+        self._buffer.append(data)
+        self._bytes += len(data)
         if self._waiting is Waiting.PARKED:
             self._waiting = Waiting.DUE
             # Later, so that the answer has all messages of the batch that is being delivered.
             self._sessions.soon(self._answer_due)
-        return fits
+        return True
 
     @property
     def most_answer_bytes(self) -> int:
@@ -281,8 +276,9 @@ class PollSession(Connection):
 
     def close(self, close: Close) -> None:
         """Answer a parked poll at once, with all messages in the buffer, and end the session."""
-        body = self._all_buffered() or self.empty_answer()
-        self._answer_parked(body, last=True)
+        if self._parked is not None:
+            body = self._all_buffered() or self.empty_answer()
+            self._answer_parked(body, last=True)
         self._end(close.reason)
 
     def abort(self, reason: str) -> None:
@@ -324,6 +320,9 @@ class PollSession(Connection):
     def _end(self, reason: str) -> None:
         """Any → CLOSED: drop the session; no cursor finds the session any more."""
         self._ended_wait = None
+        if self.state is not State.CLOSED:
+            unanswered = self._buffer[self._answered - self._acknowledged :]
+            self._keeper.unsent(sum(item is not _GAP for item in unanswered), reason)
         self._sessions.forget(self.key)
         self._forget(reason)
 
@@ -338,10 +337,6 @@ class PollSession(Connection):
         if parked is not None:
             parked.answer(body, last=last)
             self.await_next_poll()
-
-    def _all_answered(self) -> bool:
-        """Whether the last answer has everything that is in the buffer."""
-        return len(self._buffer) == self._answered - self._acknowledged
 
     def _acknowledge(self) -> None:
         """Drop the messages of the last answer from the buffer."""

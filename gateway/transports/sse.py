@@ -105,12 +105,15 @@ class SseConnection(StreamConnection):
     def wake(self) -> None:
         """Send a heartbeat, a comment; after a goodbye, cut off a client that did not read.
 
-        A peer that is gone leaves the comment unacknowledged, and the kernel then ends the
-        connection (TCP_USER_TIMEOUT).
+        While a backlog waits, the backlog is the sign of life (slowness.py). A peer that is gone
+        leaves the comment unacknowledged, and the kernel then ends the connection
+        (TCP_USER_TIMEOUT).
         """
         if self.state is State.CLOSING:
             self.abort("goodbye unread")
-        elif self.write(_COMMENT):
+        else:
+            if self.wire is not None and not self.wire.waits():
+                self.write_control(_COMMENT)
             self._keeper.wake_at(self, self._keeper.bounds.heartbeat_seconds)
 
     def understands_reconnect(self) -> bool:
@@ -124,7 +127,9 @@ class SseConnection(StreamConnection):
         """
         after_ms = int(delay_seconds * 1_000)
         retry_ms = random.randint(*_PARTING_RETRY_MS)  # noqa: S311
-        self.write(control("reconnect", retry_ms=retry_ms, after_ms=after_ms, code=close.code))
+        self.write_control(
+            control("reconnect", retry_ms=retry_ms, after_ms=after_ms, code=close.code)
+        )
 
     def gap_notice(self) -> bytes:
         """Return the control event `gap`, which tells the client of missed messages."""
@@ -139,7 +144,7 @@ class SseConnection(StreamConnection):
             delay_range = RETRY_MS if close.next is Next.LATER else _PARTING_RETRY_MS
             retry_ms = random.randint(*delay_range)  # noqa: S311
             goodbye = control("close", retry_ms=retry_ms, code=close.code, reason=close.reason)
-            self.wire.write(goodbye)
+            self.wire.write_control(goodbye)
             self.wire.close()
             # The wire closes after the backlog is sent: never, if the peer does not read.
             self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)

@@ -173,7 +173,7 @@ class WebSocketConnection(StreamConnection):
             # Pongs go out before the message is answered: the Pings came first. A Close waits for
             # the end, because no frame may follow a Close (§5.5.1).
             if inbound.open and (pongs := inbound.answer()):
-                self.write(pongs)
+                self.write_control(pongs)
             if self.state in (State.OPEN, State.PARTING):
                 self.said(message)
         answer, end_reason = inbound.answer(), inbound.end
@@ -182,7 +182,7 @@ class WebSocketConnection(StreamConnection):
             self.ended(end_reason, answer)
             return
         if answer:
-            self.write(answer)
+            self.write_control(answer)
         if inbound.between_messages:
             self._frames += inbound.frames
             self._inbound = None
@@ -198,9 +198,9 @@ class WebSocketConnection(StreamConnection):
         try:
             seconds = self._keeper.refresh(self, token)
         except Unrefreshed as refused:
-            self.write(control_frame("refused", reason=str(refused)))
+            self.write_control(control_frame("refused", reason=str(refused)))
         else:
-            self.write(control_frame("refreshed", expires_in_ms=int(seconds * 1_000)))
+            self.write_control(control_frame("refreshed", expires_in_ms=int(seconds * 1_000)))
 
     def opened(self) -> None:
         """Start the heartbeat, out of step with connections that opened at the same time."""
@@ -210,27 +210,39 @@ class WebSocketConnection(StreamConnection):
     def wake(self) -> None:
         """Send a Ping, or look for the answer to the last Ping.
 
-        A peer that has left a Ping or a Close unanswered is cut off.
+        A peer that has left a Ping or a Close unanswered is cut off. While a backlog waits, the
+        backlog is the sign of life (slowness.py): a Ping would wait behind the backlog, and the
+        client might read slowly, and answer too late.
         """
         bounds = self._keeper.bounds
-        if self.state is State.CLOSING or self._ping is Ping.SENT:
+        if self.state is State.CLOSING:
+            self.abort("no answer")
+        elif self.wire is not None and self.wire.waits():
+            self._ping = Ping.NONE
+            self._begin_interval()
+            self._keeper.wake_at(self, bounds.heartbeat_seconds)
+        elif self._ping is Ping.SENT:
             self.abort("no answer")
         elif self._ping is Ping.NONE:
             self._ping = Ping.SENT
-            self._frames = 0
-            if self._inbound is not None:
-                self._inbound.frames = 0
-            self.write(_PING)
+            self._begin_interval()
+            self.write_control(_PING)
             self._keeper.wake_at(self, bounds.heartbeat_timeout_seconds)
         else:
             self._ping = Ping.NONE
             until_ping = max(0.0, bounds.heartbeat_seconds - bounds.heartbeat_timeout_seconds)
             self._keeper.wake_at(self, until_ping)
 
+    def _begin_interval(self) -> None:
+        """Count the client's frames afresh: their limit is for one heartbeat's interval."""
+        self._frames = 0
+        if self._inbound is not None:
+            self._inbound.frames = 0
+
     def warn(self, seconds: float) -> None:
         """Ask a `pushgate.v1` client for a new token: the last expires in `seconds`."""
         if self.form is v1_frame:
-            self.write(control_frame("expiring", in_ms=int(seconds * 1_000)))
+            self.write_control(control_frame("expiring", in_ms=int(seconds * 1_000)))
 
     def understands_reconnect(self) -> bool:
         """Whether the client speaks `pushgate.v1`: plain clients understand only a Close frame."""
@@ -239,7 +251,7 @@ class WebSocketConnection(StreamConnection):
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
         """Send the control frame `reconnect`."""
         after_ms = int(delay_seconds * 1_000)
-        self.write(control_frame("reconnect", after_ms=after_ms, code=close.code))
+        self.write_control(control_frame("reconnect", after_ms=after_ms, code=close.code))
 
     def gap_notice(self) -> bytes:
         """Return the control frame `gap` for a `pushgate.v1` client; nothing for a plain client."""
@@ -249,5 +261,5 @@ class WebSocketConnection(StreamConnection):
         """Send a Close frame, and give the client a moment: the client should close first."""
         if self.wire is not None:
             frame = Frame(Opcode.CLOSE, CloseFrame(close.code, close.reason).serialize())
-            self.wire.write(frame.serialize(mask=False))
+            self.wire.write_control(frame.serialize(mask=False))
             self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)

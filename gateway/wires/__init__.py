@@ -9,7 +9,10 @@ of the gateway. Connections and transports import it.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+#: How many bytes of controls (pongs, a goodbye) a backlog that is full of messages takes.
+CONTROL_BYTES: Final = 16_384
 
 
 class Wire(Protocol):
@@ -23,23 +26,36 @@ class Wire(Protocol):
         """Begin to receive; bytes that came earlier wait in the kernel."""
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` to the kernel or the bounded backlog, in order.
+        """Hand one message to the kernel or the bounded backlog, in order.
 
-        Returns False when the socket is gone, or the backlog overflowed and the holder did not make
-        room.
+        Returns False when the socket is gone, or `data` does not fit the backlog: then nothing of
+        `data` is taken, and the backlog stays as it is. With an empty backlog everything fits.
+        """
+
+    def write_control(self, data: bytes) -> None:
+        """Hand the transport's own bytes, no message, to the kernel or the backlog, in order.
+
+        A full backlog takes up to `CONTROL_BYTES` more; a peer that does not read, and causes yet
+        more control bytes, is cut off.
         """
 
     def finish(self, rest: bytes) -> None:
         """Send the rest of a write that was begun at `direct`."""
 
-    def drop_oldest(self, notice: bytes) -> int:
-        """Make room: drop the oldest writes that have not begun to go out; return how many.
+    def displace(self, data: bytes, notice: bytes) -> int:
+        """Take one message into the full backlog in place of the oldest messages.
 
-        `notice` is sent in place of the dropped writes.
+        Returns how many messages were dropped. `notice` is sent in their place.
         """
 
-    def drop_all(self) -> None:
-        """Drop every write that has not begun to go out."""
+    def waits(self) -> bool:
+        """Whether bytes wait for the peer to read."""
+
+    def progress(self) -> int:
+        """Return a number that changes whenever the peer takes bytes that wait."""
+
+    def bear(self, seconds: float) -> None:
+        """Have the kernel bear a peer that takes no bytes for `seconds` (TCP_USER_TIMEOUT)."""
 
     def close(self) -> None:
         """Send the backlog, close this side, and discard bytes until the peer closes the other.
@@ -59,11 +75,14 @@ class Holder(Protocol):
     def received(self, data: bytes) -> None:
         """Take bytes from the peer."""
 
-    def overflowed(self) -> bool:
-        """Make room in the full backlog and return True; or return False and end the peer."""
+    def backlogged(self) -> None:
+        """Take note that bytes have begun to wait for the peer. Called again for a new backlog."""
 
-    def lost(self) -> None:
-        """Take note that the socket is gone. Called once, after `close` and `abort` too."""
+    def lost(self, unsent: int = 0) -> None:
+        """Take note that the socket is gone. Called once, after `close` and `abort` too.
+
+        `unsent` is the number of messages that were taken and not wholly sent.
+        """
 
 
 class Borrower(Holder, Protocol):

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import deque
 
 
+class Control(bytes):
+    """The transport's own bytes among the writes of a backlog: no message."""
+
+    __slots__ = ()
+
+
 class Backlog:
     """Writes that the kernel did not take. The wire that owns a backlog bounds the backlog.
 
     A write that has begun to go out can't be dropped any more: the peer would see a torn message.
-    `size` is the number of unsent bytes.
+    `size` is the number of unsent bytes, `sent_bytes` how many were sent from the backlog.
     """
 
-    __slots__ = ("_begun", "_sent_of_first", "_writes", "size")
+    __slots__ = ("_begun", "_sent_of_first", "_writes", "sent_bytes", "size")
 
     def __init__(self, data: bytes, *, begun: bool) -> None:
         """`begun` says that `data` is the rest of a write of which a part is sent."""
@@ -21,6 +27,7 @@ class Backlog:
         # An offset: the first write may be long, and slicing on every send would copy the rest.
         self._sent_of_first = 0
         self.size = len(data)
+        self.sent_bytes = 0
 
     def append(self, data: bytes) -> None:
         """Add a write to the end."""
@@ -35,14 +42,19 @@ class Backlog:
     def sent(self, count: int) -> None:
         """Take note that `count` more bytes of the first write are sent."""
         self.size -= count
+        self.sent_bytes += count
         self._sent_of_first += count
         self._begun = self._sent_of_first < len(self._writes[0])
         if not self._begun:
             self._writes.popleft()
             self._sent_of_first = 0
 
+    def messages(self) -> int:
+        """Return how many messages are not wholly sent."""
+        return sum(not isinstance(write, Control) for write in self._writes)
+
     def drop_oldest(self, limit: int, notice: bytes) -> int:
-        """Drop the oldest writes until at most `limit` bytes wait; return how many were dropped.
+        """Drop the oldest writes until at most `limit` bytes wait; return how many messages.
 
         The last write stays, however long. One `notice` stands in place of the dropped writes, even
         when writes are dropped repeatedly.
@@ -55,19 +67,14 @@ class Backlog:
             self.size -= len(notice)
         dropped = 0
         while len(self._writes) > 1 and self.size + len(notice) > limit:
-            self.size -= len(self._writes.popleft())
-            dropped += 1
+            write = self._writes.popleft()
+            self.size -= len(write)
+            dropped += not isinstance(write, Control)
         if notice and (dropped or has_notice):
-            front.append(notice)
+            front.append(Control(notice))
             self.size += len(notice)
         self._writes.extendleft(reversed(front))
         return dropped
-
-    def drop_all(self) -> None:
-        """Drop every write that has not begun to go out."""
-        kept = [self._writes[0]] if self._begun else []
-        self._writes = deque(kept)
-        self.size = sum(map(len, kept)) - self._sent_of_first
 
     def __bool__(self) -> bool:
         return bool(self._writes)

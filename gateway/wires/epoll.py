@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import socket
 from typing import Final
 
 import structlog
 
-from gateway.wires import Holder
-from gateway.wires.backlog import Backlog
+from gateway.wires import CONTROL_BYTES, Holder
+from gateway.wires.backlog import Backlog, Control
+from gateway.wires.kernel import acknowledged_bytes, close_half, set_user_timeout
 
 log = structlog.get_logger("gateway.wires.epoll")
 
@@ -118,12 +118,28 @@ class EpollWire:
             self._offer_direct()
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` to the kernel or the backlog; False when the peer is gone or too slow."""
+        """Hand a message to the kernel or the backlog; False when gone, or it does not fit."""
+        unsent = self._unsent
+        if unsent is None:
+            return self._write_now(data)
+        if self._closing or unsent.size + len(data) > self._limit:
+            return False
+        unsent.append(data)
+        return True
+
+    def write_control(self, data: bytes) -> None:
+        """Hand control bytes to the kernel or the backlog, though the backlog be full."""
+        unsent = self._unsent
+        if unsent is None:
+            self._write_now(Control(data))
+        elif unsent.size + len(data) > self._limit + CONTROL_BYTES:
+            self.abort()
+        elif not self._closing:
+            unsent.append(Control(data))
+
+    def _write_now(self, data: bytes) -> bool:
         if self._descriptor < 0 or self._closing:
             return False
-        if self._unsent is not None:
-            self._unsent.append(data)
-            return self._unsent.size <= self._limit or self._holder.overflowed()
         try:
             sent = os.write(self._descriptor, data)
         except BlockingIOError:
@@ -132,21 +148,36 @@ class EpollWire:
             self.abort()
             return False
         if sent < len(data):  # the first write always fits; the limit counts when more writes join
-            self._wait_for_room(Backlog(data[sent:], begun=sent > 0))
+            rest = data[sent:]
+            is_control = isinstance(data, Control)
+            self._wait_for_room(Backlog(Control(rest) if is_control else rest, begun=sent > 0))
         return True
 
     def finish(self, rest: bytes) -> None:
         """Send the rest of a write that was begun at `direct`."""
         self._wait_for_room(Backlog(rest, begun=True))
 
-    def drop_oldest(self, notice: bytes) -> int:
-        """Drop the oldest writes until the rest of the backlog fits; return how many."""
-        return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)
+    def displace(self, data: bytes, notice: bytes) -> int:
+        """Take a message in place of the oldest messages; return how many were dropped."""
+        if self._unsent is None:
+            return 0
+        self._unsent.append(data)
+        return self._unsent.drop_oldest(self._limit, notice)
 
-    def drop_all(self) -> None:
-        """Drop every write that has not begun to go out."""
-        if self._unsent is not None:
-            self._unsent.drop_all()
+    def waits(self) -> bool:
+        """Whether a backlog waits for the peer."""
+        return self._unsent is not None
+
+    def progress(self) -> int:
+        """Return how many bytes the peer has acknowledged, or how many the backlog has sent."""
+        acknowledged = acknowledged_bytes(self._descriptor)
+        if acknowledged is not None or self._unsent is None:
+            return acknowledged or 0
+        return self._unsent.sent_bytes
+
+    def bear(self, seconds: float) -> None:
+        """Have the kernel bear a peer that takes no bytes for `seconds`."""
+        set_user_timeout(self._descriptor, seconds)
 
     def close(self) -> None:
         """Close this side after the backlog is sent, and discard bytes until the peer closes."""
@@ -163,9 +194,10 @@ class EpollWire:
         if self._descriptor >= 0:
             self._set.drop(self._descriptor)
             self._descriptor = self.direct = -1
-            self._unsent = None
+            unsent, self._unsent = self._unsent, None
+            messages = 0 if unsent is None else unsent.messages()
             # In a later turn of the loop, as with a transport: never within a call by the holder.
-            self._set.loop.call_soon(self._holder.lost)
+            self._set.loop.call_soon(self._holder.lost, messages)
 
     def ready(self, events: int) -> None:
         """Read and write as far as the socket is ready; `events` are those of epoll_wait(2)."""
@@ -210,20 +242,18 @@ class EpollWire:
             self._offer_direct()
 
     def _close_half(self) -> None:
-        """Tell the peer that no more bytes come (shutdown(2)); `_read` sees the peer's own end."""
-        lent = socket.socket(fileno=self._descriptor)
+        """Tell the peer that no more bytes come; `_read` sees the peer's own end."""
         try:
-            lent.shutdown(socket.SHUT_WR)
+            close_half(self._descriptor)
         except OSError:  # the peer has reset the connection
             self.abort()
-        finally:
-            lent.detach()
 
     def _wait_for_room(self, unsent: Backlog) -> None:
         """Let writes wait in a backlog until the kernel has room."""
         self._unsent = unsent
         self.direct = -1
         self._watch()
+        self._holder.backlogged()
 
     def _offer_direct(self) -> None:
         if self._listening and self._unsent is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Final
 
 from gateway.errors import has_vanished
-from gateway.wires import Borrower, Holder
-from gateway.wires.backlog import Backlog
+from gateway.wires import CONTROL_BYTES, Borrower, Holder
+from gateway.wires.backlog import Backlog, Control
+from gateway.wires.kernel import acknowledged_bytes, set_user_timeout
 
 #: Bytes that may wait in the transport. Further writes wait in the wire, where writes can be
 #: dropped.
@@ -39,30 +41,62 @@ class TransportWire(asyncio.Protocol):
         self._transport.resume_reading()
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` to the transport or the backlog; False when the peer is gone or too slow."""
+        """Hand a message to the transport or the backlog; False when gone, or it won't fit."""
+        return self._write(data, limit=self._limit)
+
+    def write_control(self, data: bytes) -> None:
+        """Hand control bytes to the transport or the backlog, though the backlog be full."""
+        fits = self._write(Control(data), limit=self._limit + CONTROL_BYTES)
+        if not fits and not self._closing:
+            self.abort()
+
+    def _write(self, data: bytes, *, limit: int) -> bool:
         if self._closing or self._transport.is_closing():
             return False
+        unsent = self._unsent
         if not self._paused:
             self._transport.write(data)
             return not self._transport.is_closing()
-        if self._unsent is None:
+        if unsent is None:
             self._unsent = Backlog(data, begun=False)
             return True
-        self._unsent.append(data)
-        return self._unsent.size <= self._limit or self._holder.overflowed()
+        if unsent.size + len(data) > limit:
+            return False
+        unsent.append(data)
+        return True
 
     def finish(self, rest: bytes) -> None:
         """Refuse: `direct` is -1, so no write can have begun there."""
         raise NotImplementedError(f"{len(rest)} bytes")
 
-    def drop_oldest(self, notice: bytes) -> int:
-        """Drop the oldest writes until the rest of the backlog fits; return how many."""
-        return 0 if self._unsent is None else self._unsent.drop_oldest(self._limit, notice)
+    def displace(self, data: bytes, notice: bytes) -> int:
+        """Take a message in place of the oldest messages; return how many were dropped."""
+        if self._unsent is None:
+            return 0
+        self._unsent.append(data)
+        return self._unsent.drop_oldest(self._limit, notice)
 
-    def drop_all(self) -> None:
-        """Drop every write that the transport does not have yet."""
-        if self._unsent is not None:
-            self._unsent.drop_all()
+    def waits(self) -> bool:
+        """Whether the transport, or the backlog behind it, is full enough to wait for the peer."""
+        return self._paused
+
+    def progress(self) -> int:
+        """Return how many bytes the peer has acknowledged, or how few the transport still has.
+
+        Beneath TLS the event loop has a second buffer, which can shrink unseen: the kernel knows.
+        """
+        acknowledged = acknowledged_bytes(self._descriptor)
+        return -self._transport.get_write_buffer_size() if acknowledged is None else acknowledged
+
+    def bear(self, seconds: float) -> None:
+        """Have the kernel bear a peer that takes no bytes for `seconds`."""
+        set_user_timeout(self._descriptor, seconds)
+
+    @property
+    def _descriptor(self) -> int:
+        """The socket's descriptor; -1 once the socket is closed."""
+        plug: socket.socket | None = self._transport.get_extra_info("socket")
+        return -1 if plug is None else plug.fileno()
 
     def close(self) -> None:
         """Close this side after the backlog is sent, and discard bytes until the peer closes."""
@@ -76,7 +110,6 @@ class TransportWire(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._closing = True
-        self._unsent = None
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -87,6 +120,7 @@ class TransportWire(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Let further writes wait in the backlog."""
         self._paused = True
+        self._holder.backlogged()
 
     def resume_writing(self) -> None:
         """Hand the backlog to the transport."""
@@ -115,7 +149,7 @@ class TransportWire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Tell the holder, once."""
-        self._holder.lost()
+        self._holder.lost(0 if self._unsent is None else self._unsent.messages())
 
 
 class LentWire(TransportWire):
@@ -135,6 +169,6 @@ class LentWire(TransportWire):
         if self._transport.is_closing():
             return False
         if self._transport.get_write_buffer_size() + len(data) > self._limit:
-            return self._holder.overflowed()
+            return False
         self._transport.write(data)
         return not self._transport.is_closing()

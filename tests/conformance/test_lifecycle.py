@@ -41,8 +41,8 @@ def quick(start_gateway: Start) -> GatewayProcess:
 
 @pytest.fixture(scope="module")
 def narrow(start_gateway: Start) -> GatewayProcess:
-    """Give a gateway that lets little wait for a client."""
-    return start_gateway(send_buffer_bytes=65_536)
+    """Give a gateway that lets little wait for a client, and not for long."""
+    return start_gateway(send_buffer_bytes=65_536, heartbeat_timeout_seconds=3.0)
 
 
 @pytest.mark.parametrize("stream", ["ws-plain", "ws-v1"])
@@ -121,6 +121,9 @@ async def test_a_client_that_never_reads_is_cut_and_others_get_their_messages(
         taken = await until_refused(push, user, b"x" * 32_768)
         # What the kernel takes for a peer that does not read, and the bound of our own.
         assert taken < 8 * 1024 * 1024
+        for _ in range(3):
+            again = await push.push([{"user": user, "data": "x" * 32_768}])
+            assert again == [{"error": "overloaded"}]
         await until_gone(registry, user)
         assert await push.push([{"user": user, "data": "x"}]) == [0]
         for number in range(10):
@@ -140,9 +143,9 @@ async def test_a_slow_connection_does_not_cost_the_users_other_one(
             (took,) = await push.push(
                 [{"user": user, "data": b"%05d" % number * 6_000}], packed=True
             )
-            assert took in (1, 2)
+            assert took in (1, 2, {"taken": 1, "overloaded": 1})
             assert (await reading.message()).payload[:5] == b"%05d" % number
-        assert took == 1
+        assert took in (1, {"taken": 1, "overloaded": 1})
 
 
 async def opened(stack: AsyncExitStack, gateway: GatewayProcess, user: str) -> list[Client]:

@@ -1,6 +1,7 @@
 """Clients that do not read: what they find when they wake up, and what they cost the others."""
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.support.clients import (
     SseClient,
     WebSocketClient,
     connect,
+    eventually,
     pusher_to,
 )
 from tests.support.processes import GatewayProcess
@@ -35,12 +37,17 @@ PADDING: Final = b"x" * 4_000
 SMALL: Final = 8_192
 NARROW: Final = 65_536
 MEGABYTE: Final = 1024 * 1024
+UNSENT: Final = 'pushgate_gateway_unsent_at_close_total{reason="too slow: reconnect and resume"}'
+#: After how many seconds without progress a client is too slow.
+SILENCE: Final = 3.0
 
 
 @pytest.fixture(scope="module")
 def closing(start_gateway: Start) -> GatewayProcess:
-    """Give a gateway that closes who is too slow."""
-    return start_gateway(send_buffer_bytes=NARROW, slow_consumer="close")
+    """Give a gateway that refuses what has no room, and closes who does not read for a while."""
+    return start_gateway(
+        send_buffer_bytes=NARROW, slow_consumer="close", heartbeat_timeout_seconds=SILENCE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +67,9 @@ def number_of(message: Message) -> int:
     return number
 
 
-async def push_all(pusher: Pusher, sleeping: str, reading: Client, other: str) -> int:
-    """Push to both; see that the one who reads gets all; give how many the other one's took."""
-    took = 0
+async def push_all(pusher: Pusher, sleeping: str, reading: Client, other: str) -> list[int]:
+    """Push to both; see that the one who reads gets all; give which the other one's took."""
+    took: list[int] = []
     for start in range(0, COUNT, BATCH):
         numbers = range(start, start + BATCH)
         results = await pusher.push(
@@ -72,7 +79,7 @@ async def push_all(pusher: Pusher, sleeping: str, reading: Client, other: str) -
         for number, (to_sleeping, to_other) in zip(numbers, results, strict=True):
             assert to_other == 1
             assert number_of(await reading.message()) == number
-            took += to_sleeping == 1
+            took += [number] * (to_sleeping == 1)
     return took
 
 
@@ -94,32 +101,57 @@ async def read_on(client: Client) -> tuple[list[int], list[Control], Ended | Non
 
 
 @STREAMS
-async def test_a_late_reader_sees_whole_messages_and_then_why_it_was_closed(
+async def test_a_late_reader_gets_all_that_was_taken_and_then_why_it_was_closed(
     closing: GatewayProcess, registry: RedisRegistry, stream: str, user: str
 ) -> None:
     other = f"{user}-other"
+    transport = "sse" if stream == "sse" else "websocket"
     async with (
         connect(stream, closing.port, user, receive_buffer_bytes=SMALL) as late,
         connect(stream, closing.port, other) as reading,
         pusher_to(closing.internal_port) as pusher,
     ):
+        unsent = await metric(pusher, UNSENT)
         took = await push_all(pusher, user, reading, other)
-        assert took * len(PADDING) < MEGABYTE / 2  # of the kernels' buffers and our own
-        assert await pusher.push([{"user": user, "data": "x"}]) == [0]
+        # Of the kernels' buffers and our own.
+        assert NARROW / 2 < len(took) * len(PADDING) < MEGABYTE / 2
         await until_gone(registry, user)
+        assert await pusher.push([{"user": user, "data": "x"}]) == [0]
         numbers, told, ended = await read_on(late)
         assert ended is not None
-        assert 0 < len(numbers) <= took
-        assert numbers == list(range(len(numbers)))
+        assert numbers == took
         if stream == "sse":
             (close,) = told
             assert (close["control"], close["code"]) == ("close", 4001)
         else:
             assert (ended.code, told) == (4001, [])
-        transport = "sse" if stream == "sse" else "websocket"
-        assert (
-            await metric(pusher, f'pushgate_gateway_dropped_total{{transport="{transport}"}}') == 0
-        )
+        dropped = f'pushgate_gateway_dropped_total{{transport="{transport}"}}'
+        assert await metric(pusher, dropped) == 0
+        assert await metric(pusher, UNSENT) == unsent
+
+
+@STREAMS
+async def test_what_a_client_that_never_reads_has_not_been_sent_is_counted(
+    closing: GatewayProcess, registry: RedisRegistry, stream: str, user: str
+) -> None:
+    other = f"{user}-other"
+    async with (
+        connect(stream, closing.port, user, receive_buffer_bytes=SMALL),
+        connect(stream, closing.port, other) as reading,
+        pusher_to(closing.internal_port) as pusher,
+    ):
+        unsent = await metric(pusher, UNSENT)
+        began = time.monotonic()
+        took = await push_all(pusher, user, reading, other)
+        await until_gone(registry, user)
+        assert time.monotonic() - began > SILENCE / 2, "a full buffer alone is no slowness"
+
+        async def counted_once() -> bool:
+            return await metric(pusher, UNSENT) > unsent
+
+        await eventually(counted_once, "its grace is over", timeout_seconds=8.0)
+        counted = int(await metric(pusher, UNSENT) - unsent)
+        assert NARROW // len(PADDING) // 2 < counted < len(took)
 
 
 @STREAMS
@@ -135,7 +167,7 @@ async def test_a_late_reader_is_told_of_the_gap_and_has_the_newest(
         pusher_to(dropping.internal_port) as pusher,
     ):
         before = await metric(pusher, sample)
-        assert await push_all(pusher, user, reading, other) == COUNT
+        assert len(await push_all(pusher, user, reading, other)) == COUNT
         dropped = int(await metric(pusher, sample) - before)
         assert 0 < dropped < COUNT
         numbers, told, ended = await read_on(late)

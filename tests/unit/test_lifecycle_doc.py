@@ -28,7 +28,7 @@ EVENTS: dict[str, Callable[[StreamConnection], object]] = {
     "expired": lambda c: c.expired(),
     "close": lambda c: c.close(GOING_AWAY),
     "ended": lambda c: c.ended("client left", b"bye"),
-    "overflowed": lambda c: c.overflowed(),
+    "too_slow": lambda c: c.too_slow(),
     "abort": lambda c: c.abort("no answer"),
     "wake": lambda c: c.wake(),
     "lost": lambda c: c.lost(),

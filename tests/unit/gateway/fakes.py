@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from gateway.connections.closes import Close
-from gateway.connections.connection import Bounds, Connection, Keeper, Unrefreshed
+from gateway.connections.connection import (
+    Bounds,
+    Connection,
+    Keeper,
+    StreamConnection,
+    Unrefreshed,
+)
 from gateway.connections.delivery import Delivery
 from gateway.connections.identity import Identity
 from registry.directory import Lease, Node, RegistryUnavailable
@@ -53,6 +59,8 @@ class FakeKeeper:
         self.delay = 3.0  # what a client is told to wait
         self.tokens: dict[str, float] = {}  # those that refresh, and for how long
         self.dropped_messages = 0
+        self.watched: list[Connection] = []
+        self.unsent_messages: list[tuple[int, str]] = []
 
     def release(self, connection: Connection, reason: str) -> None:
         self.released.append(reason)
@@ -77,6 +85,13 @@ class FakeKeeper:
     def dropped(self, connection: Connection, messages: int) -> None:
         self.dropped_messages += messages
 
+    def watch(self, connection: StreamConnection) -> None:
+        self.watched.append(connection)
+
+    def unsent(self, messages: int, reason: str) -> None:
+        if messages:
+            self.unsent_messages.append((messages, reason))
+
     def forget(self, connection: Connection) -> None:
         self.forgotten += 1
         self.wake_in = None
@@ -99,32 +114,45 @@ class FakeWire:
         self.aborted = False
         self.gone = False
         self.listening = False
-        self.on_full: Callable[[], bool] | None = None  # set: the next write finds it full
-        self.droppable = 0  # writes that can be dropped
+        self.on_write: Callable[[], object] = lambda: None
+        self.full = False  # writes of messages find no room
+        self.waiting = False  # bytes wait for the peer
+        self.taken = 0  # the progress of the peer
+        self.droppable = 0  # messages that are dropped where one displaces others
         self.notices: list[bytes] = []
-        self.emptied = False
+        self.borne: list[float] = []
 
     def listen(self) -> None:
         self.listening = True
 
     def write(self, data: bytes) -> bool:
-        full, self.on_full = self.on_full, None
-        if full is not None and not full():
-            return False
-        if self.gone or self.closed or self.aborted:
+        self.on_write()
+        if self.full or self.gone or self.closed or self.aborted:
             return False
         self.sent += data
         return True
 
+    def write_control(self, data: bytes) -> None:
+        self.on_write()
+        if not (self.gone or self.closed or self.aborted):
+            self.sent += data
+
     def finish(self, rest: bytes) -> None:
         self.sent += rest
 
-    def drop_oldest(self, notice: bytes) -> int:
+    def displace(self, data: bytes, notice: bytes) -> int:
         self.notices.append(notice)
+        self.sent += data
         return self.droppable
 
-    def drop_all(self) -> None:
-        self.emptied = True
+    def waits(self) -> bool:
+        return self.full or self.waiting
+
+    def progress(self) -> int:
+        return self.taken
+
+    def bear(self, seconds: float) -> None:
+        self.borne.append(seconds)
 
     def close(self) -> None:
         self.closed = True

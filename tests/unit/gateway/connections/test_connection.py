@@ -53,14 +53,14 @@ class Line(StreamConnection):
         return self.understands
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
-        self.write(b"reconnect in %d: %d\n" % (delay_seconds, close.code))
+        self.write_control(b"reconnect in %d: %d\n" % (delay_seconds, close.code))
 
     def gap_notice(self) -> bytes:
         return b"gap\n"
 
     def say_goodbye(self, close: Close) -> None:
         if self.wire is not None:
-            self.wire.write(b"bye\n")
+            self.wire.write_control(b"bye\n")
             self.wire.close()
             self._keeper.wake_at(self, CLOSE_GRACE_SECONDS)
 
@@ -201,11 +201,20 @@ def test_a_wire_that_is_gone_ends_the_connection(rig: Rig) -> None:
     assert rig.keeper.released == ["lost"]
 
 
-def test_an_overflow_says_goodbye_once_under_its_own_name_and_sends_nothing_else(rig: Rig) -> None:
-    rig.wire.on_full = rig.line.overflowed
+def test_a_message_without_room_is_refused_and_the_connection_lives(rig: Rig) -> None:
+    rig.wire.full = True
     assert not give(rig.line, message())
+    assert rig.line.takes_messages
+    assert (rig.line.state, rig.wire.sent, rig.keeper.released) == (State.OPEN, b"", [])
+    rig.wire.full = False
+    assert give(rig.line, message())
+
+
+def test_a_client_that_is_too_slow_is_told_once_behind_its_backlog(rig: Rig) -> None:
+    rig.wire.full = True
+    rig.line.too_slow()
+    rig.line.too_slow()
     assert not give(rig.line, message())
-    assert rig.wire.emptied
     assert rig.wire.sent == b"bye\n"
     assert rig.line.state is State.CLOSING
     assert not rig.wire.aborted
@@ -213,36 +222,39 @@ def test_an_overflow_says_goodbye_once_under_its_own_name_and_sends_nothing_else
 
 
 def test_a_goodbye_to_one_who_is_too_slow_has_a_grace_and_no_longer(rig: Rig) -> None:
-    rig.line.overflowed()
+    rig.line.too_slow()
     assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
+    assert rig.wire.borne == [BOUNDS.heartbeat_timeout_seconds + CLOSE_GRACE_SECONDS]
     rig.keeper.wake(rig.line)
     assert rig.wire.aborted
     assert rig.keeper.released == [TOO_SLOW.reason]
 
 
-def test_a_wire_that_overflows_while_it_is_told_to_go_is_cut_off(rig: Rig) -> None:
+def test_with_a_backlog_a_connection_is_watched(rig: Rig) -> None:
+    rig.line.backlogged()
+    assert rig.keeper.watched == [rig.line]
+
+
+def test_what_is_unsent_is_counted_by_the_reason_of_the_end(rig: Rig) -> None:
     rig.line.close(GOING_AWAY)
-    assert not rig.line.overflowed()
-    assert rig.wire.aborted
-    assert rig.keeper.released == ["node is leaving"]
+    rig.line.lost(3)
+    assert rig.keeper.unsent_messages == [(3, GOING_AWAY.reason)]
 
 
-def test_where_the_oldest_is_dropped_an_overflow_makes_room_and_counts(rig: Rig) -> None:
+def test_messages_that_waited_for_the_handshake_in_vain_are_unsent(opening: Rig) -> None:
+    give(opening.line, message())
+    opening.line.lost()
+    assert opening.keeper.unsent_messages == [(1, "lost")]
+
+
+def test_where_the_oldest_is_dropped_a_message_takes_its_place_and_is_counted(rig: Rig) -> None:
     rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
-    rig.wire.on_full, rig.wire.droppable = rig.line.overflowed, 3
+    rig.wire.full, rig.wire.droppable = True, 3
     assert give(rig.line, message(b"newest"))
     assert rig.wire.notices == [b"gap\n"]
     assert rig.keeper.dropped_messages == 3
     assert rig.line.state is State.OPEN
-    assert not rig.wire.emptied
     assert (rig.wire.sent, rig.keeper.released) == (b"newest\n", [])
-
-
-def test_a_goodbye_that_overflows_is_not_kept_by_dropping(rig: Rig) -> None:
-    rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
-    rig.line.close(GOING_AWAY)
-    assert not rig.line.overflowed()
-    assert rig.wire.aborted
 
 
 def test_who_is_told_to_part_still_gets_messages_until_the_grace_ends(rig: Rig) -> None:
@@ -389,7 +401,7 @@ def test_after_the_socket_is_gone_nothing_touches_it(rig: Rig) -> None:
     rig.line.close(GOING_AWAY)
     rig.line.abort("late")
     rig.line.ended("late", b"late")
-    rig.line.overflowed()
+    rig.line.too_slow()
     assert (rig.wire.sent, rig.wire.closed, rig.wire.aborted) == (b"", False, False)
     assert rig.keeper.released == ["lost"]
 
@@ -397,7 +409,7 @@ def test_after_the_socket_is_gone_nothing_touches_it(rig: Rig) -> None:
 ENDINGS: dict[str, Callable[[Line], object]] = {
     "close": lambda line: line.close(GOING_AWAY),
     "abort": lambda line: line.abort("aborted"),
-    "overflowed": lambda line: line.overflowed(),
+    "too slow": lambda line: line.too_slow(),
     "ended": lambda line: line.ended("ended", b""),
     "part": lambda line: line.part(GOING_AWAY, 1.0),
     "age": lambda line: line.aged(),

@@ -388,7 +388,7 @@ def fail() -> bool:
 
 async def test_a_connection_that_fails_as_its_user_is_disconnected_ends_alone(rig: Rig) -> None:
     clients = [rig.hold("alice") for _ in range(3)]
-    clients[1].wire.on_full = fail
+    clients[1].wire.on_write = fail
     assert rig.node.disconnect("alice", None) == 3
     assert [b"4003" in client.wire.sent for client in clients] == [True, False, True]
     assert clients[1].wire.aborted
@@ -398,7 +398,7 @@ async def test_a_connection_that_fails_as_its_user_is_disconnected_ends_alone(ri
 async def test_connections_that_fail_while_a_drain_goes_round_end_alone(rig: Rig) -> None:
     clients = [rig.hold(f"u{number}") for number in range(20)]
     for client in clients[::2]:
-        client.wire.on_full = fail
+        client.wire.on_write = fail
     rig.leave(60.0)
     rig.pass_time(52.0)
     assert all(client.wire.aborted for client in clients[::2])
@@ -408,7 +408,7 @@ async def test_connections_that_fail_while_a_drain_goes_round_end_alone(rig: Rig
 async def test_connections_that_fail_at_the_end_of_a_drain_end_alone(rig: Rig) -> None:
     clients = [rig.hold(f"u{number}") for number in range(20)]
     for client in clients[::2]:
-        client.wire.on_full = fail
+        client.wire.on_write = fail
     rig.leave(0.0)
     assert len(rig.hub) == 0
     assert all(client.wire.aborted for client in clients[::2])

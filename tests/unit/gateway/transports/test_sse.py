@@ -178,14 +178,6 @@ def test_heartbeats_of_those_that_opened_together_are_out_of_step() -> None:
     assert len({Rig().keeper.wake_in for _ in range(20)}) > 10
 
 
-def test_a_heartbeat_finds_a_peer_that_is_gone(rig: Rig) -> None:
-    rig.wire.gone = True
-    rig.keeper.wake(rig.connection)
-    assert rig.keeper.released == ["lost"]
-    assert rig.wire.aborted
-    assert rig.keeper.wake_in is None
-
-
 def test_what_a_client_sends_means_nothing(rig: Rig) -> None:
     rig.connection.received(b"GET / HTTP/1.1\r\n\r\n" * 1_000)
     assert rig.connection.state is State.OPEN
@@ -252,13 +244,13 @@ def test_a_heartbeat_goes_on_while_parting(rig: Rig) -> None:
 
 
 def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
-    rig.wire.on_full = rig.connection.overflowed
+    rig.wire.full = True
     assert not give(rig.connection, message("too much"))
+    rig.connection.too_slow()
     ((event,), retry) = parse(rig.wire.take())
     assert event.type == "pushgate.close"
     assert json.loads(event.data) == {"code": 4001, "reason": TOO_SLOW.reason}
     assert retry is not None
-    assert rig.wire.emptied
     assert (rig.wire.closed, rig.wire.aborted) == (True, False)
     assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
     rig.keeper.wake(rig.connection)
@@ -267,10 +259,19 @@ def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
 
 def test_where_the_oldest_is_dropped_the_gap_is_told(rig: Rig) -> None:
     rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
-    rig.wire.on_full = rig.connection.overflowed
+    rig.wire.full = True
     assert give(rig.connection, message("newest"))
     (notice,) = rig.wire.notices
     assert parse(notice)[0] == [Event("", "pushgate.gap", "{}")]
+
+
+def test_while_a_backlog_waits_no_comment_is_added(rig: Rig) -> None:
+    rig.wire.waiting = True
+    rig.keeper.wake(rig.connection)
+    assert rig.wire.take() == b""
+    rig.wire.waiting = False
+    rig.keeper.wake(rig.connection)
+    assert rig.wire.take() == b":\n\n"
 
 
 def test_a_goodbye_that_nobody_reads_is_cut_off(rig: Rig) -> None:

@@ -613,15 +613,40 @@ def test_a_plain_client_is_closed_instead(subprotocol: str | None) -> None:
 
 
 def test_who_does_not_read_is_told_so_and_has_a_grace(rig: Rig) -> None:
-    rig.wire.on_full = rig.connection.overflowed
+    rig.wire.full = True
     assert not give(rig.connection, message("too much"))
+    assert rig.connection.state is State.OPEN
+    rig.connection.too_slow()
     assert rig.frames() == [(CLOSE, struct.pack("!H", 4001) + TOO_SLOW.reason.encode())]
-    assert rig.wire.emptied
     assert not rig.wire.aborted
     assert rig.keeper.released == [TOO_SLOW.reason]
     assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
     rig.keeper.wake(rig.connection)
     assert rig.wire.aborted
+
+
+def test_while_a_backlog_waits_there_is_no_ping_and_its_answer_is_not_missed(rig: Rig) -> None:
+    rig.keeper.wake(rig.connection)
+    assert rig.frames() == [(PING, b"")]
+    rig.wire.waiting = True
+    for _ in range(3):
+        rig.keeper.wake(rig.connection)
+        assert rig.frames() == []
+    assert not rig.wire.aborted
+    rig.wire.waiting = False
+    rig.keeper.wake(rig.connection)
+    assert rig.frames() == [(PING, b"")]
+    rig.keeper.wake(rig.connection)
+    assert rig.wire.aborted
+
+
+def test_while_a_backlog_waits_frames_are_counted_by_intervals_as_ever(rig: Rig) -> None:
+    rig.wire.waiting = True
+    for _ in range(3):
+        for _ in range(BOUNDS.inbound_frames):
+            rig.connection.received(b"\x8a\x80abcd")
+        rig.keeper.wake(rig.connection)
+    assert rig.connection.state is State.OPEN
 
 
 @pytest.mark.parametrize(
@@ -634,7 +659,7 @@ def test_where_the_oldest_is_dropped_v1_is_told_of_the_gap(
     rig = make(subprotocol)
     rig.keeper.bounds = replace(BOUNDS, drops_oldest=True)
     rig.connection.open(b"")
-    rig.wire.on_full, rig.wire.droppable = rig.connection.overflowed, 2
+    rig.wire.full, rig.wire.droppable = True, 2
     assert give(rig.connection, message())
     assert [server_frames(sent) for sent in rig.wire.notices] == [notice]
     assert rig.keeper.dropped_messages == 2

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.wires.backlog import Backlog
+from gateway.wires.backlog import Backlog, Control
 
 NOTICE = b"<gap>"
 NOTHING = b""
@@ -132,13 +132,23 @@ def test_a_notice_is_no_message_that_was_dropped() -> None:
     assert backlog.drop_oldest(0, NOTICE) == 1
 
 
-@pytest.mark.parametrize(("begun", "left"), [(True, [b"aaaa"]), (False, [])])
-def test_to_drop_all_leaves_what_is_begun(begun: bool, left: list[bytes]) -> None:
-    backlog = filled(b"aaaa", b"bbbb", b"cccc", begun=begun)
-    backlog.drop_all()
-    assert backlog.size == sum(map(len, left))
-    backlog.append(b"bye")
-    assert drain(backlog) == [*left, b"bye"]
+def test_controls_and_notices_are_no_messages() -> None:
+    backlog = filled(b"aaaa", Control(b"pong"), b"bbbb", Control(b"pong"), b"cccc")
+    assert backlog.messages() == 3
+    backlog.sent(1)
+    assert backlog.messages() == 3
+    assert backlog.drop_oldest(0, NOTICE) == 1
+    assert backlog.messages() == 2
+    assert drain(backlog) == [b"aaa", NOTICE, b"cccc"]
+    assert backlog.messages() == 0
+
+
+def test_what_was_sent_is_counted_in_bytes() -> None:
+    backlog = filled(b"one", b"two")
+    backlog.sent(2)
+    assert backlog.sent_bytes == 2
+    drain(backlog)
+    assert backlog.sent_bytes == 6
 
 
 @pytest.mark.parametrize("seed", range(50))

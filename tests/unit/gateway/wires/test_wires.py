@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +13,10 @@ from typing import Literal
 
 import pytest
 
-from gateway.wires import Wire
+from gateway.wires import CONTROL_BYTES, Wire
 from gateway.wires.choice import Wires
 from gateway.wires.transport import LentWire
+from tests.support.clients import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -27,34 +29,27 @@ class Holder:
 
     def __init__(self) -> None:
         self.got = b""
-        self.overflows = 0
+        self.backlogs = 0
         self.losses = 0
+        self.unsent = 0
         self.gone = asyncio.Event()
         self.heard = asyncio.Event()
-        self.direct = -1
         self.wire: Wire | None = None
-        self.makes_room = False
-        self.dropped = 0
         self.unheard_of = 0
 
     def received(self, data: bytes) -> None:
         self.got += data
         self.heard.set()
 
-    def overflowed(self) -> bool:
-        self.overflows += 1
-        assert self.wire is not None
-        if self.makes_room:
-            self.dropped += self.wire.drop_oldest(NOTICE)
-        else:
-            self.wire.abort()
-        return self.makes_room
+    def backlogged(self) -> None:
+        self.backlogs += 1
 
     def unheard(self) -> None:
         self.unheard_of += 1
 
-    def lost(self) -> None:
+    def lost(self, unsent: int = 0) -> None:
         self.losses += 1
+        self.unsent += unsent
         self.gone.set()
 
 
@@ -64,13 +59,23 @@ def choice(request: pytest.FixtureRequest) -> Literal["epoll", "transport"]:
     return name
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Give the two ends of a TCP connection; the second receives into a small buffer."""
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer.connect(server.getsockname())
+        ours, _ = server.accept()
+    return ours, peer
+
+
 @asynccontextmanager
 async def held(
-    choice: Literal["epoll", "transport"],
+    choice: Literal["epoll", "transport"], *, tcp: bool = False
 ) -> AsyncIterator[tuple[Wire, Holder, socket.socket]]:
     """Give a held socket, its holder, and the peer's end, which nobody reads."""
     loop = asyncio.get_running_loop()
-    ours, peer = socket.socketpair()
+    ours, peer = tcp_pair() if tcp else socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
     for end in (ours, peer):
         end.setblocking(False)
@@ -115,7 +120,8 @@ async def test_what_a_slow_reader_has_not_read_waits_in_order(
         assert await read_to_end(peer, count=600_000) == b"".join(chunks)
         assert wire.write(b"more")
         assert await read_to_end(peer, count=4) == b"more"
-        assert holder.overflows == 0
+        assert holder.backlogs > 0
+        assert not wire.waits()
 
 
 async def test_a_close_sends_what_was_written_and_then_ends(
@@ -170,17 +176,118 @@ async def test_a_peer_that_never_closes_is_ended_by_an_abort(
         assert holder.losses == 0
         wire.abort()
         await asyncio.wait_for(holder.gone.wait(), 5)
+        assert holder.unsent == 0
 
 
-async def test_a_full_buffer_is_told_and_refuses(choice: Literal["epoll", "transport"]) -> None:
+async def test_a_full_buffer_refuses_and_takes_again_when_there_is_room(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, _, peer):
+        taken = await fill(wire)
+        assert LIMIT // 2 < taken < 3 * LIMIT
+        assert not wire.write(b"x" * 50_000)
+        assert wire.waits()
+        assert await read_to_end(peer, count=taken) == b"x" * taken
+        assert wire.write(b"y" * 50_000)
+        assert await read_to_end(peer, count=50_000) == b"y" * 50_000
+
+
+async def fill(wire: Wire) -> int:
+    """Write until a write is refused; give how many bytes were taken."""
+    taken = 0
+    while wire.write(b"x" * 50_000):
+        taken += 50_000
+        await asyncio.sleep(0)
+        assert taken < 3 * LIMIT
+    return taken
+
+
+async def test_an_empty_backlog_takes_a_write_of_any_length(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, _, peer):
+        for _ in range(2):
+            assert wire.write(b"x" * 2 * LIMIT)
+            assert await read_to_end(peer, count=2 * LIMIT) == b"x" * 2 * LIMIT
+
+
+async def test_a_full_backlog_takes_controls_to_a_bound_and_a_flood_of_them_ends_it(
+    choice: Literal["epoll", "transport"],
+) -> None:
     async with held(choice) as (wire, holder, _):
-        taken = 0
-        while wire.write(b"x" * 50_000):
-            taken += 50_000
+        await fill(wire)
+        for _ in range(CONTROL_BYTES // 1_000):
+            wire.write_control(b"y" * 1_000)
+        assert not wire.write(b"x" * 50_000)
+        await asyncio.sleep(0)
+        assert holder.losses == 0
+        for _ in range(100):
+            wire.write_control(b"y" * 1_000)
+        await asyncio.wait_for(holder.gone.wait(), 5)
+
+
+async def test_a_goodbye_goes_out_behind_all_that_was_taken(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        taken = await fill(wire)
+        wire.write_control(b"bye")
+        wire.close()
+        assert await read_to_end(peer) == b"x" * taken + b"bye"
+        await leave(peer, holder)
+        assert holder.unsent == 0
+
+
+async def test_messages_that_are_unsent_at_the_end_are_told_and_controls_are_not(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, _):
+        first = 200_000  # more than the kernel takes
+        assert wire.write(b"x" * first)
+        assert wire.write(b"one")
+        wire.write_control(b"pong")
+        assert wire.write(b"two")
+        wire.abort()
+        await asyncio.wait_for(holder.gone.wait(), 5)
+        # The event loop's transport has taken the first write whole.
+        assert holder.unsent == (3 if choice == "epoll" else 2)
+
+
+async def test_progress_changes_when_the_peer_takes_bytes_and_only_then(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        await fill(wire)
+        assert holder.backlogs == 1
+        before = wire.progress()
+        for _ in range(20):
             await asyncio.sleep(0)
-            assert taken < 3 * LIMIT
-        assert holder.overflows == 1
-        assert not wire.write(b"x")
+        assert wire.progress() == before
+        await read_to_end(peer, count=300_000)
+        await eventually(lambda: wire.progress() != before, "the peer has taken bytes")
+
+
+async def test_over_tcp_the_kernel_tells_the_progress_of_a_peer_that_reads_slowly(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    """The kernel takes bytes from a wire only when a third of its buffer is free again."""
+    if not hasattr(socket, "TCP_INFO"):
+        pytest.skip("needs TCP_INFO, which is Linux's")
+    async with held(choice, tcp=True) as (wire, _, peer):
+        await fill(wire)
+        for _ in range(5):
+            before = wire.progress()
+            await read_to_end(peer, count=20_000)
+            await eventually(lambda: wire.progress() > before, "acknowledged")  # noqa: B023
+        wire.bear(7.5)
+        if choice == "transport":
+            transport = wire._transport  # type: ignore[attr-defined]
+            plug = transport.get_extra_info("socket")
+        else:
+            plug = socket.socket(fileno=os.dup(wire._descriptor))  # type: ignore[attr-defined]
+        assert plug.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
+        if choice == "epoll":
+            plug.close()
 
 
 def line(number: int) -> bytes:
@@ -197,21 +304,25 @@ def numbers(received: bytes) -> list[int | None]:
     return read
 
 
-async def test_where_the_holder_makes_room_the_newest_arrive_whole_behind_one_notice(
+def displace(wire: Wire, data: bytes) -> int:
+    """Write as where the oldest is dropped; give how many messages were dropped."""
+    return 0 if wire.write(data) else wire.displace(data, NOTICE)
+
+
+async def test_where_the_oldest_is_dropped_the_newest_arrive_whole_behind_one_notice(
     choice: Literal["epoll", "transport"],
 ) -> None:
     count = 5 * LIMIT // len(line(0))
     async with held(choice) as (wire, holder, peer):
-        holder.makes_room = True
-        assert all(wire.write(line(number)) for number in range(count))
-        assert holder.overflows > 1
+        dropped = sum(displace(wire, line(number)) for number in range(count))
+        assert dropped > 1
         wire.close()
         read = numbers(await read_to_end(peer))
         await leave(peer, holder)
     assert read.count(None) == 1
     got = [number for number in read if number is not None]
     assert all(earlier < later for earlier, later in pairwise(got))
-    assert len(got) + holder.dropped == count
+    assert len(got) + dropped == count
     assert got[-1] == count - 1
     before = read.index(None)
     assert read[:before] == list(range(before))
@@ -219,43 +330,18 @@ async def test_where_the_holder_makes_room_the_newest_arrive_whole_behind_one_no
     assert LIMIT * 0.9 < len(read[before:]) * len(line(0)) < LIMIT * 1.1
 
 
-@pytest.mark.parametrize("all_at_once", [True, False])
 async def test_a_write_of_which_a_part_is_out_arrives_whole(
-    choice: Literal["epoll", "transport"], all_at_once: bool
+    choice: Literal["epoll", "transport"],
 ) -> None:
     first = b"a" * 400_000
     async with held(choice) as (wire, holder, peer):
-        holder.makes_room = True
         assert wire.write(first)
-        assert all(wire.write(line(number)) for number in range(2 * LIMIT // len(line(0))))
-        if all_at_once:
-            wire.drop_all()
-            assert wire.write(NOTICE)
+        dropped = sum(displace(wire, line(number)) for number in range(2 * LIMIT // len(line(0))))
         wire.close()
         received = await read_to_end(peer)
         await leave(peer, holder)
     assert received.startswith(first + NOTICE)
-    assert (received == first + NOTICE) is all_at_once
-    assert holder.dropped > 0
-
-
-async def test_what_waits_can_be_dropped_for_a_goodbye(
-    choice: Literal["epoll", "transport"],
-) -> None:
-    async with held(choice) as (wire, holder, peer):
-        written = 0
-        while written * len(line(0)) < LIMIT // 2:
-            assert wire.write(line(written))
-            written += 1
-        wire.drop_all()
-        assert wire.write(b"999999" * 500 + b"\n")
-        wire.close()
-        read = numbers(await read_to_end(peer))
-        await leave(peer, holder)
-    assert read[-1] == 999_999
-    assert read[:-1] == list(range(len(read) - 1))
-    assert len(read) < written // 2
-    assert holder.overflows == 0
+    assert dropped > 0
 
 
 async def test_where_nothing_waits_there_is_nothing_to_drop(
@@ -263,8 +349,7 @@ async def test_where_nothing_waits_there_is_nothing_to_drop(
 ) -> None:
     async with held(choice) as (wire, _, peer):
         assert wire.write(b"hello")
-        assert wire.drop_oldest(NOTICE) == 0
-        wire.drop_all()
+        assert wire.displace(b"x", NOTICE) == 0
         assert wire.write(b" world")
         assert await read_to_end(peer, count=11) == b"hello world"
 
@@ -275,9 +360,11 @@ async def test_a_wire_without_a_socket_drops_nothing(
     async with held(choice) as (wire, holder, _):
         wire.abort()
         await asyncio.wait_for(holder.gone.wait(), 5)
-        assert wire.drop_oldest(NOTICE) == 0
-        wire.drop_all()
+        assert wire.displace(b"x", NOTICE) == 0
         assert not wire.write(b"x")
+        wire.write_control(b"x")
+        wire.bear(1.0)
+        assert not wire.waits()
 
 
 async def test_a_lent_socket_answers_all_that_was_agreed_and_no_more() -> None:
@@ -291,7 +378,7 @@ async def test_a_lent_socket_answers_all_that_was_agreed_and_no_more() -> None:
     wire = holder.wire = wires.lend(transport, holder, answer_bytes=300_000)
     assert wire.write(b"x" * 300_000)
     assert not wire.write(b"y" * 100_000)
-    assert holder.overflows == 1
+    wire.abort()
     await asyncio.wait_for(holder.gone.wait(), 5)
     wires.close()
     peer.close()
