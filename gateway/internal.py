@@ -156,11 +156,12 @@ class _Pushes:
             headers.get("push-device"),
         )
         result = await self._pusher.one(item)
-        if isinstance(result, int):
-            status, text = (200, f"delivered to {result}") if result else (404, "not on this node")
-            return PlainTextResponse(f"{text}\n", status)
-        error = result["error"]
-        return PlainTextResponse(f"{error}\n", _STATUS[error])
+        if isinstance(result, dict) and "error" in result:
+            error = str(result["error"])
+            return PlainTextResponse(f"{error}\n", _STATUS[error])
+        taken = result["taken"] if isinstance(result, dict) else result
+        status, text = (200, f"delivered to {taken}") if taken else (404, "not on this node")
+        return PlainTextResponse(f"{text}\n", status)
 
     async def is_here(self, request: Request) -> Response:
         """`GET /push/{user}`: 200 if the user has a connection on this node, else 404."""

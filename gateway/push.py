@@ -13,15 +13,19 @@ import time
 from abc import ABC, abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count, islice
 from typing import Annotated, Any, Final
 
 import msgspec
 
 from gateway import metrics
+from gateway.connections.connection import Connection
 from gateway.connections.delivery import Delivery
-from gateway.connections.hub import Addressed, Hub, Refusal
-from gateway.connections.repeats import Name, Repeats, Results
+from gateway.connections.hub import Addressed, Hub, Partial, Refusal, Results, Tally
+from gateway.connections.hub import Result as HubResult
+from gateway.connections.partly_taken import Takers
+from gateway.connections.repeats import Name, Repeats
 from gateway.errors import GatewayError
 from registry.message import (
     BATCH_MEDIA_TYPE,
@@ -33,8 +37,9 @@ from registry.message import (
 )
 
 #: The result of one message for one user: how many connections took the message, 0 where the user
-#: is not on this node, or `{"error": …}`.
-Result = int | dict[str, str]
+#: is not on this node, `{"error": …}`, or `{"taken": n, "overloaded": m}` where n connections have
+#: the message and m had no room for it.
+Result = int | dict[str, str] | dict[str, int]
 #: How many messages of a batch are looked up in the hub and encoded before the first write. Larger
 #: slices are no faster, and their buffers become the process's peak memory.
 _SLICE: Final = 200
@@ -186,13 +191,18 @@ _JSON: Final = _Json(msgspec.json, "application/json")
 _PACKED: Final = _Packed(msgspec.msgpack, BATCH_MEDIA_TYPE)
 
 
-class _Turn:
-    """A turn of the event loop, as long work shares it with all other work."""
+class _BatchDelivery:
+    """The delivery of one batch, over several turns of the event loop.
+
+    `full` has the connections that had no room for a message of the batch: they get no later
+    message of it.
+    """
 
     def __init__(self) -> None:
+        self.full: set[Connection] = set()
         self._began = time.monotonic()
 
-    async def share(self) -> None:
+    async def share_turn(self) -> None:
         """Let the event loop do its other work, where this turn has been long."""
         if time.monotonic() - self._began >= _TURN_SECONDS:
             await asyncio.sleep(0)
@@ -221,7 +231,7 @@ class Pusher:
         Raises:
             BadBatch: the body is no list of messages, or the batch is too large.
         """
-        turn = _Turn()
+        under_way = _BatchDelivery()
         codec = _PACKED if media_type == _PACKED.media_type else _JSON
         try:
             items = codec.decode(body)
@@ -230,24 +240,26 @@ class Pusher:
         metrics.BATCH.observe(len(items))
         results: list[Result | list[Result]] = []
         for start in range(0, len(items), _SLICE):
-            results += await self._push(items[start : start + _SLICE], turn)
+            results += await self._push(items[start : start + _SLICE], under_way)
         return codec.media_type, codec.encode({"results": results})
 
     async def one(self, item: Item) -> Result:
         """Push an item for one user; return its result."""
-        (result,) = await self._push([item], _Turn())
+        (result,) = await self._push([item], _BatchDelivery())
         assert not isinstance(result, list)  # noqa: S101 - one user, one result
         return result
 
-    async def _push(self, items: Sequence[Item | None], turn: _Turn) -> list[Result | list[Result]]:
+    async def _push(
+        self, items: Sequence[Item | None], under_way: _BatchDelivery
+    ) -> list[Result | list[Result]]:
         """Push items; return their results in order, a list of results for a list of users."""
         batch: list[Addressed] = []
         names: dict[int, Name] = {}
         errors = [self._address(item, batch, names) for item in items]
-        hub_results = await self._deliver(batch, names, turn)
+        hub_results = await self._deliver(batch, names, under_way)
         results_of_batch = iter(
             [
-                result if result.__class__ is int and result else _not_taken(result, user)
+                result if result.__class__ is int and result else _unlike_taken(result, user)
                 for result, (_, user, _) in zip(hub_results, batch, strict=True)
             ]
         )
@@ -259,33 +271,33 @@ class Pusher:
         return results
 
     async def _deliver(
-        self, batch: Sequence[Addressed], names: Mapping[int, Name], turn: _Turn
+        self, batch: Sequence[Addressed], names: Mapping[int, Name], under_way: _BatchDelivery
     ) -> Results:
         """Deliver messages in their order, a part at a time; repeats are not sent."""
         results: Results = []
         for part in _parts(batch, self._hub.crowds):
             messages = batch[part.start : part.stop]
             if messages[0][1] in self._hub.crowds:
-                result = await self._deliver_to_crowd(messages[0], names.get(part.start), turn)
+                result = await self._deliver_to_crowd(messages[0], names.get(part.start), under_way)
                 results.append(result)
             else:
                 here = names if len(part) == len(batch) else _names_of(part, names)
-                results += self._repeats.deliver(messages, here, self._hub.deliver)
-            await turn.share()
+                deliver = partial(self._hub.deliver, full=under_way.full)
+                results += self._repeats.deliver(messages, here, deliver)
+            await under_way.share_turn()
         return results
 
     async def _deliver_to_crowd(
-        self, message: Addressed, name: Name | None, turn: _Turn
-    ) -> int | Refusal:
+        self, message: Addressed, name: Name | None, under_way: _BatchDelivery
+    ) -> HubResult:
         """Deliver one message to a user with many connections, in parts with turns between."""
 
-        async def deliver() -> int | Refusal:
-            taken = 0
-            for count_of_part in self._hub.deliver_in_parts(message):
-                taken += count_of_part
-                await turn.share()
+        async def deliver(takers: Takers) -> HubResult:
+            tally = Tally(takers)
+            for _ in self._hub.deliver_in_parts(message, tally, under_way.full):
+                await under_way.share_turn()
             _, user, device = message
-            return taken or self._hub.not_taken(user, device)
+            return self._hub.result(tally, user, device)
 
         async with self._crowd_lock:
             return await self._repeats.deliver_one(name, deliver)
@@ -354,14 +366,16 @@ def _names_of(part: range, names: Mapping[int, Name]) -> dict[int, Name]:
     return {at - part.start: names[at] for at in part if at in names}
 
 
-def _not_taken(hub_result: int | Refusal, user: str) -> Result:
-    """Return the result of a message that no connection has taken.
+def _unlike_taken(hub_result: HubResult, user: str) -> Result:
+    """Return the result of a message that not all connections have taken, or none.
 
     User ids are checked only here: no connection has an invalid user id, so a message for an
     invalid id is never taken.
     """
     if isinstance(hub_result, Refusal):
         return {"error": hub_result.value}
+    if isinstance(hub_result, Partial):
+        return {"taken": len(hub_result.takers), "overloaded": hub_result.overloaded}
     return hub_result if valid_user(user) else {"error": "invalid"}
 
 
@@ -383,10 +397,10 @@ def _count(results: Sequence[Result | list[Result]]) -> None:
     for result in results:
         flat += result if isinstance(result, list) else (result,)
     not_here = flat.count(0)
-    errors = [result["error"] for result in flat if isinstance(result, dict)]
-    for error in errors:
-        metrics.PUSHED.labels(error).inc()
-    _DELIVERED.inc(len(flat) - not_here - len(errors))
+    others = [result for result in flat if isinstance(result, dict)]
+    for result in others:
+        metrics.PUSHED.labels(result.get("error", "partial")).inc()
+    _DELIVERED.inc(len(flat) - not_here - len(others))
     _NOT_HERE.inc(not_here)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.connections.connection import Connection
 from gateway.connections.delivery import Delivery
+from gateway.connections.partly_taken import NO_TAKERS, Takers
 from gateway.wires.burst import write_at_once
 
 
@@ -15,15 +18,39 @@ class Refusal(enum.Enum):
     """The reason why no connection took a message, though the user is connected to this node."""
 
     NO_DEVICE = "no-device"  # no connection here is of the message's device
-    OVERLOADED = "overloaded"  # connections are here, and none took the message
+    OVERLOADED = "overloaded"  # connections are here, and none had room for the message
 
 
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The result of a message that some connections took, and others had no room for."""
+
+    takers: Takers
+    overloaded: int  # how many connections had no room
+
+
+#: What became of a message: how many connections took it (0: the user has no connection here), or
+#: why not all did.
+Result = int | Refusal | Partial
+Results = list[Result]
 #: A message, its user, and the one device that the message is for (None: all devices).
 Addressed = tuple[Delivery, str, str | None]
 #: A user with more connections is a crowd.
 CROWD: Final = 16
 #: How many connections of a crowd are written to between two pauses.
 _WRITES_A_PART: Final = 100
+
+
+class Tally:
+    """How the connections of a user take one message: takers, and those that have no room."""
+
+    __slots__ = ("earlier", "overloaded", "takers")
+
+    def __init__(self, earlier: Takers = NO_TAKERS) -> None:
+        """`earlier` has the connections that took the message when it came before."""
+        self.earlier = earlier
+        self.takers: list[Connection] = []
+        self.overloaded = 0
 
 
 class Hub:
@@ -90,13 +117,30 @@ class Hub:
         self.crowds.discard(user)
         return True
 
-    def deliver(self, batch: Sequence[Addressed]) -> list[int | Refusal]:
+    def deliver(
+        self,
+        batch: Sequence[Addressed],
+        takers: Mapping[int, Takers] | None = None,
+        *,
+        full: set[Connection] | None = None,
+    ) -> Results:
         """Send every message to all connections of its user, or to those of its device.
 
-        Returns a result for every message: the number of connections that took the message, 0 where
-        the user has no connection here, or a Refusal where no connection of the user took it. All
-        is done in one turn of the event loop: messages for crowds are for `deliver_in_parts`.
+        Returns a result for every message. All is done in one turn of the event loop: messages for
+        crowds are for `deliver_in_parts`. `takers` has, by position in the batch, the connections
+        that have taken a message before, and do not get it again.
+
+        A connection that has no room for a message gets no later message of the batch: so order is
+        kept when the refused messages are sent again. `full` has such connections, and gets them,
+        where a batch is delivered by several calls.
         """
+        full = set() if full is None else full
+        if full or takers:
+            takers = takers or {}
+            return [
+                self._deliver_apart(message, takers.get(number, NO_TAKERS), full)
+                for number, message in enumerate(batch)
+            ]
         users = self._users
         taken_counts: list[int] = []  # of every message, in the order of the batch
         # The writes: connections[n] is to get encoded[n], the form of batch[message_numbers[n]].
@@ -111,21 +155,30 @@ class Hub:
                     encoded.append(delivery.encoded(connection.form))
                     message_numbers.append(number)
             taken_counts.append(len(connections) - earlier_writes)
-        for position in write_at_once([held.wire for held in connections], encoded):
-            if not _write(connections[position], encoded[position]):
-                taken_counts[message_numbers[position]] -= 1
-        if all(taken_counts):
+        later = write_at_once([held.wire for held in connections], encoded)
+        not_taken = _write_later(connections, encoded, later, full)
+        for position in not_taken:
+            taken_counts[message_numbers[position]] -= 1
+        if all(taken_counts) and not full:
             return [*taken_counts]
-        return [
+        results: Results = [
             count or self.not_taken(user, device)
             for count, (_, user, device) in zip(taken_counts, batch, strict=True)
         ]
+        if full:
+            partials = _partials(connections, message_numbers, not_taken)
+            for number, partial in partials.items():
+                results[number] = partial
+        return results
 
-    def deliver_in_parts(self, message: Addressed) -> Iterator[int]:
+    def deliver_in_parts(
+        self, message: Addressed, tally: Tally, full: set[Connection]
+    ) -> Iterator[None]:
         """Send one message to all connections of a crowd, some at a time.
 
-        Yields how many connections of each part took the message; the caller may pause between two
-        parts. Connections that come after the first part do not get the message.
+        `tally` gets the connections of each part; the caller may pause between two parts, and then
+        asks for the `result`. Connections that come after the first part do not get the message,
+        nor do those that end before their part. `full` is as in `deliver`.
         """
         delivery, user, device = message
         connections = self.of(user)
@@ -133,11 +186,33 @@ class Hub:
             part = [
                 held
                 for held in connections[start : start + _WRITES_A_PART]
-                if device is None or held.device == device
+                if (device is None or held.device == device)
+                and held.takes_messages
+                and held not in tally.earlier
             ]
-            encoded = [delivery.encoded(held.form) for held in part]
-            later = write_at_once([held.wire for held in part], encoded)
-            yield len(part) - sum(not _write(part[at], encoded[at]) for at in later)
+            with_room = [held for held in part if held not in full]
+            tally.overloaded += len(part) - len(with_room)
+            encoded = [delivery.encoded(held.form) for held in with_room]
+            later = write_at_once([held.wire for held in with_room], encoded)
+            not_taken = _write_later(with_room, encoded, later, full)
+            tally.overloaded += sum(with_room[at].takes_messages for at in not_taken)
+            tally.takers += [held for at, held in enumerate(with_room) if at not in not_taken]
+            yield
+
+    def result(self, tally: Tally, user: str, device: str | None) -> Result:
+        """Return the result of a message that was delivered in parts."""
+        taken = len(tally.earlier) + len(tally.takers)
+        if taken and tally.overloaded:
+            return Partial(tally.earlier.union(tally.takers), tally.overloaded)
+        return taken or self.not_taken(user, device)
+
+    def _deliver_apart(self, message: Addressed, takers: Takers, full: set[Connection]) -> Result:
+        """Deliver one message by itself: connections have no room, or have the message already."""
+        _, user, device = message
+        tally = Tally(takers)
+        for _ in self.deliver_in_parts(message, tally, full):
+            pass
+        return self.result(tally, user, device)
 
     def not_taken(self, user: str, device: str | None) -> int | Refusal:
         """Return why no connection took a message.
@@ -151,6 +226,46 @@ class Hub:
         if all(device not in (None, connection.device) for connection in connections):
             return Refusal.NO_DEVICE
         return Refusal.OVERLOADED
+
+
+def _write_later(
+    connections: Sequence[Connection],
+    encoded: Sequence[bytes],
+    positions: Sequence[int],
+    full: set[Connection],
+) -> set[int]:
+    """Write encoded[n] to connections[n] for the `positions` n that could not be written at once.
+
+    Returns the positions that were not taken. The connections that had no room are added to `full`,
+    and get nothing from then on.
+    """
+    not_taken: set[int] = set()
+    for position in positions:
+        connection = connections[position]
+        if connection not in full and _write(connection, encoded[position]):
+            continue
+        not_taken.add(position)
+        if connection.takes_messages:
+            full.add(connection)
+    return not_taken
+
+
+def _partials(
+    connections: Sequence[Connection], message_numbers: Sequence[int], not_taken: Collection[int]
+) -> dict[int, Partial]:
+    """Return the messages, by number, that some connections took and others had no room for.
+
+    connections[n] was to get the message message_numbers[n], and did not for n in `not_taken`.
+    """
+    overloaded = Counter(message_numbers[at] for at in not_taken if connections[at].takes_messages)
+    takers: dict[int, list[Connection]] = {}
+    for at, number in enumerate(message_numbers):
+        if number in overloaded and at not in not_taken:
+            takers.setdefault(number, []).append(connections[at])
+    return {
+        number: Partial(frozenset(connections_of), overloaded[number])
+        for number, connections_of in takers.items()
+    }
 
 
 def _write(connection: Connection, data: bytes) -> bool:

@@ -12,17 +12,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 
 from gateway import metrics
-from gateway.connections.hub import Addressed, Refusal
+from gateway.connections.hub import Addressed, Partial, Result, Results
+from gateway.connections.partly_taken import NO_TAKERS, PartlyTaken, Takers
 
 #: The identity of a message: its user, its id, the one device it is for (None: all devices), and
 #: what the id is unique in (None: everything).
 Name = tuple[str, str, str | None, str | int | None]
-#: The results of a batch, in the order of its messages: how many connections took a message, or
-#: why no connection did (`Refusal` is no int). A message that some of a user's connections took
-#: counts as delivered; its repeat does not reach the other connections.
-Results = list[int | Refusal]
-#: Sends a batch, which may be empty, to this node's connections.
-Deliver = Callable[[Sequence[Addressed]], Results]
+#: Sends a batch, which may be empty, to this node's connections; returns the results in the order
+#: of the messages. The mapping has, by position in the batch, the connections that have a message
+#: already and don't get the message again.
+Deliver = Callable[[Sequence[Addressed], Mapping[int, Takers]], Results]
 
 
 class Repeats:
@@ -42,7 +41,7 @@ class Repeats:
     was rejected: popping the oldest key of a dict scans the slots of all keys deleted before.
     """
 
-    __slots__ = ("_old", "_window", "_young")
+    __slots__ = ("_old", "_partly_taken", "_window", "_young")
 
     def __init__(self, window: int) -> None:
         """Remember at least the last `window` delivered messages, and at most twice as many.
@@ -52,6 +51,7 @@ class Repeats:
         self._window = window
         self._young: dict[int, int] = {}  # hash of a name → connections that took the message
         self._old: dict[int, int] = {}
+        self._partly_taken = PartlyTaken()
 
     def deliver(
         self, batch: Sequence[Addressed], names: Mapping[int, Name], deliver: Deliver
@@ -62,13 +62,15 @@ class Repeats:
         names; its positions ascend, as `_deliver_new` needs an original before its repeats. A
         repeat gets the result of the first delivery, also where both are in this batch. A message
         with a result of 0 or a refusal was taken by no connection. Such a result is not remembered:
-        when the message comes in a later batch, delivery is tried afresh.
+        when the message comes in a later batch, delivery is tried afresh. A message that was partly
+        taken is then sent to the connections that have not taken it, new ones too, and its result
+        counts all takers.
         """
         if not names or not self._window:
-            return deliver(batch)
+            return deliver(batch, {})
         hashes = list(map(hash, names.values()))
         if self._all_new(hashes):
-            results = deliver(batch)
+            results = deliver(batch, {})
             all_named = len(names) == len(results)  # then the list need not be copied
             self._remember(hashes, results if all_named else [results[at] for at in names])
             return results
@@ -80,24 +82,30 @@ class Repeats:
         self._remember(
             [hash_by_position[at] for at in unremembered], [results[at] for at in unremembered]
         )
+        self._partly_taken.forget(
+            name for at, name in hash_by_position.items() if isinstance(results[at], int)
+        )
         return results
 
     async def deliver_one(
-        self, name: Name | None, deliver: Callable[[], Awaitable[int | Refusal]]
-    ) -> int | Refusal:
+        self, name: Name | None, deliver: Callable[[Takers], Awaitable[Result]]
+    ) -> Result:
         """Await `deliver`, which sends one message over some time, unless the message is a repeat.
 
-        `name` is None where the message has no id. Two calls with one name must not overlap.
+        `deliver` gets the connections that have the message already. `name` is None where the
+        message has no id. Two calls with one name must not overlap.
         """
         if name is None or not self._window:
-            return await deliver()
+            return await deliver(NO_TAKERS)
         name_hash = hash(name)
         earlier_result = self._young.get(name_hash) or self._old.get(name_hash)
         if earlier_result is not None:
             metrics.REPEATS.inc()
             return earlier_result
-        result = await deliver()
+        result = await deliver(self._partly_taken.takers(name_hash))
         self._remember([name_hash], [result])
+        if isinstance(result, int):
+            self._partly_taken.forget((name_hash,))
         return result
 
     def _all_new(self, hashes: Sequence[int]) -> bool:
@@ -106,6 +114,7 @@ class Repeats:
             self._young.keys().isdisjoint(hashes)
             and self._old.keys().isdisjoint(hashes)
             and len(set(hashes)) == len(hashes)
+            and self._partly_taken.has_none_of(hashes)
         )
 
     def _deliver_new(
@@ -124,12 +133,15 @@ class Repeats:
             elif original != position:
                 original_positions[position] = original
         metrics.REPEATS.inc(len(earlier_results) + len(original_positions))
-        new_messages = [
-            message
-            for position, message in enumerate(batch)
-            if position not in earlier_results and position not in original_positions
-        ]
-        new_results = iter(deliver(new_messages))
+        new_messages: list[Addressed] = []
+        takers: dict[int, Takers] = {}
+        for position, message in enumerate(batch):
+            if position in earlier_results or position in original_positions:
+                continue
+            if connections := self._partly_taken.takers(hash_by_position.get(position)):
+                takers[len(new_messages)] = connections
+            new_messages.append(message)
+        new_results = iter(deliver(new_messages, takers))
         results: Results = []
         for position in range(len(batch)):
             if position in original_positions:
@@ -146,6 +158,10 @@ class Repeats:
             for name_hash, result in zip(hashes, results, strict=True)
             if isinstance(result, int) and result
         }
+        if len(delivered) < len(hashes):
+            for name_hash, result in zip(hashes, results, strict=True):
+                if isinstance(result, Partial):
+                    self._partly_taken.remember(name_hash, result.takers)
         if len(self._young) + len(delivered) <= self._window:
             self._young.update(delivered)
             return

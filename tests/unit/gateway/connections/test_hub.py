@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
-from gateway.connections.connection import State
+from gateway.connections.connection import Connection, State
 from gateway.connections.delivery import Delivery
-from gateway.connections.hub import CROWD, Hub, Refusal
+from gateway.connections.hub import CROWD, Hub, Partial, Refusal, Result, Tally
 from tests.unit.gateway.fakes import FakeConnection, identity, message
 
 
@@ -22,7 +22,14 @@ def held(hub: Hub, user: str = "alice", device: str | None = None) -> FakeConnec
     return connection
 
 
-def taken(hub: Hub, sent: Delivery, user: str, device: str | None = None) -> int | Refusal:
+def in_parts(hub: Hub, user: str) -> Result:
+    tally = Tally()
+    for _ in hub.deliver_in_parts((message("parts"), user, None), tally, set()):
+        pass
+    return hub.result(tally, user, None)
+
+
+def taken(hub: Hub, sent: Delivery, user: str, device: str | None = None) -> Result:
     (result,) = hub.deliver([(sent, user, device)])
     return result
 
@@ -78,12 +85,39 @@ def test_a_device_that_is_not_here_is_no_absent_user(hub: Hub) -> None:
     assert taken(hub, message(), "alice", "phone") is Refusal.NO_DEVICE
 
 
-def test_who_can_not_take_a_message_does_not_count(hub: Hub) -> None:
+def test_who_has_no_room_for_a_message_is_told_apart(hub: Hub) -> None:
     slow = held(hub)
     slow.takes = False
     assert taken(hub, message(), "alice") is Refusal.OVERLOADED
-    held(hub)
-    assert taken(hub, message(), "alice") == 1
+    fast = held(hub)
+    assert taken(hub, message(), "alice") == Partial(frozenset((fast,)), 1)
+
+
+def test_who_had_no_room_for_a_message_gets_no_later_one_of_the_batch(hub: Hub) -> None:
+    slow, fast, other = held(hub), held(hub), held(hub, "bob")
+    batch = [(message(str(number)), user, None) for number in range(6) for user in ("alice", "bob")]
+    slow.on_deliver = lambda: setattr(slow, "takes", len(slow.got) != 2)
+    full: set[Connection] = set()
+    results = hub.deliver(batch[:8], full=full)
+    slow.on_deliver, slow.takes = lambda: None, True
+    results += hub.deliver(batch[8:], full=full)
+    partial = Partial(frozenset((fast,)), 1)
+    assert results == [2, 1] * 2 + [partial, 1] * 4
+    assert slow.got == [b"0", b"1"]
+    assert fast.got == other.got == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    assert full == {slow}
+    took = {number - 4: frozenset((fast,)) for number in range(4, 12, 2)}
+    assert hub.deliver(batch[4:], took) == [2, 1] * 4
+    assert slow.got == fast.got
+
+
+def test_takers_that_are_gone_count_and_newcomers_get_the_message(hub: Hub) -> None:
+    gone, new = held(hub), held(hub)
+    hub.remove(gone)
+    assert hub.deliver([(message("one"), "alice", None)], {0: frozenset((gone,))}) == [2]
+    assert (gone.got, new.got) == ([], [b"one"])
+    hub.remove(new)
+    assert hub.deliver([(message("one"), "alice", None)], {0: frozenset((gone, new))}) == [2]
 
 
 def test_a_batch_has_a_result_for_each_message_in_its_order(hub: Hub) -> None:
@@ -122,7 +156,7 @@ def test_a_connection_that_fails_ends_alone_and_the_others_get_the_message(
     connections = [held(hub) for _ in range(others)]
     assert hub.deliver([(message(), "alice", None), (message(), "bob", None)]) == [others, 0]
     assert failing.state is State.CLOSED
-    assert sum(hub.deliver_in_parts((message(), "alice", None))) == others
+    assert in_parts(hub, "alice") == others
     assert all(len(connection.got) == 2 for connection in connections)
 
 
@@ -167,7 +201,8 @@ def test_a_message_reaches_a_crowd_as_it_reaches_others(hub: Hub) -> None:
     others = [held(hub, device="tablet") for _ in range(CROWD)]
     others[0].takes = False
     assert taken(hub, message("one"), "alice", "phone") == len(phones)
-    assert taken(hub, message("two"), "alice") == len(phones) + len(others) - 1
+    takers = frozenset((*phones, *others[1:]))
+    assert taken(hub, message("two"), "alice") == Partial(takers, 1)
     assert taken(hub, message(), "alice", "watch") is Refusal.NO_DEVICE
     assert all(phone.got == [b"one", b"two"] for phone in phones)
     assert all(other.got == [b"two"] for other in others[1:])
@@ -180,15 +215,16 @@ def test_in_parts_a_message_reaches_each_connection_that_was_there_and_is(
     connections = [held(hub, device="phone") for _ in range(1_000)]
     tablet = held(hub, device="tablet")
     late: list[FakeConnection] = []
-    counts = []
-    for count in hub.deliver_in_parts((message("one"), "alice", device)):
-        counts.append(count)
-        if len(counts) == 1:
+    tally, parts = Tally(), 0
+    for _ in hub.deliver_in_parts((message("one"), "alice", device), tally, set()):
+        parts += 1
+        if parts == 1:
             gone, late = connections.pop(), [held(hub)]
-            gone.takes = False
             hub.remove(gone)
-    assert len(counts) > 5
-    assert sum(counts) == len(connections) + (device is None)
+            gone.gone()
+    assert parts > 5
+    assert gone.got == [], "after its goodbye a connection gets nothing"
+    assert hub.result(tally, "alice", device) == len(connections) + (device is None)
     assert all(connection.got == [b"one"] for connection in connections)
     assert tablet.got == ([b"one"] if device is None else [])
     assert late[0].got == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gateway.connections.delivery import Delivery
-from gateway.connections.hub import Addressed, Refusal
-from gateway.connections.repeats import Repeats, Results
+from gateway.connections.hub import Addressed, Partial, Refusal, Result, Results
+from gateway.connections.partly_taken import Takers
+from gateway.connections.repeats import Repeats
+from tests.unit.gateway.fakes import FakeConnection
 
 #: A message of these tests: user, id (None: it came without) and device; its id has no scope.
 Message = tuple[str, str | None, str | None]
@@ -17,7 +19,8 @@ class Node:
 
     def __init__(self, window: int = 100) -> None:
         self.repeats = Repeats(window)
-        self.results: dict[str, int | Refusal] = {}  # by user; 1 where nothing is said
+        self.results: dict[str, Result] = {}  # by user; 1 where nothing is said
+        self.takers: list[Takers] = []  # those that were said to have a message already
         self.delivered: list[tuple[str, str]] = []
 
     def push(self, *messages: Message) -> Results:
@@ -40,7 +43,8 @@ class Node:
         delivered, self.delivered = self.delivered, []
         return delivered
 
-    def _deliver(self, batch: Sequence[Addressed]) -> Results:
+    def _deliver(self, batch: Sequence[Addressed], takers: Mapping[int, Takers]) -> Results:
+        self.takers += [takers[at] for at in sorted(takers)]
         self.delivered += [(user, delivery.id) for delivery, user, _ in batch]
         return [self.results.get(user, 1) for _, user, _ in batch]
 
@@ -188,3 +192,18 @@ def test_repeats_of_what_is_still_young_push_nothing_out() -> None:
     node.taken()
     node.push_ids("alice", *(str(number) for number in range(6, 16)))
     assert node.taken() == []
+
+
+def test_a_message_that_was_partly_taken_goes_out_again_without_its_takers() -> None:
+    node = Node()
+    takers = frozenset((FakeConnection(), FakeConnection()))
+    node.results = {"alice": Partial(takers, 1)}
+    assert node.push_ids("alice", "1", "2") == [Partial(takers, 1)] * 2
+    assert node.takers == []
+    node.results = {"alice": 3}
+    assert node.push_ids("alice", "1", "3") == [3, 3]
+    assert node.takers == [takers]
+    node.taken()
+    assert node.push_ids("alice", "1", "2") == [3, 3]
+    assert node.taken() == [("alice", "2")], "the first is a repeat by now"
+    assert node.takers == [takers] * 2
