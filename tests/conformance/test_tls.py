@@ -5,25 +5,23 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from pushgate.embedded import LOOPBACK
+from tests.conformance.steps import open_on, tls_to
 from tests.support.certificate import make_key, pem, write_certificate
 from tests.support.clients import (
     TEXT,
     Answer,
-    Client,
     PollClient,
     Pusher,
-    Wire,
     bearer,
     frame,
     head,
-    open_sse,
     open_websocket,
     pusher_to,
     wire_to,
@@ -73,29 +71,12 @@ def trust(files: tuple[Path, Path]) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(files[0]))
 
 
-@asynccontextmanager
-async def tls_to(gateway: GatewayProcess, trust: ssl.SSLContext) -> AsyncIterator[Wire]:
-    wire = Wire(*await asyncio.open_connection(LOOPBACK, gateway.port, ssl=trust))
-    try:
-        yield wire
-    finally:
-        await wire.close()
-
-
-async def open_on(wire: Wire, transport: str, user: str) -> Client:
-    if transport == "sse":
-        return await open_sse(wire, bearer(user))
-    if transport == "poll":
-        return await PollClient(wire, Answer("", 0, {}), bearer(user)).open()
-    return await open_websocket(wire, bearer(user), subprotocol=transport)
-
-
 @pytest.mark.parametrize("transport", ["pushgate.plain", "pushgate.v1", "sse", "poll"])
 async def test_messages_arrive_over_tls_in_order(
     gateway: GatewayProcess, pusher: Pusher, trust: ssl.SSLContext, transport: str
 ) -> None:
     payloads = [b"one", b"x" * 60_000, "ü漢".encode()]
-    async with tls_to(gateway, trust) as wire:
+    async with tls_to(gateway.port, trust) as wire:
         client = await open_on(wire, transport, f"user-{transport}")
         for payload in payloads:
             await pusher.push_one(f"user-{transport}", payload)
@@ -105,7 +86,7 @@ async def test_messages_arrive_over_tls_in_order(
 async def test_a_waiting_poll_is_answered_over_tls(
     gateway: GatewayProcess, pusher: Pusher, trust: ssl.SSLContext
 ) -> None:
-    async with tls_to(gateway, trust) as wire:
+    async with tls_to(gateway.port, trust) as wire:
         client = await PollClient(wire, Answer("", 0, {}), bearer("waiting")).open()
         for payload in (b"first", b"second"):  # over one connection
             await client.send(wait=10)
@@ -116,7 +97,7 @@ async def test_a_waiting_poll_is_answered_over_tls(
 async def test_frames_in_the_segment_of_the_upgrade_are_taken_over_tls(
     gateway: GatewayProcess, trust: ssl.SSLContext
 ) -> None:
-    async with tls_to(gateway, trust) as wire:
+    async with tls_to(gateway.port, trust) as wire:
         follow = frame(TEXT, b"hello") + frame(0x9, b"there?")
         client = await open_websocket(wire, bearer("early"), follow=follow)
         assert (await client.frame())[:2] == (0xA, b"there?")
@@ -128,7 +109,7 @@ async def test_what_is_older_than_tls_1_2_is_refused(
     versions = {}
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         trust.minimum_version = trust.maximum_version = version
-        async with tls_to(gateway, trust) as wire:
+        async with tls_to(gateway.port, trust) as wire:
             await wire.send(head("GET", "/healthz"))
             versions[version] = (await wire.answer()).status
     assert versions == {ssl.TLSVersion.TLSv1_2: 200, ssl.TLSVersion.TLSv1_3: 200}
@@ -153,7 +134,9 @@ async def test_handshakes_that_stall_end_in_time_and_nobody_else_notices(
             await wire.send(started)
         last = time.monotonic()
         ends = asyncio.gather(*(wire.ended(LATE_SECONDS) for wire in wires))
-        client = await open_on(await stack.enter_async_context(tls_to(gateway, trust)), "sse", "in")
+        client = await open_on(
+            await stack.enter_async_context(tls_to(gateway.port, trust)), "sse", "in"
+        )
         await pusher.push_one("in", b"let in")
         assert (await client.message(1.0)).payload == b"let in"
         assert not ends.done()
@@ -166,7 +149,7 @@ async def test_handshakes_that_stall_end_in_time_and_nobody_else_notices(
 async def test_silence_behind_a_handshake_and_half_a_head_end_in_time(
     gateway: GatewayProcess, trust: ssl.SSLContext
 ) -> None:
-    async with tls_to(gateway, trust) as silent, tls_to(gateway, trust) as half:
+    async with tls_to(gateway.port, trust) as silent, tls_to(gateway.port, trust) as half:
         await half.send(head("GET", "/healthz")[:-5])
         await asyncio.gather(silent.ended(LATE_SECONDS), half.ended(LATE_SECONDS))
 

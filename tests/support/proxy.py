@@ -64,8 +64,20 @@ class Proxy:
     What starts through it must start in a thread, as the loop has to run meanwhile.
     """
 
-    def __init__(self, target_port: int = 0) -> None:
-        """`target_port` may be set later, before the first connection."""
+    def __init__(
+        self,
+        target_port: int = 0,
+        *,
+        window_bytes: int = _CHUNK_BYTES,
+        latency_seconds: float = 0.0,
+    ) -> None:
+        """`target_port` may be set later, before the first connection.
+
+        The proxy is a path on which `window_bytes` are under way to the client at once, for
+        `latency_seconds`.
+        """
+        self._window_bytes = window_bytes
+        self._latency_seconds = latency_seconds
         self.port = 0  # known inside
         self.target_port = target_port
         self._server: asyncio.Server | None = None
@@ -121,9 +133,12 @@ class Proxy:
         self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
-            inner, outer = await asyncio.open_connection(
-                LOOPBACK, self.target_port, limit=_CHUNK_BYTES
-            )
+            plug = socket.socket()
+            if self._window_bytes < _CHUNK_BYTES:
+                plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._window_bytes)
+            plug.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(plug, (LOOPBACK, self.target_port))
+            inner, outer = await asyncio.open_connection(sock=plug, limit=self._window_bytes)
             link.writers.append(outer)
             if not link.lost:
                 await link.run(
@@ -151,7 +166,10 @@ class Proxy:
         self, reader: asyncio.StreamReader, direction: Direction
     ) -> AsyncIterator[bytes]:
         """Give what comes of one direction, until its end."""
-        while chunk := await reader.read(_CHUNK_BYTES):
+        most = self._window_bytes if direction is Direction.TO_CLIENT else _CHUNK_BYTES
+        while chunk := await reader.read(most):
+            if self._latency_seconds:
+                await asyncio.sleep(self._latency_seconds)
             yield chunk
 
 
