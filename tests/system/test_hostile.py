@@ -43,6 +43,7 @@ pytestmark = pytest.mark.anyio
 
 PULSE_SECONDS: Final = 2.0
 """A heartbeat's interval here, and how long an answer may take."""
+STALLED_SECONDS: Final = 4.0
 GONE_SECONDS: Final = 2 * PULSE_SECONDS + 2.0
 MOST_LOG_LINES: Final = 100
 TWO_HOURS: Final = 2 * 3_600
@@ -288,7 +289,7 @@ async def test_a_poll_client_that_answers_the_kernel_is_not_taken_for_gone(
 async def test_fifty_clients_that_never_read_are_cut_and_nobody_else_notices(
     start_gateway: StartGateway, registry: RedisRegistry, user: str, transport: str
 ) -> None:
-    gateway = start_gateway(send_buffer_bytes=65_536)
+    gateway = start_gateway(send_buffer_bytes=65_536, heartbeat_timeout_seconds=STALLED_SECONDS)
     stalled = [f"{user}-{number}" for number in range(50)]
     payload = "x" * 16_384
     async with pusher_to(gateway.internal_port) as pusher, AsyncExitStack() as stack:
@@ -298,11 +299,15 @@ async def test_fifty_clients_that_never_read_are_cut_and_nobody_else_notices(
         for name in stalled:
             silent = connect(transport, gateway.port, name, receive_buffer_bytes=4_096)
             await stack.enter_async_context(silent)
+        began = time.monotonic()
         async with asyncio.timeout(20):
             results: list[int | dict[str, str]] = [1]
-            while any(result == 1 for result in results):
+            while results != [0] * len(stalled):
+                # A full buffer is no slowness yet: first there is no room, then nobody is here.
+                assert all(result in (0, 1, {"error": "overloaded"}) for result in results)
                 (results,) = await pusher.push([{"user": stalled, "data": payload}])
                 await promptly(pusher, good, user)
+        assert time.monotonic() - began > STALLED_SECONDS / 2
         assert not any([await is_registered(registry, name) for name in stalled])
         # Each has had a moment to read why; then it is cut, read or not.
         await eventually(
