@@ -300,10 +300,6 @@ class StreamConnection(Connection):
         if self.state is State.OPENING:
             self.abort(close.reason)
         elif self._release(close.reason):
-            if close is TOO_SLOW and self.wire is not None:
-                # The kernel would give the client up by now; the goodbye has its grace, too.
-                silence = self._keeper.bounds.heartbeat_timeout_seconds
-                self.wire.bear(silence + CLOSE_GRACE_SECONDS)
             self.say_goodbye(close)
 
     def ended(self, reason: str, last_words: bytes) -> None:

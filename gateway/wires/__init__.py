@@ -54,8 +54,11 @@ class Wire(Protocol):
     def progress(self) -> int:
         """Return a number that changes whenever the peer takes bytes that wait."""
 
+    def all_taken(self) -> bool:
+        """Whether the peer's kernel has taken everything that was written."""
+
     def bear(self, seconds: float) -> None:
-        """Have the kernel bear a peer that takes no bytes for `seconds` (TCP_USER_TIMEOUT)."""
+        """Have the kernel bear a peer for `seconds` (TCP_USER_TIMEOUT); 0: as long as it will."""
 
     def close(self) -> None:
         """Send the backlog, close this side, and discard bytes until the peer closes the other.

@@ -16,7 +16,12 @@ import structlog
 
 from gateway.wires import CONTROL_BYTES, Holder
 from gateway.wires.backlog import Backlog, Control
-from gateway.wires.kernel import acknowledged_bytes, close_half, set_user_timeout
+from gateway.wires.kernel import (
+    acknowledged_bytes,
+    close_half,
+    set_user_timeout,
+    unacknowledged_bytes,
+)
 
 log = structlog.get_logger("gateway.wires.epoll")
 
@@ -175,8 +180,12 @@ class EpollWire:
             return acknowledged or 0
         return self._unsent.sent_bytes
 
+    def all_taken(self) -> bool:
+        """Whether nothing waits, here or in the kernel."""
+        return self._unsent is None and not unacknowledged_bytes(self._descriptor)
+
     def bear(self, seconds: float) -> None:
-        """Have the kernel bear a peer that takes no bytes for `seconds`."""
+        """Have the kernel bear a peer that takes no bytes for `seconds`; 0: as long as it will."""
         set_user_timeout(self._descriptor, seconds)
 
     def close(self) -> None:

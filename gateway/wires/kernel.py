@@ -1,12 +1,15 @@
-"""What the kernel knows of a peer that does not read, and how long it bears such a peer (Linux).
+"""What the kernel knows of a peer that does not read, how long it bears such a peer, half-closes.
 
-Both by descriptor: a wire need not have a socket object.
+All by descriptor: a wire need not have a socket object.
 """
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import termios
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -36,8 +39,16 @@ def acknowledged_bytes(descriptor: int) -> int | None:
     return int(acknowledged)
 
 
+def unacknowledged_bytes(descriptor: int) -> int:
+    """Return how many bytes in the kernel the peer's kernel has not taken yet; 0 where unknown."""
+    try:
+        return int(array("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0])
+    except (OSError, ValueError):  # gone, or not known to this system
+        return 0
+
+
 def set_user_timeout(descriptor: int, seconds: float) -> None:
-    """Set after which time without progress the kernel ends a connection (RFC 5482)."""
+    """Set when the kernel ends a connection without progress (RFC 5482); 0: as it does itself."""
     if descriptor >= 0 and hasattr(socket, "TCP_USER_TIMEOUT"):
         with suppress(OSError), _socket(descriptor) as plug:
             plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1_000))

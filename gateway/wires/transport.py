@@ -9,7 +9,7 @@ from typing import Final
 from gateway.errors import has_vanished
 from gateway.wires import CONTROL_BYTES, Borrower, Holder
 from gateway.wires.backlog import Backlog, Control
-from gateway.wires.kernel import acknowledged_bytes, set_user_timeout
+from gateway.wires.kernel import acknowledged_bytes, set_user_timeout, unacknowledged_bytes
 
 #: Bytes that may wait in the transport. Further writes wait in the wire, where writes can be
 #: dropped.
@@ -88,8 +88,13 @@ class TransportWire(asyncio.Protocol):
         acknowledged = acknowledged_bytes(self._descriptor)
         return -self._transport.get_write_buffer_size() if acknowledged is None else acknowledged
 
+    def all_taken(self) -> bool:
+        """Whether nothing waits, here, in the transport or in the kernel."""
+        waiting = self._paused or self._transport.get_write_buffer_size()
+        return not waiting and not unacknowledged_bytes(self._descriptor)
+
     def bear(self, seconds: float) -> None:
-        """Have the kernel bear a peer that takes no bytes for `seconds`."""
+        """Have the kernel bear a peer that takes no bytes for `seconds`; 0: as long as it will."""
         set_user_timeout(self._descriptor, seconds)
 
     @property

@@ -5,6 +5,7 @@ The tests play the processor: what was overloaded is sent again, in order, until
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 
 from tests.conformance.steps import metric, open_on, tls_to
 from tests.support.certificate import write_certificate
-from tests.support.clients import Client, Pusher, connect, eventually, pusher_to
+from tests.support.clients import Client, Pusher, connect, eventually, pusher_to, wire_to
 from tests.support.processes import GatewayProcess
-from tests.support.proxy import Proxy
+from tests.support.proxy import Direction, Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -29,13 +30,15 @@ BATCH_MESSAGES: Final = 1_000
 BATCH_BYTES: Final = 4_000_000
 #: How long a burst may take to arrive, on a busy machine.
 PATIENCE: Final = 40.0
+#: After how many seconds without progress a client is too slow.
+SILENCE: Final = 3.0
 READ_SECONDS: Final = 20.0
 
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Start) -> GatewayProcess:
     """Give a gateway as it is set by default, but for when a client is too slow: soon."""
-    return start_gateway(heartbeat_timeout_seconds=2.0)
+    return start_gateway(heartbeat_timeout_seconds=SILENCE)
 
 
 def burst(user: str, size: int, count: int) -> list[Push]:
@@ -131,7 +134,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def secured(start_gateway: Start, files: tuple[Path, Path]) -> GatewayProcess:
     """Give a gateway with TLS."""
-    return start_gateway(tls_cert=files[0], tls_key=files[1], heartbeat_timeout_seconds=2.0)
+    return start_gateway(tls_cert=files[0], tls_key=files[1], heartbeat_timeout_seconds=SILENCE)
 
 
 async def test_a_burst_arrives_over_tls(
@@ -161,6 +164,48 @@ async def test_a_burst_arrives_over_a_long_path_with_a_small_window(
         await arrives(processor, client, size)
         # A poll session's own buffer holds nearly all.
         assert processor.refusals > (0 if transport != "poll" else -1), "the path was none"
+
+
+@pytest.mark.parametrize(("stream", "over_tls"), [("pushgate.plain", False), ("sse", True)])
+async def test_a_client_that_reads_little_but_reads_is_kept_and_who_stops_is_cut(
+    gateway: GatewayProcess,
+    secured: GatewayProcess,
+    files: tuple[Path, Path],
+    user: str,
+    stream: str,
+    over_tls: bool,
+) -> None:
+    node = secured if over_tls else gateway
+    trust = ssl.create_default_context(cafile=str(files[0]))
+    async with AsyncExitStack() as stack:
+        # 32 kB/s through a window that is smaller than the kernel's segments on loopback.
+        path = Proxy(node.port, window_bytes=16_384, latency_seconds=0.5)
+        await stack.enter_async_context(path)
+        to_path = tls_to(path.port, trust) if over_tls else wire_to(path.port)
+        client = await open_on(await stack.enter_async_context(to_path), stream, user)
+        pusher = await stack.enter_async_context(pusher_to(node.internal_port))
+        slow = f"pushgate_gateway_connections_closed_total{{{closed_as(stream)}}}"
+        before = await metric(pusher, slow)
+        results = await pusher.push(burst(user, 1_000, 1_000), packed=True)
+        assert 1 in results
+        assert results[-1] == {"error": "overloaded"}
+        began, got = time.monotonic(), 0
+        while time.monotonic() - began < 2.5 * SILENCE:
+            assert (await client.message()).payload.startswith(b"%06d" % got)
+            got += 1
+        assert await metric(pusher, slow) == before
+        path.silence(Direction.TO_CLIENT)
+
+        async def is_cut() -> bool:
+            return await metric(pusher, slow) == before + 1
+
+        await eventually(is_cut, "it is cut, and told why", timeout_seconds=3 * SILENCE)
+
+
+def closed_as(stream: str) -> str:
+    """Give the labels of a connection that was closed as too slow."""
+    transport = "sse" if stream == "sse" else "websocket"
+    return f'reason="too slow: reconnect and resume",transport="{transport}"'
 
 
 async def test_of_two_devices_the_slow_one_misses_nothing_and_the_fast_one_gets_nothing_twice(

@@ -185,24 +185,49 @@ async def test_a_late_reader_is_told_of_the_gap_and_has_the_newest(
         assert number_of(following) == COUNT
 
 
-async def test_clients_that_never_read_and_are_kept_cost_bounded_memory(
-    dropping: GatewayProcess, user: str
+@STREAMS
+async def test_a_close_comes_behind_all_that_was_taken(
+    closing: GatewayProcess, stream: str, user: str
 ) -> None:
+    async with (
+        connect(stream, closing.port, user, receive_buffer_bytes=SMALL) as late,
+        pusher_to(closing.internal_port) as pusher,
+    ):
+        batch = [{"user": user, "data": spelled(number)} for number in range(COUNT)]
+        took = (await pusher.push(batch, packed=True)).count(1)
+        assert NARROW / 2 < took * len(PADDING) < MEGABYTE / 2
+        response = await pusher.http.delete(f"/connections/{user}")
+        assert response.json() == {"closed": 1}
+        assert await pusher.push([{"user": user, "data": "x"}]) == [0]
+        numbers, told, ended = await read_on(late)
+        assert ended is not None
+        assert numbers == list(range(took))
+        assert (told[0]["code"] if stream == "sse" else ended.code) == 4003
+
+
+@pytest.mark.parametrize("slow_consumer", ["drop-oldest", "close"])
+async def test_clients_that_never_read_and_are_kept_cost_bounded_memory(
+    start_gateway: Start, user: str, slow_consumer: str
+) -> None:
+    keeping = start_gateway(
+        send_buffer_bytes=NARROW, slow_consumer=slow_consumer, heartbeat_timeout_seconds=60.0
+    )
     users = [f"{user}-{number}" for number in range(20)]
     async with AsyncExitStack() as stack:
         for number, name in enumerate(users):
             stream = ("ws-plain", "ws-v1", "sse")[number % 3]
             await stack.enter_async_context(
-                connect(stream, dropping.port, name, receive_buffer_bytes=SMALL)
+                connect(stream, keeping.port, name, receive_buffer_bytes=SMALL)
             )
-        pusher = await stack.enter_async_context(pusher_to(dropping.internal_port))
+        pusher = await stack.enter_async_context(pusher_to(keeping.internal_port))
         batch = [{"user": users, "data": b"y" * 32_768}] * 60
         await pusher.push(batch, packed=True)  # what one batch takes for itself, it keeps
-        before = resident_bytes(dropping.pid)
+        before = resident_bytes(keeping.pid)
         for _ in range(25):
             await pusher.push(batch, packed=True)
         # 47 MiB were pushed, in each of three forms.
-        assert resident_bytes(dropping.pid) - before < 12 * MEGABYTE
+        assert resident_bytes(keeping.pid) - before < 12 * MEGABYTE
+        assert await pusher.connections() == len(users)
 
 
 def resident_bytes(pid: int) -> int:

@@ -151,6 +151,9 @@ class FakeWire:
     def progress(self) -> int:
         return self.taken
 
+    def all_taken(self) -> bool:
+        return not self.waits()
+
     def bear(self, seconds: float) -> None:
         self.borne.append(seconds)
 

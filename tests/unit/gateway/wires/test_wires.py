@@ -279,6 +279,7 @@ async def test_over_tcp_the_kernel_tells_the_progress_of_a_peer_that_reads_slowl
             before = wire.progress()
             await read_to_end(peer, count=20_000)
             await eventually(lambda: wire.progress() > before, "acknowledged")  # noqa: B023
+            assert not wire.all_taken()
         wire.bear(7.5)
         if choice == "transport":
             transport = wire._transport  # type: ignore[attr-defined]
