@@ -129,6 +129,7 @@ class _Pushes:
         self._refuse_if_misdirected(headers)
         media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         body = await _body(headers, receive, limit=MAX_BATCH_BYTES)
+        self._node.pushed(len(body))
         try:
             answer = await self._pusher.batch(media_type, body)
         except BadBatch as bad:
@@ -147,9 +148,11 @@ class _Pushes:
         raw_headers = dict(request.scope["headers"])
         self._refuse_if_misdirected(raw_headers)
         user = _user_in_path(request, "/push/")
+        body = await _body(raw_headers, request.receive, limit=self._max_payload_bytes)
+        self._node.pushed(len(body))
         item = Item(
             user,
-            await _body(raw_headers, request.receive, limit=self._max_payload_bytes),
+            body,
             None,
             headers.get("push-id"),
             headers.get("push-type"),

@@ -17,15 +17,16 @@ from gateway.app import Connect, public_app
 from gateway.connections.admission import (
     Admission,
     Limits,
-    memory_mark,
     most_connections,
     most_sockets,
-    resident_bytes,
 )
+from gateway.connections.cgroup import memory_limit
 from gateway.connections.connection import TICK_SECONDS, Bounds, Unrefreshed
 from gateway.connections.drain import Drain
+from gateway.connections.heap import Heap
 from gateway.connections.hub import Hub
 from gateway.connections.identity import Identity
+from gateway.connections.memory import MemoryMark
 from gateway.connections.node import GatewayNode, Lifetime
 from gateway.connections.registrar import Registrar
 from gateway.connections.repeats import Repeats
@@ -168,7 +169,7 @@ class Gateway:
             identity,
             hub,
             Registrar(self._registry, identity, hub, timings=TIMINGS),
-            Admission(_limits(settings), memory=resident_bytes),
+            Admission(_limits(settings), MemoryMark(_memory_mark(settings), Heap())),
             bounds=_bounds(settings),
             lifetime=Lifetime(
                 max_age=settings.max_age_seconds,
@@ -274,13 +275,11 @@ def _drain(settings: GatewaySettings) -> Drain:
 
 
 def _limits(settings: GatewaySettings) -> Limits:
-    memory = settings.max_memory_bytes
     return Limits(
         connections=settings.max_connections or most_connections(),
         per_address=settings.max_connections_per_address,
         per_user=settings.max_connections_per_user,
         handshakes_per_second=settings.handshakes_per_second,
-        memory_bytes=memory_mark() // settings.workers if memory is None else memory,
     )
 
 
@@ -293,6 +292,13 @@ def _probes(settings: GatewaySettings) -> Probes:
     timeout = settings.heartbeat_timeout_seconds
     after = max(1, int(settings.heartbeat_seconds / 2))
     return Probes(after, math.ceil(max(1, timeout / 2, timeout - after)))
+
+
+def _memory_mark(settings: GatewaySettings) -> int:
+    """Return the mark in bytes, for one worker; 0 for no mark."""
+    if settings.max_memory_bytes is not None:
+        return settings.max_memory_bytes
+    return (memory_limit() or 0) * 9 // 10 // settings.workers
 
 
 def _bounds(settings: GatewaySettings) -> Bounds:

@@ -184,8 +184,8 @@ class AdmissionSettings(BaseSettings):
         int | None,
         Field(
             ge=0,
-            description="Resident memory above which nothing new is taken; 0 for none; if unset, "
-            "nine tenths of the control group's limit.",
+            description="Memory above which no client, and nothing for clients that don't read, is "
+            "taken; 0 for no mark; if unset, nine tenths of the control groups' limit.",
         ),
     ] = None
     head_seconds: Annotated[

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import structlog
 
+from gateway.connections.memory import MemoryMark
+
 log = structlog.get_logger("gateway.admission")
 
-_PAGE_BYTES: Final = resource.getpagesize()
-_STATM: Final = Path("/proc/self/statm")
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
-#: The memory mark has hysteresis: refusals that begin above the mark end when resident memory is
-#: down to this share of the mark.
-_CALM_SHARE: Final = 0.95
 _LOG_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that a node takes: connections, handshakes, resident memory.
+    """The most that a node takes: connections and handshakes.
 
     0 means no limit, except for `connections`. `per_address` and `per_user` are connections of one
     client address and of one user.
@@ -33,7 +27,6 @@ class Limits:
     per_address: int
     per_user: int
     handshakes_per_second: int
-    memory_bytes: int
 
 
 class Admission:
@@ -42,14 +35,12 @@ class Admission:
     Times are passed in, in seconds of a monotonic clock.
     """
 
-    def __init__(self, limits: Limits, *, memory: Callable[[], int]) -> None:
-        """`memory` measures the process's resident memory, in bytes."""
+    def __init__(self, limits: Limits, memory: MemoryMark) -> None:
         self.limits = limits
+        self.memory = memory
         self.held = 0
         # Set by the server on every tick: the public listener alone knows the sockets in HTTP too.
         self.out_of_sockets = False
-        self._memory = memory
-        self._short_of_memory = False
         self._addresses: dict[str, int] = {}
         #: A token bucket of handshakes: full after one second without a new connection.
         self._handshakes = float(limits.handshakes_per_second)
@@ -65,7 +56,7 @@ class Admission:
     @property
     def exhausted(self) -> bool:
         """Whether the node is short of what no limit brings back: descriptors or memory."""
-        return self.out_of_sockets or self._short_of_memory
+        return self.out_of_sockets or self.memory.reached
 
     @property
     def full(self) -> bool:
@@ -115,25 +106,22 @@ class Admission:
 
     def advance(self, now: float) -> None:
         """Measure the memory, and log the number of refusals, both once a second at most."""
+        self.memory.advance(now)
         if now - self._checked_at < _LOG_SECONDS:
             return
         self._checked_at = now
-        mark = self.limits.memory_bytes
-        if mark:
-            share = _CALM_SHARE if self._short_of_memory else 1
-            self._short_of_memory = self._memory() > mark * share
         if self._refused:
             log.warning(
                 "refused for load",
                 refused=self._refused,
                 held=self.held,
-                memory=self._short_of_memory,
+                memory=self.memory.reached,
             )
             self._refused = 0
 
     def _refusal(self, address: str, now: float, *, replaces: bool) -> str | None:
         limits = self.limits
-        if self._short_of_memory:
+        if self.memory.reached:
             return "short of memory"
         if self.out_of_sockets or (self.full and not replaces):
             return "full"
@@ -173,19 +161,3 @@ def most_connections() -> int:
     """
     sockets = most_sockets()
     return max(1, sockets - 32 - sockets // 128)
-
-
-def memory_mark() -> int:
-    """Return nine tenths of the control group's memory limit, in bytes; 0 without a limit."""
-    try:
-        return int(_CGROUP_LIMIT.read_text()) * 9 // 10
-    except (OSError, ValueError):  # no such file, or "max"
-        return 0
-
-
-def resident_bytes() -> int:
-    """Return the process's resident memory, in bytes; 0 on systems without /proc/self/statm."""
-    try:
-        return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return 0

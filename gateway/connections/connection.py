@@ -162,6 +162,10 @@ class Connection:
         """
         raise NotImplementedError
 
+    def has_backlog(self) -> bool:
+        """Whether messages wait for the client, so that another message would wait too."""
+        raise NotImplementedError
+
     def close(self, close: Close) -> None:
         """Tell the client why the connection ends, and end it. Harmless when repeated."""
         raise NotImplementedError
@@ -352,6 +356,10 @@ class StreamConnection(Connection):
             self._keeper.dropped(self, wire.displace(data, self.gap_notice()))
             return True
         return False
+
+    def has_backlog(self) -> bool:
+        """Whether the wire waits for the client to read."""
+        return self.wire is not None and self.wire.waits()
 
     def write_control(self, data: bytes) -> None:
         """Hand control bytes of the transport to the wire; in OPENING they wait like messages."""

@@ -66,6 +66,9 @@ class Hub:
     def __init__(self) -> None:
         self._users: dict[str, tuple[Connection, ...] | dict[Connection, None]] = {}
         self.crowds: set[str] = set()  # users whose connections are in a dict
+        # Set by the node. Messages that would wait for a client that does not read are then
+        # refused; all others go out.
+        self.is_short_of_memory = False
 
     def __contains__(self, user: str) -> bool:
         return user in self._users
@@ -156,7 +159,7 @@ class Hub:
                     message_numbers.append(number)
             taken_counts.append(len(connections) - earlier_writes)
         later = write_at_once([held.wire for held in connections], encoded)
-        not_taken = _write_later(connections, encoded, later, full)
+        not_taken = self._write_later(connections, encoded, later, full)
         for position in not_taken:
             taken_counts[message_numbers[position]] -= 1
         if all(taken_counts) and not full:
@@ -194,7 +197,7 @@ class Hub:
             tally.overloaded += len(part) - len(with_room)
             encoded = [delivery.encoded(held.form) for held in with_room]
             later = write_at_once([held.wire for held in with_room], encoded)
-            not_taken = _write_later(with_room, encoded, later, full)
+            not_taken = self._write_later(with_room, encoded, later, full)
             tally.overloaded += sum(with_room[at].takes_messages for at in not_taken)
             tally.takers += [held for at, held in enumerate(with_room) if at not in not_taken]
             yield
@@ -227,27 +230,36 @@ class Hub:
             return Refusal.NO_DEVICE
         return Refusal.OVERLOADED
 
+    def _write_later(
+        self,
+        connections: Sequence[Connection],
+        encoded: Sequence[bytes],
+        positions: Sequence[int],
+        full: set[Connection],
+    ) -> set[int]:
+        """Write encoded[n] to connections[n] for the `positions` n that were not written at once.
 
-def _write_later(
-    connections: Sequence[Connection],
-    encoded: Sequence[bytes],
-    positions: Sequence[int],
-    full: set[Connection],
-) -> set[int]:
-    """Write encoded[n] to connections[n] for the `positions` n that could not be written at once.
+        Returns the positions that were not taken. The connections that had no room are added to
+        `full`, and get nothing from then on.
+        """
+        not_taken: set[int] = set()
+        for position in positions:
+            connection = connections[position]
+            if connection not in full and self._write(connection, encoded[position]):
+                continue
+            not_taken.add(position)
+            if connection.takes_messages:
+                full.add(connection)
+        return not_taken
 
-    Returns the positions that were not taken. The connections that had no room are added to `full`,
-    and get nothing from then on.
-    """
-    not_taken: set[int] = set()
-    for position in positions:
-        connection = connections[position]
-        if connection not in full and _write(connection, encoded[position]):
-            continue
-        not_taken.add(position)
-        if connection.takes_messages:
-            full.add(connection)
-    return not_taken
+    def _write(self, connection: Connection, data: bytes) -> bool:
+        try:
+            if self.is_short_of_memory and connection.has_backlog():
+                return False  # no room, as where the backlog is full
+            return connection.write(data)
+        except Exception:  # a fault in one connection must not take the results of a whole batch
+            connection.failed()
+            return False
 
 
 def _partials(
@@ -266,11 +278,3 @@ def _partials(
         number: Partial(frozenset(connections_of), overloaded[number])
         for number, connections_of in takers.items()
     }
-
-
-def _write(connection: Connection, data: bytes) -> bool:
-    try:
-        return connection.write(data)
-    except Exception:  # a fault in one connection must not take the results of a whole batch
-        connection.failed()
-        return False

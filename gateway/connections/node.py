@@ -236,6 +236,11 @@ class GatewayNode:
         if messages:
             metrics.UNSENT_AT_CLOSE.labels(reason).inc(messages)
 
+    def pushed(self, size: int) -> None:
+        """Take note of a batch of `size` bytes that is about to be delivered."""
+        self.admission.memory.pushed(size, self._clock())
+        self.hub.is_short_of_memory = self.admission.memory.reached
+
     def disconnect(self, user: str, device: str | None) -> int:
         """Close the connections of a user, or of a device of the user; return their number."""
         connections = [
@@ -252,6 +257,7 @@ class GatewayNode:
         for connection in self.slowness.advance(now):
             _apart(connection, connection.too_slow)
         self.admission.advance(now)
+        self.hub.is_short_of_memory = self.admission.memory.reached
         if self.drain is not None:
             self._step_drain(self.drain, now)
 

@@ -197,6 +197,10 @@ class PollSession(Connection):
             self._sessions.soon(self._answer_due)
         return True
 
+    def has_backlog(self) -> bool:
+        """Whether messages wait for the client's next poll."""
+        return self._waiting is Waiting.NONE and bool(self._buffer)
+
     @property
     def most_answer_bytes(self) -> int:
         """An upper bound of an answer's length, in bytes, for the limit of the lent wire.

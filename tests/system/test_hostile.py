@@ -46,6 +46,10 @@ PULSE_SECONDS: Final = 2.0
 STALLED_SECONDS: Final = 4.0
 GONE_SECONDS: Final = 2 * PULSE_SECONDS + 2.0
 MOST_LOG_LINES: Final = 100
+MARK_BYTES: Final = 150 * 1024 * 1024
+GROUP_BYTES: Final = 200 * 1024 * 1024
+PATIENCE_SECONDS: Final = 120.0
+"""A heartbeat's interval where clients that never read are not to be cut."""
 TWO_HOURS: Final = 2 * 3_600
 MIB: Final = 1024 * 1024
 _numbers = itertools.count(1)
@@ -425,39 +429,117 @@ async def test_with_every_place_taken_the_rest_is_refused_and_the_log_stays_shor
         assert gateway.log_lines <= MOST_LOG_LINES
 
 
-async def test_above_the_memory_mark_new_clients_are_refused_and_old_ones_served(
-    start_gateway: StartGateway, user: str
+async def connect_slow(stack: AsyncExitStack, port: int, user: str, count: int) -> list[str]:
+    """Connect so many clients that never read; return their users. Every fourth is a poll's."""
+    users = [f"{user}-{number}" for number in range(count)]
+    for number, name in enumerate(users):
+        kind = ("ws-v1", "sse", "ws-plain", "poll")[number % 4]
+        silent = connect(kind, port, name, receive_buffer_bytes=4_096)
+        await stack.enter_async_context(silent)
+    return users
+
+
+async def push_until_refused(pusher: Pusher, users: list[str], size: int) -> None:
+    """Push a message of so many bytes to each user, again and again, until nobody takes one."""
+    async with asyncio.timeout(60):
+        results: list[object] = [1]
+        while 1 in results:
+            results = []
+            for fifty in [users[start : start + 50] for start in range(0, len(users), 50)]:
+                data = os.urandom(size // 2).hex()
+                # Bytes of its own for every user: a message for a list of users is held once.
+                batch = [{"user": name, "data": f"{name} {data}"} for name in fifty]
+                results += await pusher.push(batch, packed=True)
+            assert all(result in (1, {"error": "overloaded"}) for result in results)
+
+
+@pytest.mark.parametrize("size", [400, 8_000, 60_000])
+async def test_slow_clients_bring_a_node_to_its_memory_mark_and_the_node_recovers_from_them(
+    start_gateway: StartGateway, user: str, size: int
 ) -> None:
     gateway = start_gateway(
-        max_memory_bytes=200 * MIB, poll_buffer_bytes=256 * MIB, max_payload_bytes=2 * MIB
+        max_memory_bytes=MARK_BYTES,
+        send_buffer_bytes=4 * MIB,  # the mark is to be the bound, not the buffers
+        poll_buffer_bytes=4 * MIB,
+        heartbeat_seconds=PATIENCE_SECONDS,
+        heartbeat_timeout_seconds=PATIENCE_SECONDS,
     )
-    assert gateway.resident_bytes < 150 * MIB
     async with (
         pusher_to(gateway.internal_port) as pusher,
-        connect("poll", gateway.port, f"{user}-hoard"),
         connect("ws-v1", gateway.port, f"{user}-ws") as websocket,
         connect("sse", gateway.port, f"{user}-sse") as stream,
     ):
         clients = {f"{user}-ws": websocket, f"{user}-sse": stream}
-        # Clearly above the mark: a push's own buffers are given back a moment later.
-        while gateway.resident_bytes < 215 * MIB:
-            await pusher.push_one(f"{user}-hoard", b"x" * 2 * MIB)
-        await eventually(lambda: gateway.readyz() == 503, "the mark is noticed")
-        storm = [
-            status_of_new(gateway, path, user)
-            for path in ("/ws", "/sse", "/poll?wait=0")
-            for _ in range(100)
-        ]
-        assert set(await asyncio.gather(*storm)) == {503}
-        for port in (gateway.port, gateway.internal_port):
-            assert (await request(port, "GET", "/readyz")).status == 503
-            assert (await request(port, "GET", "/healthz")).status == 200
-        await serves(pusher, clients, b"meanwhile")
-        assert gateway.resident_bytes < 250 * MIB
-        assert gateway.log_lines <= MOST_LOG_LINES
-        await pusher.http.delete(f"/connections/{user}-hoard")
-        await eventually(lambda: gateway.readyz() == 200, "memory is given back and noticed")
+        async with AsyncExitStack() as stack:
+            slow = await connect_slow(stack, gateway.port, f"{user}-slow", 700)
+            await push_until_refused(pusher, slow, size)
+            await sheds(gateway, user)
+            await serves(pusher, clients, b"meanwhile")
+            assert gateway.peak_bytes < 1.1 * MARK_BYTES
+            assert gateway.log_lines <= MOST_LOG_LINES
+        for name in slow[3::4]:  # a poll session outlives its client's socket
+            await pusher.http.delete(f"/connections/{name}")
+        await eventually(lambda: gateway.readyz() == 200, "it recovers", timeout_seconds=10.0)
         assert await status_of_new(gateway, "/ws", user) == 101
+
+
+async def sheds(gateway: GatewayProcess, user: str) -> None:
+    """See that new clients are refused for load, on both ports and all transports."""
+    await eventually(lambda: gateway.readyz() == 503, "the mark is noticed")
+    storm = [
+        status_of_new(gateway, path, user)
+        for path in ("/ws", "/sse", "/poll?wait=0")
+        for _ in range(100)
+    ]
+    assert set(await asyncio.gather(*storm)) == {503}
+    for port in (gateway.port, gateway.internal_port):
+        assert (await request(port, "GET", "/readyz")).status == 503
+        assert (await request(port, "GET", "/healthz")).status == 200
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """Give a control group with a memory limit, of either version; skip where none can be made."""
+    name = f"pushgate-test-{os.getpid()}-{next(_numbers)}"
+    for parent, limit in (
+        ("/sys/fs/cgroup", "memory.max"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+    ):
+        group = Path(parent, name)
+        if not Path(parent, "cgroup.procs").exists():
+            continue
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(GROUP_BYTES))
+        except OSError as error:
+            pytest.skip(f"needs a control group that limits memory, which root can make: {error}")
+        else:
+            yield group
+            return
+        finally:
+            with suppress(OSError):
+                group.rmdir()
+    pytest.skip("needs control groups at /sys/fs/cgroup")
+
+
+async def test_in_a_control_group_a_node_sheds_before_it_is_killed(
+    valkey: RedisServer, memory_group: Path, user: str
+) -> None:
+    gateway = GatewayProcess(
+        f"group-{next(_numbers)}",
+        redis_url=valkey.url,
+        send_buffer_bytes=64 * MIB,
+        poll_buffer_bytes=64 * MIB,
+    )
+    join = f'echo $$ > {memory_group}/cgroup.procs && exec "$@"'
+    gateway.through = ("sh", "-c", join, "sh")
+    with gateway:
+        async with pusher_to(gateway.internal_port) as pusher, AsyncExitStack() as stack:
+            slow = await connect_slow(stack, gateway.port, user, 20)
+            await push_until_refused(pusher, slow, 60_000)
+            await sheds(gateway, user)
+            assert GROUP_BYTES // 2 < gateway.peak_bytes < GROUP_BYTES
+        assert gateway.returncode is None
 
 
 # A clock that jumps

@@ -183,6 +183,7 @@ class FakeConnection(Connection):
     ) -> None:
         super().__init__(who or identity(), keeper or FakeKeeper())
         self.takes = takes
+        self.waiting = False  # whether messages wait for its client
         self.got: list[bytes] = []
         self._woken = 0
         self.told: list[str] = []  # what came due beside its wake-ups
@@ -195,6 +196,9 @@ class FakeConnection(Connection):
         if self.takes:
             self.got.append(data)
         return self.takes
+
+    def has_backlog(self) -> bool:
+        return self.waiting
 
     def close(self, close: Close) -> None:
         self._release(close.reason)
@@ -224,6 +228,31 @@ class FakeConnection(Connection):
     def woken(self) -> int:
         """Say how often; a method, so that mypy expects another answer each time."""
         return self._woken
+
+
+class FakeMemory:
+    """The Memory protocol of gateway/connections/memory.py, in bytes; all of them are resident.
+
+    `free` bytes can be given back, `stuck` bytes are free and can't.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.free = 0
+        self.stuck = 0
+        self.looks = 0
+        self.times_given_back = 0
+
+    def resident(self) -> int:
+        self.looks += 1
+        return self.held + self.free + self.stuck
+
+    def give_back(self) -> None:
+        self.times_given_back += 1
+        self.free = 0
+
+    def reusable(self) -> int:
+        return self.stuck
 
 
 class FakeRegistry:

@@ -9,25 +9,13 @@ from structlog.typing import EventDict
 from gateway.connections.admission import (
     Admission,
     Limits,
-    memory_mark,
     most_connections,
-    resident_bytes,
 )
+from gateway.connections.memory import MemoryMark
+from tests.unit.gateway.fakes import FakeMemory
 
 NOW = 70_000.0
 MARK = 1_000_000
-
-
-class Memory:
-    """A process's memory, as the test wants it."""
-
-    def __init__(self) -> None:
-        self.used = 0
-        self.looks = 0
-
-    def __call__(self) -> int:
-        self.looks += 1
-        return self.used
 
 
 def made(
@@ -36,17 +24,15 @@ def made(
     per_address: int = 0,
     per_user: int = 0,
     handshakes: int = 0,
-    memory_bytes: int = 0,
-    memory: Memory | None = None,
+    memory: FakeMemory | None = None,
 ) -> Admission:
     limits = Limits(
         connections=connections,
         per_address=per_address,
         per_user=per_user,
         handshakes_per_second=handshakes,
-        memory_bytes=memory_bytes,
     )
-    return Admission(limits, memory=memory or Memory())
+    return Admission(limits, MemoryMark(MARK, memory or FakeMemory()))
 
 
 def admitted(admission: Admission, now: float, tries: int, address: str = "a") -> int:
@@ -108,12 +94,12 @@ def test_a_connection_that_replaces_another_is_not_refused_for_a_number() -> Non
 
 
 def test_a_connection_that_replaces_another_needs_descriptors_and_memory() -> None:
-    memory = Memory()
-    admission = made(memory_bytes=MARK, memory=memory)
+    memory = FakeMemory()
+    admission = made(memory=memory)
     admission.out_of_sockets = True
     assert admission.refusal("a", NOW, replaces=True) == "full"
     assert admission.exhausted
-    admission.out_of_sockets, memory.used = False, MARK + 1
+    admission.out_of_sockets, memory.held = False, MARK + 1
     admission.advance(NOW)
     assert admission.refusal("a", NOW, replaces=True) == "short of memory"
     assert admission.exhausted
@@ -171,43 +157,17 @@ def test_who_is_refused_for_another_reason_uses_up_no_handshake() -> None:
 
 
 def test_above_the_memory_mark_nothing_new_is_taken() -> None:
-    memory = Memory()
-    admission = made(memory_bytes=MARK, memory=memory)
-    memory.used = MARK
+    memory = FakeMemory()
+    admission = made(memory=memory)
     admission.advance(NOW)
     assert not admission.overloaded
-    memory.used = MARK + 1
+    memory.held = MARK + 1
     admission.advance(NOW + 1)
     assert admission.overloaded
     assert admission.refusal("a", NOW + 1) == "short of memory"
-
-
-def test_at_the_memory_mark_it_does_not_flap() -> None:
-    memory = Memory()
-    admission = made(memory_bytes=MARK, memory=memory)
-    states = []
-    for second, used in enumerate((1.01, 0.99, 1.01, 0.96, 0.951, 0.94, 0.99, 0.999, 1.01)):
-        memory.used = int(MARK * used)
-        admission.advance(NOW + second)
-        states.append(admission.overloaded)
-    assert states == [True, True, True, True, True, False, False, False, True]
-
-
-def test_the_memory_is_looked_at_once_a_second_at_most() -> None:
-    memory = Memory()
-    admission = made(memory_bytes=MARK, memory=memory)
-    for tick in range(100):
-        admission.advance(NOW + tick / 10)
-    assert 9 <= memory.looks <= 10
-
-
-def test_without_a_mark_the_memory_is_not_looked_at() -> None:
-    memory = Memory()
-    memory.used = 1 << 60
-    admission = made(memory=memory)
-    admission.advance(NOW)
-    assert memory.looks == 0
-    assert not admission.overloaded
+    memory.held = 0
+    admission.advance(NOW + 2)
+    assert admission.refusal("a", NOW + 2) is None
 
 
 def refused_lines(logged: list[EventDict]) -> list[int]:
@@ -261,23 +221,3 @@ def test_without_a_limit_of_descriptors_there_is_none_of_connections(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, 0))
     assert most_connections() > 1_000_000_000
-
-
-def test_the_mark_is_nine_tenths_of_the_control_groups_limit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    limit = tmp_path_factory.mktemp("cgroup") / "memory.max"
-    monkeypatch.setattr("gateway.connections.admission._CGROUP_LIMIT", limit)
-    assert memory_mark() == 0
-    limit.write_text("max\n")
-    assert memory_mark() == 0
-    limit.write_text("314572800\n")
-    assert memory_mark() == 283_115_520
-
-
-def test_a_process_knows_its_memory() -> None:
-    before = resident_bytes()
-    assert before > 1_000_000
-    kept = bytearray(b"x" * 50_000_000)
-    assert resident_bytes() - before > 40_000_000
-    assert len(kept) == 50_000_000

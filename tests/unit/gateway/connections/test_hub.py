@@ -120,6 +120,19 @@ def test_takers_that_are_gone_count_and_newcomers_get_the_message(hub: Hub) -> N
     assert hub.deliver([(message("one"), "alice", None)], {0: frozenset((gone, new))}) == [2]
 
 
+def test_short_of_memory_only_a_client_that_reads_gets_messages(hub: Hub) -> None:
+    reading, stalled = held(hub), held(hub)
+    stalled.waiting = hub.is_short_of_memory = True
+    for text in ("one", "two"):
+        assert taken(hub, message(text), "alice") == Partial(frozenset({reading}), 1)
+    assert (reading.got, stalled.got) == ([b"one", b"two"], [])
+    hub.remove(reading)
+    assert taken(hub, message("three"), "alice") is Refusal.OVERLOADED
+    hub.is_short_of_memory = False
+    assert taken(hub, message("four"), "alice") == 1
+    assert stalled.got == [b"four"]
+
+
 def test_a_batch_has_a_result_for_each_message_in_its_order(hub: Hub) -> None:
     phone, tablet = held(hub, device="phone"), held(hub, device="tablet")
     slow = held(hub, "carol")

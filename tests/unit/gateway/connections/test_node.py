@@ -14,19 +14,31 @@ from gateway.connections.connection import TICK_SECONDS, State, StreamConnection
 from gateway.connections.drain import Drain
 from gateway.connections.hub import Hub
 from gateway.connections.identity import Identity
+from gateway.connections.memory import MemoryMark
 from gateway.connections.node import GatewayNode, Lifetime
 from gateway.connections.registrar import Registrar
 from gateway.transports.longpoll import PollSessions
 from gateway.transports.sse import SseConnection
 from gateway.transports.websocket import V1, WebSocketConnection
 from registry.directory import TIMINGS
-from tests.unit.gateway.fakes import BOUNDS, NODE, FakeRegistry, FakeWire, give, identity, message
+from tests.unit.gateway.fakes import (
+    BOUNDS,
+    NODE,
+    FakeMemory,
+    FakeRegistry,
+    FakeWire,
+    give,
+    identity,
+    message,
+)
 
 pytestmark = pytest.mark.anyio
 
 #: No heartbeats: these tests are about what comes due beside them.
 QUIET = replace(BOUNDS, heartbeat_seconds=1e6)
 WALL = 1_900_000_000.0
+#: The memory mark, in bytes.
+MARK = 1_000_000
 
 
 class Held:
@@ -64,12 +76,13 @@ class Rig:
         self.now, self.wall = 1_000.0, WALL
         self.tokens: dict[str, Identity] = {}
         self.hub = Hub()
-        limits = Limits(connections, per_address, per_user, 0, 0)
+        self.memory = FakeMemory()
+        limits = Limits(connections, per_address, per_user, 0)
         self.node = GatewayNode(
             NODE,
             self.hub,
             Registrar(FakeRegistry(), NODE, self.hub, timings=TIMINGS),
-            Admission(limits, memory=lambda: 0),
+            Admission(limits, MemoryMark(MARK, self.memory)),
             bounds=QUIET,
             lifetime=Lifetime(max_age, jitter, delay),
             identify=self._identify,
@@ -526,3 +539,14 @@ async def test_addresses_are_counted_from_the_beginning_to_the_end_of_a_socket()
 async def test_it_is_not_ready_before_its_registry_was_there(rig: Rig) -> None:
     rig.node.registrar.ready.clear()
     assert (rig.node.status, rig.node.takes_new) == ("waiting for the registry", False)
+
+
+async def test_the_hub_knows_of_a_shortage_of_memory_at_once() -> None:
+    rig = Rig()
+    rig.memory.held = MARK + 1
+    rig.node.pushed(2 * MARK)
+    shortage = [rig.hub.is_short_of_memory, rig.node.refusal("a")]
+    rig.memory.held = 0
+    rig.pass_time(2.0)
+    assert shortage == [True, "short of memory"]
+    assert [rig.hub.is_short_of_memory, rig.node.refusal("a")] == [False, None]

@@ -150,6 +150,17 @@ def test_what_comes_between_polls_waits_for_the_next(node: Node) -> None:
     assert node.poll(first.cursor).data == ["one", "two"]
 
 
+def test_a_message_waits_only_where_no_poll_does(node: Node) -> None:
+    first = node.poll()
+    backlogs = [first.session.has_backlog()]
+    give(first.session, message("one"))
+    backlogs.append(first.session.has_backlog())  # the answer is due in this turn
+    node.end_turn()
+    node.push(first.session, "two")
+    backlogs.append(first.session.has_backlog())
+    assert backlogs == [False, False, True]
+
+
 def test_the_end_of_the_wait_is_an_empty_list(node: Node) -> None:
     poll = node.poll()
     node.keeper.wake(poll.session)

@@ -116,8 +116,11 @@ async def test_what_a_slow_reader_has_not_read_waits_in_order(
 ) -> None:
     chunks = [b"%06d" % number * 500 for number in range(200)]
     async with held(choice) as (wire, holder, peer):
+        assert not wire.waits()
         assert all(wire.write(chunk) for chunk in chunks)
+        assert wire.waits()
         assert await read_to_end(peer, count=600_000) == b"".join(chunks)
+        await eventually(lambda: not wire.waits(), "nothing waits any more")
         assert wire.write(b"more")
         assert await read_to_end(peer, count=4) == b"more"
         assert holder.backlogs > 0
