@@ -30,7 +30,8 @@
 // When the gateway asks the client to reconnect, the client opens a second connection before it
 // closes the first: no message is missed or comes twice, and no handler is called for the change. A
 // token that is about to run out is replaced while a WebSocket stays open. With SSE and long-poll
-// the next attempt to connect takes a new token.
+// the next attempt to connect takes a new token. Where nothing comes any more, not even the
+// gateway's heartbeat, the client connects again ten seconds after the heartbeat was due.
 (() => {
   'use strict';
 
@@ -40,6 +41,8 @@
   const STABLE_MS = 10000; // a connection that lived this long clears earlier failures
   const OVERLAP_MS = 1000; // how long the first connection stays after the second has opened
   const MAX_OVERLAP = 256; // ids to remember, and messages that may wait, during an overlap
+  const SILENCE_MS = 10000; // how much later than a heartbeat is due the network counts as silent
+  const THAW_MS = 2000; // how long a page that was frozen has to take what came meanwhile
   const POLL_SECONDS = 25;
   const POLL_PAUSE_MS = 1000; // least time between polls that are answered empty before their time
 
@@ -156,6 +159,7 @@
         leaving: false, // a successor is planned, or on its way
         successor: null, // the link that is taking over from this link
         overlap: null, // the Overlap with the successor, or with the predecessor
+        silence: new Silence(),
         request: (path) => request(path, link),
         received: (form) => received(link, form),
         gap,
@@ -168,7 +172,7 @@
         link.opened = () => { opened(link); resolve(); };
       });
       closed.signal.addEventListener('abort', link.stop, {signal: stop.signal});
-      link.ended = TRANSPORTS[transport](link)
+      link.ended = Promise.race([TRANSPORTS[transport](link), link.silence.noticed(link.signal)])
         .then(() => new Ended('the connection ended'), asError)
         .finally(link.stop);
       link.openOrEnded = Promise.race([firstOpened, link.ended]);
@@ -263,6 +267,40 @@
     }
   }
 
+  // Notices that nothing comes any more: where a network drops all packets, or a frozen page's
+  // connection has gone meanwhile, neither a WebSocket nor a fetch ends by itself for minutes.
+  class Silence {
+    constructor() {
+      this.everyMs = null; // the longest time between two signs of life
+      this.dueAt = null; // when the next is overdue, by performance.now()
+      this.expected = new Promise((resolve) => { this.begin = resolve; });
+    }
+
+    // The gateway said that a sign of life comes every `ms`.
+    expect(ms) {
+      this.everyMs = ms;
+      this.heard();
+      this.begin();
+    }
+
+    heard() {
+      if (this.everyMs !== null) this.dueAt = performance.now() + this.everyMs + SILENCE_MS;
+    }
+
+    // Rejects when a sign of life is overdue, or `signal` is aborted; never resolves.
+    async noticed(signal) {
+      await this.expected;
+      for (;;) {
+        const {dueAt} = this;
+        await sleep(dueAt - performance.now(), signal);
+        if (signal.aborted) throw new Ended('closed here');
+        if (this.dueAt > dueAt) continue;
+        if (performance.now() - dueAt < THAW_MS) throw new Ended('nothing came for too long');
+        this.dueAt = performance.now() + THAW_MS; // the timer was late: the page was frozen
+      }
+    }
+  }
+
   // The tokens of one connection: `source` is a token, or a function that returns a token.
   function tokensFrom(source) {
     const renewable = typeof source === 'function';
@@ -332,9 +370,11 @@
       const bearer = link.token ? [`bearer.${link.token}`] : [];
       const socket = new WebSocket(url, ['pushgate.v1', ...bearer]);
       let open = false;
+      link.controls.set('hello', ({heartbeat_ms: ms}) => link.silence.expect(ms));
       refreshInBand(link, (form) => socket.send(JSON.stringify(form)));
       socket.onopen = () => { open = true; link.opened(); };
       socket.onmessage = ({data}) => {
+        link.silence.heard();
         const form = JSON.parse(data);
         if ('data' in form) link.received(form);
         else link.controls.get(form.control)?.(form);
@@ -386,16 +426,19 @@
     const decoder = new TextDecoder();
     let notBefore = 0;
     const parse = eventParser(dispatch, (ms) => { notBefore = ms; });
+    link.controls.set('cursor', (ms) => link.silence.expect(ms));
     link.controls.set('close', ({code, reason}) => { throw new Ended(reason, {code}); });
     for (;;) {
       const {done, value} = await reader.read();
       if (done) throw new Ended('the stream ended', {notBefore});
+      link.silence.heard();
       parse(decoder.decode(value, {stream: true}));
     }
 
     function dispatch({id, event = '', data}) {
-      if (id === undefined) link.controls.get(event.replace('pushgate.', ''))?.(JSON.parse(data));
-      else if (event === 'pushgate.binary') link.received(JSON.parse(data));
+      if (event === 'pushgate.binary') link.received(JSON.parse(data));
+      else if (event.startsWith('pushgate.')) link.controls.get(event.slice(9))?.(JSON.parse(data));
+      else if (id === undefined) return; // no event of a gateway
       else link.received({id: id.slice(id.lastIndexOf(' ') + 1), type: event || null, data});
     }
   }
@@ -428,6 +471,7 @@
     // session or the session of the cursor.
     for (let wait = 0; ; wait = POLL_SECONDS) {
       const askedAt = Date.now();
+      if (wait) link.silence.expect(wait * 1000);
       const {cursor} = link.place;
       const after = cursor === null ? '' : `&cursor=${encodeURIComponent(cursor)}`;
       const answer = await (await link.request(`poll?wait=${wait}${after}`)).json();

@@ -232,7 +232,8 @@ class HoldingSettings(BaseSettings):
         ),
     ] = "close"
     heartbeat_seconds: Annotated[
-        float, Field(gt=0, le=240, description="Interval of WebSocket pings and SSE comments.")
+        float,
+        Field(gt=0, le=240, description="Interval of heartbeats to WebSocket and SSE clients."),
     ] = 25.0
     heartbeat_timeout_seconds: Annotated[
         float,

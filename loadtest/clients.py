@@ -118,9 +118,16 @@ class WebSocketClient(Client):
 
 
 class SseClient(Client):
-    """Counts `data:` lines and comments. Chunk sizes of a chunked stream are ignored lines."""
+    """Counts `data:` lines, and heartbeats: comments, or events of type `pushgate.cursor`.
 
-    __slots__ = ()
+    Chunk sizes of a chunked stream are ignored lines.
+    """
+
+    __slots__ = ("_in_heartbeat",)
+
+    def __init__(self, on_message: OnMessage) -> None:
+        super().__init__(on_message)
+        self._in_heartbeat = False  # the next `data:` line is a heartbeat's
 
     @staticmethod
     def request(path: str, token: str) -> bytes:
@@ -134,11 +141,12 @@ class SseClient(Client):
         """Parse complete lines."""
         *lines, self.rest = data.split(b"\n")
         for line in lines:
-            if line.startswith(b"data: "):
+            if line.startswith(b"data: ") and not self._in_heartbeat:
                 self.messages += 1
                 self.on_message(line[6:])
-            elif line.startswith(b":"):
+            elif line.startswith(b":") or line == b"event: pushgate.cursor":
                 self.heartbeats += 1
+            self._in_heartbeat = line == b"event: pushgate.cursor"
         return b""
 
 
@@ -252,7 +260,7 @@ class Crowd:
             if self.lost:
                 raise LoadtestError(f"lost while it connected: {self.lost[0]}")
         for client in self.clients:
-            client.heartbeats = 0  # a comment right behind the head is no heartbeat
+            client.heartbeats = 0  # what comes right behind the head is no heartbeat
 
     def turn(self, wait_seconds: float) -> int:
         """Wait up to `wait_seconds` for inbound bytes and take them; return how many were ready.

@@ -65,7 +65,7 @@ async def sse(url: str, token: str) -> AsyncIterator[Message]:
                 name, _, value = line.partition(b":")
                 fields.setdefault(name, []).append(value.removeprefix(b" "))
                 continue
-            if b"data" in fields and b"id" in fields:
+            if b"data" in fields and not _is_control(fields):
                 yield _from_event(fields)
             fields = {}
 
@@ -96,6 +96,11 @@ TRANSPORTS: Final[dict[str, Callable[[str, str], AsyncIterator[Message]]]] = {
     "sse": sse,
     "poll": poll,
 }
+
+
+def _is_control(fields: dict[bytes, list[bytes]]) -> bool:
+    event = fields.get(b"event", [b""])[-1]
+    return event.startswith(b"pushgate.") and event != b"pushgate.binary"
 
 
 def _from_event(fields: dict[bytes, list[bytes]]) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import ClassVar, Final
 
 import msgspec
@@ -24,7 +25,6 @@ BINARY_TYPE: Final = "pushgate.binary"
 RETRY_MS: Final = (1_000, 5_000)
 #: The same range for a client whose turn to reconnect was drawn already, or is now.
 _PARTING_RETRY_MS: Final = (100, 1_000)
-_COMMENT: Final = b":\n\n"
 #: The fields of every event stream. A proxy that compresses, or collects a response before passing
 #: it on, would keep events back: `no-transform` (RFC 9111 §5.2.2.6) forbids the former,
 #: `x-accel-buffering` (nginx's field, which other proxies know too) the latter.
@@ -51,15 +51,28 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         count_refusal(overloaded)
         return Response(retry(), headers={**_FIELDS, **entry.cors(head)})
     connection = SseConnection(admitted.identity, entry.node)
-    return entry.hold(connection, admitted, stream_head(admitted.cors_lines))
+    heartbeat_seconds = entry.node.bounds.heartbeat_seconds
+    return entry.hold(
+        connection, admitted, stream_head(admitted.cors_lines, heartbeat_seconds=heartbeat_seconds)
+    )
 
 
-def stream_head(cors_lines: bytes) -> bytes:
-    """Return the response's head and a comment.
+def stream_head(cors_lines: bytes, *, heartbeat_seconds: float) -> bytes:
+    """Return the response's head and the first event.
 
-    Some intermediaries pass the head on only with the first bytes of the body: the comment.
+    Some intermediaries pass the head on only with the first bytes of the body.
     """
-    return b"".join((_HEAD, cors_lines, END_HEAD, _COMMENT))
+    return b"".join((_HEAD, cors_lines, END_HEAD, heartbeat(heartbeat_seconds)))
+
+
+@cache  # a node has one interval
+def heartbeat(interval_seconds: float) -> bytes:
+    """Encode the event of a heartbeat, with the interval in milliseconds for data.
+
+    An event and no comment: a page sees only events.
+    """
+    milliseconds = str(round(interval_seconds * 1_000))
+    return ServerSentEvent(milliseconds, event="pushgate.cursor", sep="\n").encode()
 
 
 def event(delivery: Delivery) -> bytes:
@@ -103,18 +116,19 @@ class SseConnection(StreamConnection):
         self._keeper.wake_at(self, interval * random.uniform(0.5, 1.0))  # noqa: S311
 
     def wake(self) -> None:
-        """Send a heartbeat, a comment; after a goodbye, cut off a client that did not read.
+        """Send a heartbeat; after a goodbye, cut off a client that did not read.
 
         While a backlog waits, the backlog is the sign of life (slowness.py). A peer that is gone
-        leaves the comment unacknowledged, and the kernel then ends the connection
+        leaves the heartbeat unacknowledged, and the kernel then ends the connection
         (TCP_USER_TIMEOUT).
         """
+        interval = self._keeper.bounds.heartbeat_seconds
         if self.state is State.CLOSING:
             self.abort("goodbye unread")
         else:
             if self.wire is not None and not self.wire.waits():
-                self.write_control(_COMMENT)
-            self._keeper.wake_at(self, self._keeper.bounds.heartbeat_seconds)
+                self.write_control(heartbeat(interval))
+            self._keeper.wake_at(self, interval)
 
     def understands_reconnect(self) -> bool:
         """Say yes: a client that does not know the event reconnects when the stream ends."""

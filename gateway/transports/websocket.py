@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import random
 import struct
 from base64 import b64decode
@@ -59,6 +58,8 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         headers = {"upgrade": "websocket", "sec-websocket-version": "13", **admitted.cors}
         raise HTTPException(bad.status, bad.detail, headers) from bad
     connection = WebSocketConnection(admitted.identity, entry.node, subprotocol=subprotocol)
+    if subprotocol == V1:
+        answer += hello(entry.node.bounds.heartbeat_seconds)
     return entry.hold(connection, admitted, answer)
 
 
@@ -115,20 +116,25 @@ def _frame(opcode: Opcode, payload: bytes) -> bytes:
     return _LONG.pack(0x80 | opcode, 127, size) + payload
 
 
-class Ping(enum.Enum):
-    """The state of the heartbeat: whether a Ping was sent, and bytes have arrived since."""
-
-    NONE = "no Ping waits for an answer"
-    SENT = "a Ping was sent, and no bytes have arrived since"
-    ANSWERED = "a Ping was sent, and bytes have arrived since"
-
-
 def control_frame(control: str, **fields: object) -> bytes:
     """Encode a control of `pushgate.v1`: one text frame for the client library.
 
     The JSON object has `control` and the fields, and no `data`.
     """
     return _frame(Opcode.TEXT, _encode({"control": control, **fields}))
+
+
+def hello(heartbeat_seconds: float) -> bytes:
+    """Encode the first frame of `pushgate.v1`, with the interval of the heartbeats that follow."""
+    return control_frame("hello", heartbeat_ms=round(heartbeat_seconds * 1_000))
+
+
+#: A heartbeat in one write: the Ping is for the peer's WebSocket to answer, and a web page sees the
+#: control frame alone.
+_V1_HEARTBEAT: Final = _PING + control_frame("heartbeat")
+#: The state of the Pings between the answer to a Ping and the next Ping. Otherwise the state is the
+#: number of Pings since the client's last bytes.
+_ANSWERED: Final = -1
 
 
 class _Refresh(msgspec.Struct):
@@ -144,7 +150,7 @@ _decode_refresh = msgspec.json.Decoder(_Refresh).decode
 class WebSocketConnection(StreamConnection):
     """The connection of a WebSocket client, from the answer to the opening handshake on."""
 
-    __slots__ = ("_frames", "_inbound", "_ping", "form")
+    __slots__ = ("_frames", "_inbound", "_pings", "form")
     transport: ClassVar[str] = "websocket"
 
     def __init__(self, identity: Identity, keeper: Keeper, *, subprotocol: str | None) -> None:
@@ -153,12 +159,12 @@ class WebSocketConnection(StreamConnection):
         self._inbound: Inbound | None = None
         # Frames of the client since the last heartbeat, without the frames that `_inbound` counts.
         self._frames = 0
-        self._ping = Ping.NONE
+        self._pings = 0  # unanswered, or _ANSWERED
 
     def received(self, data: bytes) -> None:
         """Take inbound bytes: nearly always the Pong to a Ping, which needs no parser."""
-        if self._ping is Ping.SENT:
-            self._ping = Ping.ANSWERED  # all bytes count: the peer is there
+        if self._pings:
+            self._pings = _ANSWERED  # all bytes count: the peer is there
         if self._inbound is None:
             if len(data) == 6 and data[:2] == b"\x8a\x80":  # an empty masked Pong and no more
                 self._frames += 1
@@ -208,30 +214,32 @@ class WebSocketConnection(StreamConnection):
         self._keeper.wake_at(self, interval * random.uniform(0.5, 1.0))  # noqa: S311
 
     def wake(self) -> None:
-        """Send a Ping, or look for the answer to the last Ping.
+        """Send a heartbeat, or look for the answer to a Ping.
 
-        A peer that has left a Ping or a Close unanswered is cut off. While a backlog waits, the
-        backlog is the sign of life (slowness.py): a Ping would wait behind the backlog, and the
-        client might read slowly, and answer too late.
+        A peer that has left a Ping or a Close unanswered is cut off. A time-out above a heartbeat's
+        interval counts in heartbeats. While a backlog waits, the backlog is the sign of life
+        (slowness.py): a Ping would wait behind the backlog, and the client might read slowly, and
+        answer too late.
         """
         bounds = self._keeper.bounds
+        check_seconds = min(bounds.heartbeat_seconds, bounds.heartbeat_timeout_seconds)
+        until_ping = bounds.heartbeat_seconds - check_seconds
         if self.state is State.CLOSING:
             self.abort("no answer")
         elif self.wire is not None and self.wire.waits():
-            self._ping = Ping.NONE
+            self._pings = 0
             self._begin_interval()
             self._keeper.wake_at(self, bounds.heartbeat_seconds)
-        elif self._ping is Ping.SENT:
+        elif self._pings * check_seconds >= bounds.heartbeat_timeout_seconds:
             self.abort("no answer")
-        elif self._ping is Ping.NONE:
-            self._ping = Ping.SENT
-            self._begin_interval()
-            self.write_control(_PING)
-            self._keeper.wake_at(self, bounds.heartbeat_timeout_seconds)
-        else:
-            self._ping = Ping.NONE
-            until_ping = max(0.0, bounds.heartbeat_seconds - bounds.heartbeat_timeout_seconds)
+        elif self._pings == _ANSWERED and until_ping:
+            self._pings = 0
             self._keeper.wake_at(self, until_ping)
+        else:
+            self._pings = max(self._pings, 0) + 1
+            self._begin_interval()
+            self.write_control(_V1_HEARTBEAT if self.form is v1_frame else _PING)
+            self._keeper.wake_at(self, check_seconds)
 
     def _begin_interval(self) -> None:
         """Count the client's frames afresh: their limit is for one heartbeat's interval."""

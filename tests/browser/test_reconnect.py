@@ -341,6 +341,138 @@ async def test_event_streams_are_handed_over_and_told_of_gaps(
         assert page.exceptions == []
 
 
+#: A clock that a test moves: `pass(ms)` calls what is due.
+CLOCK = """
+window.now = 0;
+window.timers = [];
+performance.now = () => now;
+window.setTimeout = (then, ms) => {
+  const timer = {at: now + ms, then};
+  timers.push(timer);
+  return timer;
+};
+window.clearTimeout = (timer) => { timers = timers.filter((other) => other !== timer); };
+window.pass = (ms) => {
+  now += ms;
+  const due = timers.filter(({at}) => at <= now);
+  timers = timers.filter(({at}) => at > now);
+  due.forEach(({then}) => then());
+};
+"""
+
+
+class WebSocketSeat:
+    """A page's WebSocket, whose gateway says what a test wants."""
+
+    name = "ws"
+
+    def __init__(self, page: Page, gateway: ScriptedGateway) -> None:
+        self._page = page
+        self._gateway = gateway
+
+    async def open(self) -> None:
+        self._held = await connect(self._page, self._gateway)
+
+    async def say_hello(self) -> None:
+        await self._held.send(control="hello", heartbeat_ms=5_000)
+
+    async def beat(self) -> None:
+        await self._held.send(control="heartbeat")
+
+    async def message(self, push_id: str) -> None:
+        await self._held.message(push_id)
+
+    async def is_left_for_another(self) -> None:
+        assert await self._held.closed_by_page() == 1000
+        await self._gateway.accepted()
+
+
+class StreamSeat:
+    """A page's event stream, in which a test says what it wants."""
+
+    name = "sse"
+
+    def __init__(self, page: Page, gateway: ScriptedGateway) -> None:
+        self._page = page
+
+    async def open(self) -> None:
+        await self._page.evaluate(STREAMS)
+        await watch(self._page, "sse", "t1")
+        await self._page.until("seen.sse.connection.state === 'open'")
+
+    async def say_hello(self) -> None:
+        await say(self._page, 0, "event: pushgate.cursor\ndata: 5000\n\n")
+
+    beat = say_hello
+
+    async def message(self, push_id: str) -> None:
+        await say(self._page, 0, f"id: {push_id}\ndata: {push_id}\n\n")
+
+    async def is_left_for_another(self) -> None:
+        await self._page.until("streams[0].aborted && streams.length === 2")
+
+
+@pytest.mark.parametrize("seat_class", [WebSocketSeat, StreamSeat])
+async def test_a_silent_network_is_noticed_ten_seconds_after_a_heartbeat_was_due(
+    chromium: Chromium,
+    origin: GatewayProcess,
+    seat_class: type[WebSocketSeat] | type[StreamSeat],
+) -> None:
+    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+        await page.evaluate(CLOCK)
+        seat = seat_class(page, gateway)
+        errors = f"seen.{seat.name}.errors"
+        await seat.open()
+        await page.evaluate("pass(3_600_000)")  # a gateway that says no hello is never silent
+        await seat.say_hello()
+        await seat.message("1")
+        await messages(page, seat.name, 1)
+        await page.evaluate("pass(14_000)")
+        await seat.beat()
+        await seat.message("2")
+        await messages(page, seat.name, 2)
+        await page.evaluate("pass(1_000)")  # overdue without the heartbeat
+        await page.evaluate("pass(3_600_000)")  # frozen: what came meanwhile is not read yet
+        await seat.message("3")
+        await messages(page, seat.name, 3)
+        await page.evaluate("pass(2_000)")
+        await page.evaluate("pass(12_999)")
+        assert await page.evaluate(errors) == []
+        await page.evaluate("pass(1)")
+        await page.until(f"{errors}.length")
+        (noticed,) = await page.evaluate(errors)
+        assert (noticed["reason"], noticed["status"]) == ("nothing came for too long", None)
+        await page.evaluate("pass(5_000)")
+        await seat.is_left_for_another()
+
+
+async def test_a_poll_that_is_never_answered_is_given_up_ten_seconds_after_its_wait(
+    chromium: Chromium, origin: GatewayProcess
+) -> None:
+    async with page_at(chromium, origin.port) as page:
+        await page.evaluate(
+            CLOCK
+            + """
+            window.asked = 0;
+            window.fetch = async (url, {signal}) => {
+              asked += 1;
+              if (asked === 1) return new Response('{"cursor": "c", "messages": []}');
+              return new Promise((_, reject) => {
+                signal.addEventListener('abort', () => reject(signal.reason));
+              });
+            };
+            """
+        )
+        await watch(page, "poll", "t1")
+        await page.until("asked === 2")
+        await page.evaluate("pass(34_999)")
+        assert await page.evaluate("seen.poll.errors") == []
+        await page.evaluate("pass(1)")
+        await page.until("seen.poll.errors.length")
+        await page.evaluate("pass(5_000)")
+        await page.until("asked === 3")
+
+
 async def test_a_second_that_was_refused_says_nothing_about_the_end_of_the_first(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:

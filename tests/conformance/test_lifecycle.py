@@ -1,6 +1,7 @@
 """How connections end that the client does not end: silence, slowness, and a node that leaves."""
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from registry.redis_store import RedisRegistry, _key
 from tests.conformance.steps import is_registered, until_gone
 from tests.support.clients import (
     PING,
+    TEXT,
     TRANSPORTS,
     Client,
     Ended,
@@ -68,6 +70,7 @@ async def test_a_client_that_answers_pings_stays(
         with pytest.raises(TimeoutError):
             await client.message(timeout=3.0)
         assert client.pings >= 3
+        assert (client.heartbeats >= 3) is (stream == "ws-v1"), "a page sees no Ping"
         assert await is_registered(registry, user)
         await push.push_one(user, b"still here")
         assert (await client.message()).payload == b"still here"
@@ -79,12 +82,24 @@ async def test_pings_are_within_the_heartbeat(quick: GatewayProcess, user: str) 
         assert (await client.frame(timeout=1.0))[0] == PING
 
 
-async def test_an_event_stream_gets_comments_and_stays(quick: GatewayProcess, user: str) -> None:
+async def test_a_page_is_told_of_the_heartbeat_first_and_then_sees_each(
+    quick: GatewayProcess, user: str
+) -> None:
+    async with connect("ws-v1", quick.port, user) as client:
+        assert isinstance(client, WebSocketClient)
+        first = [await client.frame(timeout=1.0) for _ in range(3)]
+    hello, heartbeat = {"control": "hello", "heartbeat_ms": 500}, {"control": "heartbeat"}
+    assert [opcode for opcode, _, _ in first] == [TEXT, PING, TEXT]
+    assert [json.loads(payload) for _, payload, _ in (first[0], first[2])] == [hello, heartbeat]
+
+
+async def test_an_event_stream_gets_heartbeats_and_stays(quick: GatewayProcess, user: str) -> None:
     async with connect("sse", quick.port, user) as client, pusher_to(quick.internal_port) as push:
         assert isinstance(client, SseClient)
         with pytest.raises(TimeoutError):
             await client.message(timeout=2.0)
-        assert client.comments >= 3
+        assert client.heartbeat_ms == 500
+        assert client.heartbeats >= 3
         await push.push_one(user, b"still here")
         assert (await client.message()).payload == b"still here"
 

@@ -281,6 +281,8 @@ class WebSocketClient:
     answer: Answer
     answers_pings: bool = True
     pings: int = 0
+    heartbeat_ms: int | None = None
+    heartbeats: int = 0
     pongs: list[bytes] = field(default_factory=list)
 
     @property
@@ -321,7 +323,7 @@ class WebSocketClient:
         return found
 
     async def next(self, timeout: float = SECONDS) -> Message | Control:
-        """Give the next message or control frame; answer pings on the way."""
+        """Give the next message or control frame but for heartbeats; answer pings on the way."""
         deadline = time.monotonic() + timeout
         while True:
             opcode, payload, raw = await self.frame(max(0.0, deadline - time.monotonic()))
@@ -336,15 +338,30 @@ class WebSocketClient:
             elif self.subprotocol == "pushgate.v1":
                 assert opcode == TEXT
                 form = json.loads(payload)
-                if "control" in form:
-                    assert "data" not in form
+                if "control" not in form:
+                    assert self.heartbeat_ms is not None, "a message came before the hello"
+                    return _from_json(form, raw)
+                assert "data" not in form
+                if not self._beats(form):
                     return cast("Control", form)
-                return _from_json(form, raw)
             else:
                 assert opcode in (TEXT, BINARY)
                 if opcode == TEXT:
                     payload.decode()
                 return Message(None, None, payload, raw, opcode == BINARY)
+
+    def _beats(self, form: Control) -> bool:
+        """Note a hello, which comes first and once, or a heartbeat; say whether it is one."""
+        if form["control"] not in ("hello", "heartbeat"):
+            return False
+        assert (form["control"] == "hello") is (self.heartbeat_ms is None)
+        if form["control"] == "hello":
+            assert form.keys() == {"control", "heartbeat_ms"}
+            self.heartbeat_ms = form["heartbeat_ms"]
+        else:
+            assert form.keys() == {"control"}
+            self.heartbeats += 1
+        return True
 
     async def ended(self, timeout: float = SECONDS) -> Ended:
         """Answer the gateway's Close frame, if one comes, and see the stream end."""
@@ -364,7 +381,8 @@ class SseClient:
 
     wire: Wire
     answer: Answer
-    comments: int = 0
+    heartbeat_ms: int | None = None
+    heartbeats: int = 0
     retry_ms: int | None = None
 
     async def message(self, timeout: float = SECONDS) -> Message:
@@ -381,14 +399,16 @@ class SseClient:
         return found
 
     async def next(self, timeout: float = SECONDS) -> Message | Control:
-        """Give the next message or control event."""
+        """Give the next message or control event but for heartbeats."""
         deadline = time.monotonic() + timeout
         while True:
             block = await self.wire.until(b"\n\n", max(0.0, deadline - time.monotonic()))
             fields = self._fields(block)
-            if "data" not in fields:
-                continue
             event = fields["event"].decode() if "event" in fields else None
+            if event == "pushgate.cursor":
+                self._beat(fields)
+                continue
+            assert self.heartbeat_ms is not None, "the stream begins with a heartbeat's event"
             if event == "pushgate.binary":
                 return _from_json(json.loads(fields["data"]), block)
             if event is not None and event.startswith("pushgate."):
@@ -397,6 +417,14 @@ class SseClient:
                 return {"control": event.removeprefix("pushgate."), **form}
             message_id = fields["id"].decode().rpartition(" ")[2]
             return Message(message_id, event, fields["data"], block)
+
+    def _beat(self, fields: Mapping[str, bytes]) -> None:
+        assert fields.keys() == {"event", "data"}
+        if self.heartbeat_ms is None:
+            self.heartbeat_ms = int(fields["data"])
+        else:
+            assert int(fields["data"]) == self.heartbeat_ms
+            self.heartbeats += 1
 
     async def ended(self, timeout: float = SECONDS) -> Ended:
         """See the stream end."""
@@ -413,9 +441,7 @@ class SseClient:
         for line in block.removesuffix(b"\n\n").split(b"\n"):
             name, _, value = line.partition(b":")
             value = value.removeprefix(b" ")
-            if not name:
-                self.comments += 1
-            elif name == b"data" and "data" in fields:
+            if name == b"data" and "data" in fields:
                 fields["data"] += b"\n" + value
             else:
                 assert name in (b"id", b"event", b"data", b"retry"), f"no field of ours: {line!r}"

@@ -179,38 +179,46 @@ def network() -> Iterator[Network]:
 
 
 @pytest.mark.parametrize("wire", ["epoll", "transport"])
+@pytest.mark.parametrize(("heartbeat", "timeout"), [(2.0, 2.0), (3.0, 1.0), (1.0, 3.0)])
 async def test_clients_whose_packets_are_dropped_are_gone_in_time(
-    start_gateway: StartGateway, network: Network, registry: RedisRegistry, user: str, wire: str
+    start_gateway: StartGateway,
+    network: Network,
+    registry: RedisRegistry,
+    user: str,
+    wire: str,
+    heartbeat: float,
+    timeout: float,
 ) -> None:
     gateway = start_gateway(
         host=network.our_address,
         wire=wire,
-        heartbeat_seconds=PULSE_SECONDS,
-        heartbeat_timeout_seconds=PULSE_SECONDS,
+        heartbeat_seconds=heartbeat,
+        heartbeat_timeout_seconds=timeout,
     )
-    users = [f"{user}-{kind}" for kind in ("ws", "sse")]
-    websocket = await network.wire_to(gateway.port)
-    stream = await network.wire_to(gateway.port)
+    users = [f"{user}-{kind}" for kind in ("ws", "v1", "sse")]
+    wires = [await network.wire_to(gateway.port) for _ in users]
     try:
         async with pusher_to(gateway.internal_port) as pusher:
+            v1 = "pushgate.v1"
             clients: dict[str, Client] = {
-                users[0]: await open_websocket(websocket, bearer(users[0])),
-                users[1]: await open_sse(stream, bearer(users[1])),
+                users[0]: await open_websocket(wires[0], bearer(users[0])),
+                users[1]: await open_websocket(wires[1], bearer(users[1]), subprotocol=v1),
+                users[2]: await open_sse(wires[2], bearer(users[2])),
             }
             await serves(pusher, clients, b"before")
             assert all([await is_registered(registry, name) for name in users])
-            assert established(gateway.port) == 2
+            assert established(gateway.port) == len(users)
             network.drop()
 
             async def gone() -> bool:
                 left = [name for name in users if await is_registered(registry, name)]
                 return not left and not await pusher.connections()
 
-            await eventually(gone, "both are gone", timeout_seconds=GONE_SECONDS)
-            await eventually(lambda: not established(gateway.port), "both sockets are gone")
+            await eventually(gone, "all are gone", timeout_seconds=heartbeat + timeout + 2.0)
+            await eventually(lambda: not established(gateway.port), "all sockets are gone")
     finally:
-        await websocket.close()
-        await stream.close()
+        for held in wires:
+            await held.close()
 
 
 @pytest.mark.parametrize(

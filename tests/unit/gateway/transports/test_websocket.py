@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, GOING_AWAY, TOO_OLD, TOO_SLOW
-from gateway.connections.connection import State
+from gateway.connections.connection import Bounds, State
 from gateway.connections.delivery import Delivery
 from gateway.transports.inbound import Inbound
 from gateway.transports.websocket import (
     BadHandshake,
     WebSocketConnection,
     answer_handshake,
+    hello,
 )
 from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
 
@@ -104,8 +105,8 @@ class Rig:
         return code
 
 
-def make(subprotocol: str | None = None) -> Rig:
-    keeper, wire = FakeKeeper(), FakeWire()
+def make(subprotocol: str | None = None, *, bounds: Bounds = BOUNDS) -> Rig:
+    keeper, wire = FakeKeeper(bounds), FakeWire()
     connection = WebSocketConnection(identity(), keeper, subprotocol=subprotocol)
     connection.attach(wire)
     return Rig(keeper, wire, connection)
@@ -480,6 +481,31 @@ def test_pings_go_on_in_their_interval(rig: Rig) -> None:
         rig.keeper.wake(rig.connection)
         assert rig.frames() == []
         assert waited + (rig.keeper.wake_in or 0.0) == BOUNDS.heartbeat_seconds
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_time_out_above_the_interval_counts_in_heartbeats(is_silent: bool) -> None:
+    rig = make(bounds=replace(BOUNDS, heartbeat_seconds=4.0, heartbeat_timeout_seconds=10.0))
+    rig.connection.open(b"")
+    rig.wire.take()
+    for _ in range(3):
+        rig.keeper.wake(rig.connection)
+        assert rig.frames() == [(PING, b"")]
+        assert rig.keeper.wake_in == 4.0
+        if not is_silent:
+            rig.connection.received(client_frame(PONG))
+    rig.keeper.wake(rig.connection)
+    assert rig.wire.aborted is is_silent
+    assert rig.frames() == ([] if is_silent else [(PING, b"")])
+
+
+def test_with_each_ping_a_page_gets_a_heartbeat_that_it_can_see(v1: Rig) -> None:
+    v1.keeper.wake(v1.connection)
+    assert v1.frames() == [(PING, b""), (TEXT, b'{"control":"heartbeat"}')]
+
+
+def test_the_hello_says_how_long_the_interval_is() -> None:
+    assert server_frames(hello(25.0)) == [(TEXT, b'{"control":"hello","heartbeat_ms":25000}')]
 
 
 def test_an_answer_from_before_a_ping_does_not_count(rig: Rig) -> None:
