@@ -65,7 +65,7 @@ async def sse(url: str, token: str) -> AsyncIterator[Message]:
                 name, _, value = line.partition(b":")
                 fields.setdefault(name, []).append(value.removeprefix(b" "))
                 continue
-            if b"data" in fields and not _is_control(fields):
+            if b"data" in fields and b"id" in fields and not _is_control(fields):
                 yield _from_event(fields)
             fields = {}
 

@@ -114,3 +114,11 @@ async def test_a_refusal_is_raised_with_its_status() -> None:
         with pytest.raises(httpx.HTTPStatusError) as caught:
             await anext(sse(url, "token"))
     assert caught.value.response.status_code == 401
+
+
+async def test_a_heartbeat_is_no_message_with_an_id_or_without() -> None:
+    assert await received(
+        b"event: pushgate.cursor\ndata: 25000\n\n",
+        b"id: m-1\ndata: one\n\n",
+        b"event: pushgate.cursor\nid: c\ndata: 25000\n\n",
+    ) == [message("one")]
