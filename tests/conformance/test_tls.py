@@ -173,12 +173,10 @@ async def test_the_internal_port_speaks_tls_where_its_own_files_are_set(
     cert, key = files
     settings = {"internal_tls_cert": cert, "internal_tls_key": key, "head_seconds": HEAD_SECONDS}
     with GatewayProcess("internal-tls", redis_url=valkey.url, **settings) as gateway:
-        address = (LOOPBACK, gateway.internal_port)
         for path in ("/healthz", "/readyz", "/metrics"):
-            wire = Wire(*await asyncio.open_connection(*address, ssl=trust))
-            await wire.send(head("GET", path))
-            assert (await wire.answer()).status == 200
-            await wire.close()
+            async with tls_to(gateway.internal_port, trust) as wire:
+                await wire.send(head("GET", path))
+                assert (await wire.answer()).status == 200
         async with wire_to(gateway.internal_port) as plain:
             await plain.send(head("GET", "/healthz"))
             assert not (await plain.rest(LATE_SECONDS)).startswith(b"HTTP")
