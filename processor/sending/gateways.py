@@ -166,8 +166,6 @@ class Gateways:
         user's connections to the node have no room.
         """
         gateway = self._gateways.get(node) or self._add(node)
-        if message.envelope.collapse_key is not None:
-            self._replaceable.setdefault(message, []).append(gateway)
         waits = gateway.failure is not None
         if waits and not self._has_room(gateway, message):
             return self._overflow(gateway, message, UNREACHABLE)
@@ -177,6 +175,8 @@ class Gateways:
             waits = True
         else:
             gateway.queue.put(message)
+        if message.envelope.collapse_key is not None:
+            self._replaceable.setdefault(message, []).append(gateway)
         if gateway.worker is None:
             gateway.worker = self._spawn(self._work(gateway))
         elif gateway.sleeping:

@@ -83,8 +83,11 @@ class Line:
         """Whether some of the user's connections have taken a message of the line."""
         return message in self._taken
 
-    def forget(self, message: Message) -> Result | None:
-        """Return the result of a message of the attempt under way that is not sent."""
+    def leave(self, message: Message) -> Result | None:
+        """Take a message of the attempt under way out that is not sent; return its result."""
+        self._places = deque(place for place in self._places if place.message is not message)
+        self._size -= message.size
+        self._attempted -= 1
         return self._final(message, None)
 
     def attempt(self, limit: int) -> list[Message]:

@@ -205,7 +205,7 @@ class NodeQueue:
         """
         lines = self._lines
         return [
-            (message, lines[message.key].forget(message) if message.key in lines else None)
+            (message, lines[message.key].leave(message) if message.key in lines else None)
             for message in messages
         ]
 
