@@ -275,7 +275,8 @@ async def test_dropping_the_oldest_refuses_nothing_and_the_newest_arrives(
     dropping = start_gateway(slow_consumer="drop-oldest")
     count = COUNTS[1_000]
     async with (
-        connect("ws-v1", dropping.port, user) as client,
+        # The buffers on the way hold less than the burst, however soon the client begins to read.
+        connect("ws-v1", dropping.port, user, receive_buffer_bytes=8_192) as client,
         pusher_to(dropping.internal_port) as pusher,
     ):
         results = await pusher.push(burst(user, 1_000, count), packed=True)
