@@ -97,7 +97,7 @@ async def test_an_event_stream_gets_heartbeats_and_stays(quick: GatewayProcess, 
     async with connect("sse", quick.port, user) as client, pusher_to(quick.internal_port) as push:
         assert isinstance(client, SseClient)
         with pytest.raises(TimeoutError):
-            await client.message(timeout=2.0)
+            await client.message(timeout=4.0)
         assert client.heartbeat_ms == 500
         assert client.heartbeats >= 3
         await push.push_one(user, b"still here")
