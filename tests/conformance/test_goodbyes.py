@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 
 from pushgate.embedded import LOOPBACK
+from tests.conformance.steps import tls_to
 from tests.conformance.test_hostile_frames import MORE_BYTES, bystander
 from tests.support.certificate import write_certificate
 from tests.support.clients import (
@@ -96,21 +97,26 @@ def trust(files: tuple[Path, Path]) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(files[0]))
 
 
-@pytest.fixture(scope="module", params=["plaintext", "tls"])
-def tls(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param == "tls")
+@pytest.fixture(scope="module", params=["epoll", "transport", "transport-tls"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Give the wire, with or without TLS: with TLS there is the transport wire alone."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def tls(way: str) -> bool:
+    return way.endswith("-tls")
 
 
 @pytest.fixture(scope="module")
 def gateway(
-    valkey: RedisServer, wire: str, tls: bool, files: tuple[Path, Path]
+    valkey: RedisServer, way: str, tls: bool, files: tuple[Path, Path]
 ) -> Iterator[GatewayProcess]:
     """Give a gateway with and without TLS; sockets of TLS stay on the transport wire."""
-    if tls and wire == "epoll":
-        pytest.skip("with TLS there is the transport wire alone")
+    wire = way.removesuffix("-tls")
     secured = {"tls_cert": files[0], "tls_key": files[1]} if tls else {}
     with GatewayProcess(
-        f"goodbyes-{wire}", redis_url=valkey.url, wire=wire, head_seconds=HEAD_SECONDS, **secured
+        f"goodbyes-{way}", redis_url=valkey.url, wire=wire, head_seconds=HEAD_SECONDS, **secured
     ) as process:
         yield process
 
@@ -263,11 +269,8 @@ async def _is_absent(pusher: Pusher, user: str) -> bool:
 async def test_who_floods_behind_a_close_is_cut_by_the_grace_and_nobody_else_notices(
     gateway: GatewayProcess, tls: bool, trust: ssl.SSLContext
 ) -> None:
-    if tls:
-        pytest.skip("the bystander speaks plaintext")
-
     async def flood(user: str) -> float:
-        async with wire_to(gateway.port) as wire:
+        async with tls_to(gateway.port, trust) if tls else wire_to(gateway.port) as wire:
             await open_websocket(wire, bearer(user))
             began = time.monotonic()
             with suppress(ConnectionError, RuntimeError):  # uvloop's for a closed transport
@@ -280,7 +283,7 @@ async def test_who_floods_behind_a_close_is_cut_by_the_grace_and_nobody_else_not
     async with pusher_to(gateway.internal_port) as pusher:
         gateway.forget_peak()
         before = gateway.resident_bytes
-        async with bystander(gateway, pusher, "beside"):
+        async with bystander(gateway, pusher, "beside", trust=trust if tls else None):
             lives = await asyncio.gather(*(flood(f"flood-{number}") for number in range(10)))
         assert gateway.peak_bytes - before < MORE_BYTES
     assert max(lives) < GRACE_SECONDS + SLACK_SECONDS

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 import struct
 import time
 import zlib
@@ -11,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from tests.conformance.steps import tls_to
 from tests.support.clients import (
     BINARY,
     CLOSE,
@@ -21,7 +23,6 @@ from tests.support.clients import (
     Pusher,
     WebSocketClient,
     bearer,
-    connect,
     eventually,
     frame,
     open_websocket,
@@ -82,8 +83,13 @@ ATTACKS: Final[dict[str, tuple[Callable[[], bytes], int]]] = {
 
 
 @asynccontextmanager
-async def bystander(gateway: GatewayProcess, pusher: Pusher, user: str) -> AsyncIterator[None]:
-    """Have a client beside, which gets a message every now and then, each of them promptly."""
+async def bystander(
+    gateway: GatewayProcess, pusher: Pusher, user: str, *, trust: ssl.SSLContext | None = None
+) -> AsyncIterator[None]:
+    """Have a client beside, which gets a message every now and then, each of them promptly.
+
+    The client speaks TLS where it has a certificate to trust.
+    """
     over = asyncio.Event()
 
     async def pushing(client: WebSocketClient) -> int:
@@ -97,8 +103,9 @@ async def bystander(gateway: GatewayProcess, pusher: Pusher, user: str) -> Async
             await asyncio.sleep(_PUSH_SECONDS)  # the pace of messages, not a wait
         return number
 
-    async with connect("ws-v1", gateway.port, user) as client:
-        assert isinstance(client, WebSocketClient)
+    port = gateway.port
+    async with wire_to(port) if trust is None else tls_to(port, trust) as wire:
+        client = await open_websocket(wire, bearer(user))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pushing(client))
             yield
