@@ -200,6 +200,13 @@ class Registry(Protocol):
     def present(self, node: Node) -> bool:
         """Whether a node was live or lost at the latest reading of the leases. No I/O."""
 
+    def vouch(self, node: Node) -> None:
+        """Note that a node has just answered a forward with 200, so it lives. No I/O.
+
+        For PUSHGATE_LOST_NODE_SECONDS the node counts, lost at least, even if the registry has lost
+        every sign of it: until it says goodbye, or a process with another epoch has its name.
+        """
+
     def lost(self, node: Node) -> bool:
         """Whether a node was lost at the latest reading of the leases. No I/O.
 

@@ -1,8 +1,8 @@
-"""A link to Redis: URL, time-outs, masters, scripts, pipelines. Alone in importing redis.
+"""A link to Redis: URL, time-outs, masters, scripts, pipelines.
 
-The keys and their meaning are in redis_store.py. This file uses privates of redis-py: a Cluster's
-`nodes_manager`, to send a command to the master of a slot without hashing every key of the command,
-and to find masters anew after a time-out of this file cut redis-py's own attempt short.
+The keys and their meaning are in redis_store.py; slot_moves.py has what is a Cluster's alone. This
+file uses privates of redis-py: a Cluster's `nodes_manager`, to find the master of a slot, and to
+find masters anew after a time-out of this file cut redis-py's own attempt short.
 tests/unit/test_privates.py fails when a used private changes.
 """
 
@@ -22,15 +22,19 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import (
+    NoScriptError,
+    RedisClusterException,
+    RedisError,
+    TryAgainError,
+)
 
 from registry.directory import RegistryRefuses, RegistryUnavailable
 from registry.refusals import READ_ONLY, refusal_code
 from registry.settings import RedisAccess
+from registry.slot_moves import ClusterCommands, Command
 
 _T = TypeVar("_T")
-#: A key, and a command with its arguments. On a Cluster the command goes to the key's master.
-Command = tuple[bytes, tuple[Any, ...]]
 
 _REDIS_PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
@@ -49,9 +53,14 @@ class Script:
         source = files("registry").joinpath(f"lua/{name}.lua").read_text("utf-8")
         return cls(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
-    def call(self, keys: Sequence[bytes], *args: bytes | str | int) -> ScriptCall:
+    def call(
+        self,
+        keys: Sequence[bytes],
+        *args: bytes | str | int,
+        split: Callable[[], Sequence[ScriptCall]] | None = None,
+    ) -> ScriptCall:
         """Return a call of the script; on a Cluster all of `keys` are in one slot."""
-        return ScriptCall(self, keys, args)
+        return ScriptCall(self, keys, args, split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,9 @@ class ScriptCall:
     script: Script
     keys: Sequence[bytes]
     args: Sequence[bytes | str | int]
+    #: Makes calls of one key each, to be run in place of this call while the slot moves and its
+    #: keys are on two masters. The result of the first stands for the result of this call.
+    split: Callable[[], Sequence[ScriptCall]] | None = None
 
     def by_sha(self) -> Command:
         """Return the command for a server that knows the script."""
@@ -78,6 +90,7 @@ class RedisLink:
         """Connect lazily to `url`; one `ask` takes at most `timeout_seconds` in all."""
         self.client, self._sentinels = _client(url, timeout_seconds, access)
         self._cluster = self.client if isinstance(self.client, RedisCluster) else None
+        self._cluster_commands = ClusterCommands(self._cluster) if self._cluster else None
         self._where = _without_credentials(url)
         self._timeout_seconds = timeout_seconds
         self._masters_known = True
@@ -126,16 +139,31 @@ class RedisLink:
 
         Returns the replies in order; raises the first error among the replies.
         """
-        return _raise_first_error(await self._replies(commands))
+        return _raise_first_error(await self.replies(commands))
+
+    async def replies(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands as `each` does; errors stand in place of replies."""
+        if self._cluster_commands is not None:
+            replies = await self._cluster_commands.replies(commands)
+            if any(_is_of_a_master(reply) for reply in replies):
+                self._masters_known = False
+            return replies
+        pipeline = self.client.pipeline(transaction=False)
+        for _, command in commands:
+            pipeline.execute_command(*command)
+        return list(await pipeline.execute(raise_on_error=False))
 
     async def evaluate(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """Run scripts, for use within `ask`; return their results, or raise the first error."""
-        replies = await self._replies([call.by_sha() for call in calls])
+        replies = await self.replies([call.by_sha() for call in calls])
         unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
-            again = await self._replies([calls[n].with_source() for n in unknown])
+            again = await self.replies([calls[n].with_source() for n in unknown])
             for n, reply in zip(unknown, again, strict=True):
                 replies[n] = reply
+        for n, call in enumerate(calls):
+            if isinstance(replies[n], TryAgainError) and call.split is not None:
+                replies[n] = (await self.evaluate(call.split()))[0]
         return _raise_first_error(replies)
 
     async def info(self, section: str) -> list[dict[str, Any]]:
@@ -178,20 +206,6 @@ class RedisLink:
             await self._cluster.nodes_manager.aclose("startup_nodes")
         for sentinel in self._sentinels:
             await sentinel.aclose()
-
-    async def _replies(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies in the order of the commands; errors stand in place of replies."""
-        pipeline = self.client.pipeline(transaction=False)
-        for key, command in commands:
-            if self._cluster is None:
-                pipeline.execute_command(*command)
-            else:
-                # Without a target redis-py would hash every key of a command to find the master.
-                slot = self._cluster.keyslot(key)
-                node = self._cluster.nodes_manager.get_node_from_slot(slot)
-                pipeline.execute_command(*command, target_nodes=node)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
 
     async def _find_masters(self) -> None:
         if self._cluster is None:
@@ -290,6 +304,11 @@ def _host_port(text: str, default: int) -> tuple[str, int]:
 
 def _without_credentials(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def _is_of_a_master(reply: Any) -> bool:
+    """Whether a reply is an error that may end when the masters are found anew."""
+    return isinstance(reply, Exception) and not isinstance(reply, NoScriptError | TryAgainError)
 
 
 def _raise_first_error(replies: list[Any]) -> list[Any]:

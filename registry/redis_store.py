@@ -5,6 +5,7 @@ Keys, laid out for Cluster (a hash tag first, so that a bucket is one slot):
     {pg-17}user:alice     a user's entry, a string; see lua/write.lua
     {pg-nodes}lease:gw-a  a node's lease with a TTL; see lua/heartbeat.lua
     {pg-nodes}seen:gw-a   where the node was last: the lease's text, which outlives the lease
+    {pg-nodes}gone:gw-a   the epoch of the node that said goodbye last; see lua/retire.lua
     {pg-nodes}names       the names of nodes
     {pg-nodes}changed     the last change among leases
     {pg-nodes}generation  the generation marker, lost when keys are lost; see lua/generation.lua
@@ -21,9 +22,9 @@ marker describes the entries as they were read. Commands are limited to those of
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Final, TypeVar
 from zlib import crc32
 
@@ -39,9 +40,10 @@ from registry.directory import (
 )
 from registry.doubt import Doubt
 from registry.node_table import AsOf, NodeTable
-from registry.redis_link import RedisLink, Script
+from registry.redis_link import RedisLink, Script, ScriptCall
 from registry.refusals import NO_PERMISSION
 from registry.settings import RedisAccess
+from registry.slot_moves import Command
 
 BUCKETS: Final = 64
 #: Keys in one script call: Lua's unpack() takes some 8,000, and a running script blocks Redis.
@@ -55,7 +57,7 @@ _PREFIXES: Final = tuple(b"{pg-%d}user:" % bucket for bucket in range(BUCKETS))
 _BUCKETS_GENERATION_KEYS: Final = tuple(b"{pg-%d}generation" % bucket for bucket in range(BUCKETS))
 #: Written by `probe`. Scripts for nodes and entries run on these keys, as they run for gateways.
 _PROBE_NODE_KEYS: Final = tuple(
-    b"{pg-nodes}probe:" + part for part in (b"lease", b"names", b"changed", b"seen")
+    b"{pg-nodes}probe:" + part for part in (b"lease", b"names", b"changed", b"seen", b"gone")
 )
 _PROBE_ENTRY_KEYS: Final = tuple(b"{pg-%d}probe" % bucket for bucket in range(BUCKETS))
 _PROBE_MS: Final = 10_000
@@ -71,6 +73,10 @@ _WRITE: Final = Script.named("write")
 _OPEN: Final = RedisAccess()
 
 _T = TypeVar("_T")
+#: The values of a node's lease, of its place when it was last seen, and of the epoch that is gone.
+_Place = tuple[bytes | None, bytes | None, bytes | None]
+#: How heartbeat.lua ends its reply when it wrote the lease alone.
+_ALONE: Final = " ALONE"
 
 log = structlog.get_logger("registry")
 
@@ -79,8 +85,8 @@ log = structlog.get_logger("registry")
 class _Reading:
     """Users' entries, and the state of the leases at the time of reading.
 
-    `doubtful` has the positions of entries in buckets whose marker is in doubt (doubt.py); only on
-    a Cluster.
+    `doubtful` has the positions of entries in buckets that were not read, or whose marker is in
+    doubt (doubt.py); only on a Cluster.
     """
 
     entries: Sequence[bytes | None]
@@ -99,6 +105,7 @@ class RedisRegistry:
         timings: Timings = TIMINGS,
         access: RedisAccess = _OPEN,
         lost_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Connect lazily to `url`; a command takes at most `timeout_seconds` in all.
 
@@ -109,10 +116,19 @@ class RedisRegistry:
         self._lease_ms = int(timings.lease_seconds * 1000)
         #: How long after a heartbeat a node is live or lost, in milliseconds; 0 keeps no lost node.
         self._seen_ms = int((timings.lease_seconds + lost_seconds) * 1000) if lost_seconds else 0
+        #: How long a goodbye is known: nobody vouches for a node for longer.
+        self._gone_ms = self._seen_ms or self._lease_ms
+        self._lost_seconds = lost_seconds
+        self._clock = clock
+        #: When a node answered a forward last, by `clock`. Nodes that have not for `lost_seconds`
+        #: are dropped at every reading of the leases.
+        self._vouched: dict[Node, float] = {}
         self._entry_seconds = timings.entry_seconds
         self._table = NodeTable()
         self._registration_seconds = timings.registration_seconds
         self._doubt = Doubt(timings.registration_seconds)
+        #: Of buckets that could not be read lately, by hash tag; only on a Cluster.
+        self._bucket_doubts: dict[bytes, Doubt] = {}
         self._generations: list[bytes] = []
         #: The latest heartbeat of any node, and the reading of it, by Redis's clock, epoch seconds.
         self._latest_heartbeat = 0.0
@@ -123,21 +139,36 @@ class RedisRegistry:
     async def heartbeat(self, node: Node, *, claim: bool = False) -> Lease:
         """Renew the node's lease; `claim` takes the lease over from an earlier process."""
         keys = _node_keys(node)
-        args = (node.name, node.epoch, node.address, self._lease_ms, "1" if claim else "0")
+        is_claim = "1" if claim else "0"
+        args = (node.name, node.epoch, node.address, self._lease_ms, is_claim, self._seen_ms)
         bucket_markers = _BUCKETS_GENERATION_KEYS if self._link.is_cluster else ()
         calls = [
-            _HEARTBEAT.call(keys, *args, self._seen_ms),
-            *(
-                _GENERATION.call([marker_key, marker_key.replace(b"generation", b"evicted")])
-                for marker_key in (_GENERATION_KEY, *bucket_markers)
-            ),
+            _HEARTBEAT.call(keys, *args, split=lambda: [_HEARTBEAT.call(keys[:1], *args)]),
+            *(_generation_call(marker_key) for marker_key in (_GENERATION_KEY, *bucket_markers)),
         ]
-        lease_state, *generations = await self._ask(lambda: self._link.evaluate(calls))
+        reply, *generations = await self._ask(lambda: self._link.evaluate(calls))
+        lease = Lease[reply.decode().removesuffix(_ALONE)]
+        if reply.endswith(_ALONE.encode()):
+            await self._ask(lambda: self._write_beside_lease(node, lease))
         if claim:
             await self._warn_of_eviction()
         keys_lost, self._generations = generations != self._generations, generations
-        lease = Lease[lease_state.decode()]
         return Lease.LAPSED if keys_lost and lease is Lease.HELD else lease
+
+    async def _write_beside_lease(self, node: Node, lease: Lease) -> None:
+        """Write key by key what heartbeat.lua writes beside the lease, while their slot moves."""
+        _, names, changed, seen, gone = _node_keys(node)
+        [(seconds, micros)] = await self._link.each([(names, ("TIME",))])
+        place = f"{node.epoch} {node.address}"
+        keeps_lost = ("SET", seen, place, "PX", self._seen_ms) if self._seen_ms else ("DEL", seen)
+        commands: list[Command] = [
+            (seen, keeps_lost),
+            (names, ("ZADD", names, seconds, node.name)),
+        ]
+        if lease is Lease.LAPSED:
+            change = f"{node.epoch} {seconds} {micros}"
+            commands += [(gone, ("DEL", gone)), (changed, ("SET", changed, change))]
+        await self._link.each(commands)
 
     async def _warn_of_eviction(self) -> None:
         """Say so where Redis may evict keys: users whose entry is evicted are not found."""
@@ -154,8 +185,13 @@ class RedisRegistry:
 
     async def retire(self, node: Node) -> None:
         """Give up the node's lease, unless another epoch has taken the lease over."""
-        call = _RETIRE.call(_node_keys(node), node.name, node.epoch)
+        call = _retire_call(_node_keys(node), node.name, node.epoch, self._gone_ms)
         await self._ask(lambda: self._link.evaluate([call]))
+
+    def vouch(self, node: Node) -> None:
+        """Note that a node has just answered a forward; see `Registry.vouch`. No I/O."""
+        if self._lost_seconds:
+            self._vouched[node] = self._clock()
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None:
         """Assert the node's element of users in `here`; remove the element of users in `gone`."""
@@ -184,10 +220,11 @@ class RedisRegistry:
 
     async def _write_probe(self) -> None:
         keys, tag = _PROBE_NODE_KEYS, b"probe:probe"
+        args = ("probe", "probe", "-", _PROBE_MS, "1", _PROBE_MS)
         await self._link.evaluate(
             [
-                _HEARTBEAT.call(keys, "probe", "probe", "-", _PROBE_MS, "1", _PROBE_MS),
-                _RETIRE.call(keys, "probe", "probe"),
+                _HEARTBEAT.call(keys, *args, split=lambda: [_HEARTBEAT.call(keys[:1], *args)]),
+                _retire_call(keys, "probe", "probe", _PROBE_MS),
                 *(
                     _WRITE.call([key], tag, _PROBE_MS // 1000, "1")
                     for key in self._link.one_a_master(_PROBE_ENTRY_KEYS)
@@ -290,7 +327,7 @@ class RedisRegistry:
 
     async def _read_buckets(self, keys: Sequence[bytes]) -> _Reading:
         buckets = _by_bucket(keys)
-        *replies, as_of = await self._link.each(
+        *replies, as_of = await self._link.replies(
             [
                 *(
                     (tag, ("MGET", tag + b"generation", *map(keys.__getitem__, positions)))
@@ -299,14 +336,32 @@ class RedisRegistry:
                 (_NAMES_KEY, ("MGET", _GENERATION_KEY, _CHANGED_KEY)),
             ]
         )
+        if isinstance(as_of, Exception):
+            raise as_of
         entries: list[bytes | None] = [None] * len(keys)
         doubtful: list[int] = []
-        for positions, (generation, *values) in zip(buckets.values(), replies, strict=True):
+        for (tag, positions), reply in zip(buckets.items(), replies, strict=True):
+            if isinstance(reply, Exception):
+                # One bucket's: the users of the other buckets are answered all the same.
+                self._bucket_doubts.setdefault(tag, Doubt(self._registration_seconds)).failed()
+                doubtful += positions
+                continue
+            generation, *values = reply
             for position, value in zip(positions, values, strict=True):
                 entries[position] = value
-            if self._doubt.may_lack_entries(generation):
+            if self._doubt.may_lack_entries(generation) or self._was_silent(tag):
                 doubtful += positions
         return _Reading(entries, doubtful, AsOf(*as_of))
+
+    def _was_silent(self, tag: bytes) -> bool:
+        """Note that a bucket was read; whether it could not be read a moment ago (doubt.py)."""
+        doubt = self._bucket_doubts.get(tag)
+        if doubt is None:
+            return False
+        doubt.answered()
+        if not doubt.in_outage:
+            del self._bucket_doubts[tag]
+        return doubt.in_outage
 
     async def _read_nodes(self) -> NodeTable:
         # The leases are read last, so the leases are as new as the marker and the change, or newer.
@@ -330,36 +385,55 @@ class RedisRegistry:
         return NodeTable(live, lost, now=seconds, as_of=AsOf(*as_of))
 
     async def _read_leases(self, names: Sequence[bytes]) -> tuple[list[Node], list[Node]]:
-        """Return the live and the lost nodes among those of `names`."""
-        # Both kinds of keys in one command: between two commands a lease may lapse, or a node say
-        # goodbye and come again.
-        keys = [_lease_key(name) for name in names]
-        if self._seen_ms:
-            keys += [_seen_key(name) for name in names]
-        places = await self._link.command("MGET", *keys) if keys else []
+        """Return the live nodes among those of `names`, and the lost nodes.
+
+        Lost are nodes that were seen, and nodes without any key that somebody vouched for.
+        """
+        silent_since = self._clock() - self._lost_seconds
+        self._vouched = {node: at for node, at in self._vouched.items() if at > silent_since}
+        vouched = {node.name.encode(): node for node in self._vouched}
+        all_names = list(dict.fromkeys([*names, *vouched]))
         live: list[Node] = []
         lost: list[Node] = []
-        for name, lease, seen in zip_longest(names, places[: len(names)], places[len(names) :]):
+        for name, (lease, seen, gone) in zip(
+            all_names, await self._read_places(all_names), strict=True
+        ):
             # A lease of any epoch, or of no gateway's bytes, ends the epoch that was seen before.
             place, nodes = (seen, lost) if lease is None else (lease, live)
-            node = None if place is None else _node(name, place)
-            if node is not None:
+            node = vouched.get(name) if place is None else _node(name, place)
+            if node is not None and node.epoch.encode() != gone:
                 nodes.append(node)
+        for node in {*vouched.values()}.difference(live, lost):
+            del self._vouched[node]  # said goodbye, or another epoch has the name
         return live, lost
+
+    async def _read_places(self, names: Sequence[bytes]) -> list[_Place]:
+        """Return what the keys of every name have: lease, seen and gone."""
+        if not names:
+            return []
+        # All kinds of keys in one command: between two commands a lease may lapse, or a node say
+        # goodbye and come again.
+        keys = [key(name) for key in (_lease_key, _seen_key, _gone_key) for name in names]
+        [values] = await self._link.each([(_NAMES_KEY, ("MGET", *keys))])
+        leases, seen, gone = (values[n * len(names) : (n + 1) * len(names)] for n in range(3))
+        if not self._seen_ms:
+            seen = [None] * len(names)
+        return list(zip(leases, seen, gone, strict=True))
 
     async def _write(self, node: Node, changes: Sequence[tuple[bytes, str]]) -> None:
         keys = [key for key, _ in changes]
         groups = _by_bucket(keys).values() if self._link.is_cluster else [range(len(keys))]
         await self._link.evaluate(
-            [
-                _WRITE.call(
-                    [keys[position] for position in group],
-                    node.tag,
-                    self._entry_seconds,
-                    *(changes[position][1] for position in group),
-                )
-                for group in groups
-            ]
+            [self._write_call(node, [changes[n] for n in group]) for group in groups]
+        )
+
+    def _write_call(self, node: Node, changes: Sequence[tuple[bytes, str]]) -> ScriptCall:
+        return _WRITE.call(
+            [key for key, _ in changes],
+            node.tag,
+            self._entry_seconds,
+            *(is_here for _, is_here in changes),
+            split=lambda: [self._write_call(node, [change]) for change in changes],
         )
 
     async def _ask(self, commands: Callable[[], Awaitable[_T]]) -> _T:
@@ -386,9 +460,27 @@ def _seen_key(name: str | bytes) -> bytes:
     return b"{pg-nodes}seen:" + (name.encode() if isinstance(name, str) else name)
 
 
+def _gone_key(name: str | bytes) -> bytes:
+    return b"{pg-nodes}gone:" + (name.encode() if isinstance(name, str) else name)
+
+
 def _node_keys(node: Node) -> list[bytes]:
     """Return the keys of heartbeat.lua and retire.lua."""
-    return [_lease_key(node.name), _NAMES_KEY, _CHANGED_KEY, _seen_key(node.name)]
+    name = node.name
+    return [_lease_key(name), _NAMES_KEY, _CHANGED_KEY, _seen_key(name), _gone_key(name)]
+
+
+def _retire_call(keys: Sequence[bytes], name: str, epoch: str, gone_ms: int) -> ScriptCall:
+    *_, gone_key = keys
+    args = (name, epoch, gone_ms)
+    return _RETIRE.call(keys, *args, split=lambda: [_RETIRE.call([gone_key], *args)])
+
+
+def _generation_call(marker_key: bytes) -> ScriptCall:
+    evicted_key = marker_key.replace(b"generation", b"evicted")
+    return _GENERATION.call(
+        [marker_key, evicted_key], split=lambda: [_GENERATION.call([marker_key])]
+    )
 
 
 def _by_bucket(keys: Sequence[bytes]) -> dict[bytes, list[int]]:

@@ -64,6 +64,8 @@ TIMEOUT: Final = Failure("timeout")
 UNREACHABLE: Final = Failure("unreachable")
 #: The node refuses what this processor presents: the internal secrets differ.
 REFUSED: Final = Failure("refused")
+#: At the node's address is another node, or another start of the node: no user is there.
+MISDIRECTED: Final = Failure("misdirected")
 #: The node's address is in none of PUSHGATE_GATEWAY_NETWORKS: nothing was sent.
 OUTSIDE_NETWORKS: Final = Failure("outside-networks")
 
@@ -177,7 +179,7 @@ def push_size(push: Push) -> int:
 def _results(response: httpx.Response, expected: int) -> Answer:
     status = response.status_code
     if status == httpx.codes.MISDIRECTED_REQUEST:
-        return [0] * expected  # another node, or another start of the node: no user is here
+        return MISDIRECTED
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return REFUSED
     if status != httpx.codes.OK:

@@ -19,6 +19,7 @@ import structlog
 from processor import metrics
 from processor.reading.message import Message
 from processor.sending.forward import (
+    MISDIRECTED,
     OVERLOADED,
     REFUSED,
     TIMEOUT,
@@ -71,6 +72,9 @@ class Presence(Protocol):
 
     def lost(self, node: Node) -> bool:
         """Whether the node's lease has lapsed without a goodbye, a short time ago."""
+
+    def vouch(self, node: Node) -> None:
+        """Note that the node has answered: it counts, whatever its lease."""
 
 
 class Forward(Protocol):
@@ -226,6 +230,9 @@ class Gateways:
             else:
                 self._finish(gateway, gateway.queue.expire(now, self._callbacks.is_due))
             self._end_if_gone(gateway)
+            if gateway.worker is None and self._presence.lost(gateway.node):
+                gateway.unproven = True  # does it answer? Then it counts on, with no message too
+                gateway.worker = self._spawn(self._work(gateway))
             gateway.wake.set()
         self._count_waiting()
 
@@ -315,6 +322,10 @@ class Gateways:
             self._note_silence(gateway, batch, answer, now)
             return
         gateway.failure, gateway.pause, gateway.unproven = None, 0.0, False
+        if answer == MISDIRECTED:
+            answer = [0] * len(batch)
+        else:
+            self._presence.vouch(gateway.node)
         results = [answer] * len(batch) if isinstance(answer, Failure) else answer
         if gateway.queue.is_plain(results):
             self._callbacks.answered(gateway.node, batch, results)

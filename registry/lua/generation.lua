@@ -7,7 +7,8 @@
 --
 -- KEYS[1]  the marker, "<server> <made>": the run id of the server that made the marker, and when,
 --          in epoch microseconds by that server's clock
--- KEYS[2]  how many keys the server had evicted when the marker was made (INFO's evicted_keys)
+-- KEYS[2]  how many keys the server had evicted when the marker was made (INFO's evicted_keys).
+--          Absent while the slot of the keys moves, on a Cluster: evictions are not looked at
 --
 -- Returns the marker: a new marker where keys may have been lost, else the marker of before.
 
@@ -25,12 +26,14 @@ local function info(section, field)
 end
 
 local server, evicted = info('server', 'run_id'), info('stats', 'evicted_keys')
-local found = redis.call('MGET', KEYS[1], KEYS[2])
+local found = redis.call('MGET', unpack(KEYS))
 local marker = found[1] or ''
 local maker, made = string.match(marker, '^(%S+) (%d+)$')
 local is_valid = maker == server and #made <= 16 and tonumber(made) <= now + 1e6
-if not is_valid or (found[2] ~= evicted and now - tonumber(made) >= settle) then
+local has_evicted = KEYS[2] and found[2] ~= evicted
+if not is_valid or (has_evicted and now - tonumber(made) >= settle) then
   marker = string.format('%s %.0f', server, now)
-  redis.call('MSET', KEYS[1], marker, KEYS[2], evicted)
+  redis.call('SET', KEYS[1], marker)
+  if KEYS[2] then redis.call('SET', KEYS[2], evicted) end
 end
 return marker

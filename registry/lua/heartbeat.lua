@@ -7,6 +7,7 @@
 --          lease or given a lease up, and a reader of the leases knows all of them
 -- KEYS[4]  where the node was last: the same text as the lease, and outlives the lease. A node
 --          without a lease that has this key is lost (registry/directory.py)
+-- KEYS[5]  the epoch that said goodbye last; see retire.lua
 -- ARGV[1]  the node's name
 -- ARGV[2]  the node's epoch
 -- ARGV[3]  the node's internal address
@@ -15,7 +16,11 @@
 --          epoch alone
 -- ARGV[6]  TTL of KEYS[4], milliseconds; "0": lost nodes are not kept
 --
--- Returns HELD, LAPSED or TAKEN (registry/directory.py).
+-- With KEYS[1] alone (on a Cluster, while the slot of the keys moves): the lease is renewed, and the
+-- caller writes the other keys one by one.
+--
+-- Returns HELD, LAPSED or TAKEN (registry/directory.py); with KEYS[1] alone HELD ALONE or LAPSED
+-- ALONE.
 
 local seconds, micros = unpack(redis.call('TIME'))
 local lease = redis.call('GET', KEYS[1])
@@ -25,6 +30,9 @@ if lease and not is_own and ARGV[5] == '0' then
 end
 local place = ARGV[2] .. ' ' .. ARGV[3]
 redis.call('SET', KEYS[1], place, 'PX', ARGV[4])
+if #KEYS == 1 then
+  return (is_own and 'HELD' or 'LAPSED') .. ' ALONE'
+end
 if ARGV[6] == '0' then
   redis.call('DEL', KEYS[4])
 else
@@ -35,5 +43,6 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', seconds - 3600)
 if is_own then
   return 'HELD'
 end
+redis.call('DEL', KEYS[5])
 redis.call('SET', KEYS[3], table.concat({ARGV[2], seconds, micros}, ' '))
 return 'LAPSED'

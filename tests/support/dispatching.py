@@ -41,6 +41,7 @@ class FakeRegistry:
         self._answers = list(answers) or [{}]
         self.failures = 0
         self.gone: set[Node] = set()
+        self.vouched: list[Node] = []
         self.lost_nodes: set[Node] = set()
         self.lookups: list[list[str]] = []
 
@@ -75,6 +76,10 @@ class FakeRegistry:
     def lost(self, node: Node) -> bool:
         """Say whether the node is lost."""
         return node in self.lost_nodes
+
+    def vouch(self, node: Node) -> None:
+        """Note that the node has answered."""
+        self.vouched.append(node)
 
     async def nodes(self) -> list[Node]:
         return []

@@ -1,7 +1,7 @@
 """Real servers that stand in for each other: behind a Sentinel, and as a Cluster."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -152,6 +152,34 @@ class RedisCluster:
     def owner_of(self, key: bytes) -> int:
         """Give the number of the master whose share the key is in."""
         return key_slot(key) // self._share
+
+    @contextmanager
+    def moving(self, tag: bytes, *, share: float) -> Iterator[Callable[[], None]]:
+        """Have a tag's slot on its way to another master, with a share of its keys there already.
+
+        Gives what completes the move: the other keys are moved, and every master is told.
+        """
+        slot, source = key_slot(tag), self.owner_of(tag)
+        target = (source + 1) % len(self.masters)
+        with ExitStack() as clients:
+            asked: list[Any] = [clients.enter_context(node.client()) for node in self.masters]
+            ids = [node.cluster("MYID") for node in asked]
+
+            def move(count: int) -> None:
+                keys = asked[source].cluster("GETKEYSINSLOT", slot, count)
+                to = (LOOPBACK, self.masters[target].port)
+                if keys:
+                    asked[source].execute_command("MIGRATE", *to, "", 0, 1000, "KEYS", *keys)
+
+            def complete() -> None:
+                move(1_000)
+                for node in (asked[target], asked[source], *asked):
+                    node.cluster("SETSLOT", slot, "NODE", ids[target])
+
+            asked[target].cluster("SETSLOT", slot, "IMPORTING", ids[source])
+            asked[source].cluster("SETSLOT", slot, "MIGRATING", ids[target])
+            move(round(share * asked[source].cluster("COUNTKEYSINSLOT", slot)))
+            yield complete
 
     def await_ok(self, servers: Sequence[RedisServer]) -> None:
         """Return once these see every slot served."""

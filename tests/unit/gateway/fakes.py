@@ -314,6 +314,8 @@ class FakeRegistry:
     def present(self, node: Node) -> bool:
         return True
 
+    def vouch(self, node: Node) -> None: ...
+
     def lost(self, node: Node) -> bool:
         return False
 

@@ -12,7 +12,15 @@ import pytest
 from processor.reading.kafka import TopicPartition
 from processor.reading.message import Message
 from processor.reading.progress import Progress
-from processor.sending.forward import REFUSED, UNREACHABLE, Failure, Forwarder, Partly, Result
+from processor.sending.forward import (
+    MISDIRECTED,
+    REFUSED,
+    UNREACHABLE,
+    Failure,
+    Forwarder,
+    Partly,
+    Result,
+)
 from processor.sending.node_queue import NodeQueue
 from processor.sending.reach import Reach
 from registry.calls import GatewayCalls
@@ -267,7 +275,7 @@ async def test_a_batch_that_fails_does_not_spoil_the_next(forwarder: Forwarder) 
 
 
 async def test_a_node_that_is_another_has_nobody_of_these(forwarder: Forwarder) -> None:
-    assert await outcome_of(forwarder, http(421)) == [0, 0]
+    assert await outcome_of(forwarder, http(421)) == [MISDIRECTED] * 2
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 429, 500, 502, 503, 204, 201])

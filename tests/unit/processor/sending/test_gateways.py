@@ -12,7 +12,7 @@ from processor.reading.kafka import TopicPartition
 from processor.reading.message import Message
 from processor.reading.progress import Progress
 from processor.sending import gateways as gateways_module
-from processor.sending.forward import NO_DEVICE, TIMEOUT, Answer, Failure, Result
+from processor.sending.forward import MISDIRECTED, NO_DEVICE, TIMEOUT, Answer, Failure, Result
 from processor.sending.gateways import GONE, Callbacks, Gateways
 from registry.directory import Node
 from registry.message import Envelope, Push
@@ -30,7 +30,10 @@ class Rig:
         self.now = 0.0
         self.answer: Callable[[Node], Result] = lambda _: 1
         self.silent: set[Node] = set()
+        self.misdirected: set[Node] = set()
         self.gone: set[Node] = set()
+        self.lost_nodes: set[Node] = set()
+        self.vouched: list[Node] = []
         self.calls: list[tuple[Node, int]] = []
         self.results: list[Result | None] = []
         self.waiting: list[Message] = []
@@ -49,11 +52,16 @@ class Rig:
         return node not in self.gone
 
     def lost(self, node: Node) -> bool:
-        return False
+        return node in self.lost_nodes
+
+    def vouch(self, node: Node) -> None:
+        self.vouched.append(node)
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
         self.calls.append((node, len(pushes)))
         await asyncio.sleep(0)
+        if node in self.misdirected:
+            return MISDIRECTED
         return TIMEOUT if node in self.silent else [self.answer(node)] * len(pushes)
 
     async def send(self, node: Node, count: int) -> None:
@@ -178,6 +186,29 @@ async def test_a_new_node_is_asked_once_whether_it_takes_the_secret(rig: Rig) ->
         rig.gateways.probe([A, B])
         await turns()
     assert rig.calls == [(A, 0), (B, 0)]
+
+
+async def test_a_node_that_answers_is_vouched_for_and_a_lost_node_is_asked_every_second(
+    rig: Rig,
+) -> None:
+    await rig.send(A, 1)
+    assert rig.vouched == [A]
+    rig.lost_nodes = {A}
+    for second in range(1, 4):
+        await rig.pass_time(float(second))
+    assert rig.calls == [(A, 1)] + [(A, 0)] * 3
+    assert rig.vouched == [A] * 4
+    rig.silent = {A}
+    await rig.pass_time(4.0)
+    assert rig.vouched == [A] * 4
+    await rig.gateways.close()
+
+
+async def test_a_node_at_the_address_of_another_is_not_vouched_for_and_has_nobody(rig: Rig) -> None:
+    rig.misdirected = {A}
+    await rig.send(A, 2)
+    assert rig.results == [0, 0]
+    assert rig.vouched == []
 
 
 async def test_silent_gateways_together_are_bounded(
