@@ -281,8 +281,16 @@ class RedisRegistry:
         return list(self._table.live)
 
     def present(self, node: Node) -> bool:
-        """Whether a node was live or lost at the latest reading of the leases."""
-        return node in self._table.live or node in self._table.lost
+        """Whether a node was live or lost at the latest reading of the leases.
+
+        Every node is present while the leases themselves may have been lost (doubt.py).
+        """
+        table = self._table
+        return (
+            node in table.live
+            or node in table.lost
+            or self._doubt.may_lack_entries(table.as_of.generation)
+        )
 
     def lost(self, node: Node) -> bool:
         """Whether a node was lost at the latest reading of the leases."""
