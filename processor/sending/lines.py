@@ -35,6 +35,7 @@ class Place(NamedTuple):
 
     message: Message
     since: float
+    offered: bool = False  # whether the node has refused the message, for one connection at least
 
 
 class Line:
@@ -78,6 +79,15 @@ class Line:
             # Another of the user's connections has room: this message may be for that connection.
             self.due = min(self.due, now + self._pace())
         return True
+
+    @property
+    def has_takers(self) -> bool:
+        """Whether one connection of the user takes messages that another refuses.
+
+        Then each message has to be offered once, before its patience may end: an attempt has 1,000
+        messages at most, and the line may be longer.
+        """
+        return bool(self._taken)
 
     def taken(self, message: Message) -> bool:
         """Whether some of the user's connections have taken a message of the line."""
@@ -123,7 +133,7 @@ class Line:
         refused: list[Place] = []
         for message, result in zip(batch, results, strict=True):
             if self._refused(message, result) and not message.replaced:
-                refused.append(Place(message, since.get(message, now)))
+                refused.append(Place(message, since.get(message, now), offered=True))
             else:
                 self._progressed = self._progressed or result.__class__ is int
                 ended.append((message, self._final(message, result)))

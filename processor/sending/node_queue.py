@@ -8,6 +8,7 @@ lanes, among the messages taken from the lanes for the next batches, or in its u
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from typing import Final
@@ -154,18 +155,10 @@ class NodeQueue:
 
     def expire(self, now: float, is_due: Callable[[Message], bool]) -> list[Finished]:
         """Take out what waits no longer: messages whose patience, TTL or partition has ended."""
-        patience = self.patience_seconds
-
-        def leaves(place: Place) -> Failure | bool | None:
-            if not is_due(place.message):
-                return None
-            if not place.message.envelope.ttl_seconds and place.since + patience <= now:
-                return OVERLOADED
-            return False
-
         finished: list[Finished] = []
         for key, line in list(self._lines.items()):
-            finished += line.drop(leaves)
+            began_by = now - self.patience_seconds
+            finished += line.drop(partial(_ended, began_by, is_due, line.has_takers))
             self._schedule(key, line)
         return finished
 
@@ -243,6 +236,20 @@ class NodeQueue:
         if extracted:
             self._taken = [message for message in self._taken if message.key not in keys]
         return extracted + self._lanes.extract(lambda message: message.key in keys)
+
+
+def _ended(
+    began_by: float, is_due: Callable[[Message], bool], has_takers: bool, place: Place
+) -> Failure | bool | None:
+    """Return the result of a message whose waiting in a line has ended, or False.
+
+    The patience has ended for messages that began to wait by `began_by`; see `Line.has_takers`.
+    """
+    if not is_due(place.message):
+        return None
+    if place.message.envelope.ttl_seconds or place.since > began_by:
+        return False
+    return OVERLOADED if place.offered or not has_takers else False
 
 
 def _fitting(messages: Sequence[Message], limit: int, room: int, *, first_fits: bool) -> int:

@@ -357,6 +357,29 @@ async def test_a_device_without_room_holds_up_no_other_device() -> None:
     assert {message.missed for message in rig.settled} == {0}
 
 
+async def test_a_line_longer_than_a_batch_reaches_the_device_with_room_whole() -> None:
+    now = 0.0
+    taken: dict[str, None] = {}
+
+    def one_takes(push: Push) -> Result:
+        taken[push.id] = None
+        return Partly(1)
+
+    forward = FakeForward({A: one_takes})
+    rig = Rig(FakeRegistry({"u": (A,)}), forward, clock=lambda: now)
+    async with running(rig):
+        rig.take(*(envelope("u", str(number)) for number in range(2_500)))
+        await turns()
+        for second in range(11, 20):
+            now = float(second)
+            rig.dispatcher.observe([A])
+            await turns(200)
+        await rig.all_settled()
+    assert list(taken) == [str(number) for number in range(2_500)]
+    assert set(rig.outcomes().values()) == {DELIVERED}
+    assert {message.missed for message in rig.settled} == {1}
+
+
 async def test_what_a_device_never_took_is_delivered_to_the_other_and_missed() -> None:
     now = 0.0
     forward = FakeForward({A: answers(Partly(1))})
