@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from processor.sending.forward import Forwarder
+from processor.sending.forward import MISDIRECTED, Forwarder
 from processor.sending.reach import Reach
 from registry.calls import GatewayCalls
 from registry.directory import Node
@@ -135,7 +135,8 @@ async def test_a_forward_to_an_earlier_start_finds_nobody_and_one_to_this_start_
     forwarder = Forwarder(Reach(GatewayCalls(secret=INTERNAL_SECRET)), timeout_seconds=5.0)
     async with connect("ws-plain", gateway.port, user) as client:
         message = Push(user, b"to one start", "m")
-        assert await forwarder.forward(replace(node, epoch="earlier"), [message]) == [0]
+        earlier_start = replace(node, epoch="earlier")
+        assert await forwarder.forward(earlier_start, [message]) == MISDIRECTED
         assert await forwarder.forward(node, [message]) == [1]
         assert (await client.message()).payload == b"to one start"
     await forwarder.close()
