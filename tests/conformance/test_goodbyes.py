@@ -61,28 +61,44 @@ BAD: Final[dict[str, tuple[bytes, int]]] = {
     "bad-text": (frame(TEXT, b"\xc0\xaf") + frame(PING, bytes(125)) * (len(MORE) // 131), 1007),
     "bad-frame": (b"\xc1\x80" + KEY, 1002),
 }
-REFUSED: Final[dict[str, tuple[bytes, int]]] = {
-    "head-too-large": (b"GET / HTTP/1.1\r\nx: ", 431),
-    "no-http": (b"\x00\x01\x02\r\n\r\n", 400),
-    "no-host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
-    "body": (head("GET", "/poll", {**bearer("b"), "Content-Length": "100000000"}), 413),
-    "body-and-close": (
-        head("GET", "/none", {"Connection": "close", "Content-Length": "100000000"}),
-        404,
-    ),
-    "body-of-http-1.0": (
-        head("POST", "/none", {"Content-Length": "100000000"}, version="1.0"),
-        404,
-    ),
-    "head-behind-a-request": (
-        head("GET", "/poll?wait=0", bearer("p")) + b"GET / HTTP/1.1\r\nx: ",
-        200,
-    ),
-    "request-behind-the-last-one": (
-        head("GET", "/poll?wait=0", {**bearer("l"), "Connection": "close"}),
-        200,
-    ),
-}
+#: Bad requests, and the status of their answers.
+REFUSED: Final = (
+    "head-too-large",
+    "no-http",
+    "no-host",
+    "body",
+    "body-and-close",
+    "body-of-http-1.0",
+    "head-behind-a-request",
+    "request-behind-the-last-one",
+)
+
+
+def bad_request(name: str) -> tuple[bytes, int]:
+    """Return a bad request, with a token that is made now, and the status of its answer."""
+    requests: dict[str, tuple[bytes, int]] = {
+        "head-too-large": (b"GET / HTTP/1.1\r\nx: ", 431),
+        "no-http": (b"\x00\x01\x02\r\n\r\n", 400),
+        "no-host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        "body": (head("GET", "/poll", {**bearer("b"), "Content-Length": "100000000"}), 413),
+        "body-and-close": (
+            head("GET", "/none", {"Connection": "close", "Content-Length": "100000000"}),
+            404,
+        ),
+        "body-of-http-1.0": (
+            head("POST", "/none", {"Content-Length": "100000000"}, version="1.0"),
+            404,
+        ),
+        "head-behind-a-request": (
+            head("GET", "/poll?wait=0", bearer("p")) + b"GET / HTTP/1.1\r\nx: ",
+            200,
+        ),
+        "request-behind-the-last-one": (
+            head("GET", "/poll?wait=0", {**bearer("l"), "Connection": "close"}),
+            200,
+        ),
+    }
+    return requests[name]
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +226,7 @@ async def test_a_refusal_of_a_later_request_disturbs_no_earlier_request(
 async def test_who_sends_a_bad_request_gets_the_refusal_in_the_midst_of_sending(
     gateway: GatewayProcess, tls: bool, trust: ssl.SSLContext, name: str
 ) -> None:
-    bad, status = REFUSED[name]
+    bad, status = bad_request(name)
 
     def send() -> int:
         with (sender := Sender(gateway.port, client_context(tls, trust))).plug:
@@ -251,7 +267,7 @@ async def test_who_never_closes_is_gone_from_the_node_at_once_and_its_socket_by_
             await asyncio.to_thread(sender.plug.sendall, BAD["bad-frame"][0])
             refused = await asyncio.to_thread(Sender, gateway.port, context)
             stack.enter_context(refused.plug)
-            await asyncio.to_thread(refused.plug.sendall, REFUSED["no-http"][0])
+            await asyncio.to_thread(refused.plug.sendall, bad_request("no-http")[0])
         await eventually(
             lambda: _is_absent(pusher, "stays"), "it is gone", timeout_seconds=GRACE_SECONDS / 2
         )
