@@ -305,7 +305,7 @@ class Gateways:
         if len(batch) < len(taken):
             sent = set(batch)
             unsent = [message for message in taken if message not in sent]
-            self._finish(gateway, gateway.queue.unsent(unsent))
+            self._finish(gateway, gateway.queue.leave(unsent, None))
         if batch or gateway.unproven:
             self._note(gateway, batch, await self._forward(gateway.node, batch))
         elif taken:
@@ -324,7 +324,7 @@ class Gateways:
         gateway.failure, gateway.pause, gateway.unproven = None, 0.0, False
         if answer == MISDIRECTED:
             answer = [0] * len(batch)
-        else:
+        elif not isinstance(answer, Failure):
             self._presence.vouch(gateway.node)
         results = [answer] * len(batch) if isinstance(answer, Failure) else answer
         if gateway.queue.is_plain(results):
@@ -343,11 +343,11 @@ class Gateways:
         log.warning("a gateway does not answer", node=gateway.node.name, reason=failure.reason)
         # A newer message has replaced a message of the batch: it is not sent again, and what the
         # node has done with it is not known.
-        replaced = [message for message in batch if message.replaced]
+        replaced = gateway.queue.leave([message for message in batch if message.replaced], failure)
         batch = [message for message in batch if not message.replaced]
         gateway.queue.put_back(batch)
         self._note_queued(gateway, batch)
-        self._callbacks.answered(gateway.node, replaced, [failure] * len(replaced))
+        self._finish(gateway, replaced)
         if begins:
             self._count_waiting()
             self._callbacks.waiting(gateway.node, list(gateway.queue))

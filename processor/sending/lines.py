@@ -93,12 +93,12 @@ class Line:
         """Whether some of the user's connections have taken a message of the line."""
         return message in self._taken
 
-    def leave(self, message: Message) -> Result | None:
-        """Take a message of the attempt under way out that is not sent; return its result."""
+    def leave(self, message: Message, result: Failure | None) -> Result | None:
+        """Take a message out of the attempt under way; return its result: `result`, or Partly."""
         self._places = deque(place for place in self._places if place.message is not message)
         self._size -= message.size
         self._attempted -= 1
-        return self._final(message, None)
+        return self._final(message, result)
 
     def attempt(self, limit: int) -> list[Message]:
         """Give out the messages of the next attempt, `limit` at most."""

@@ -191,14 +191,14 @@ class NodeQueue:
             self._lanes.discard(message)
         return True
 
-    def unsent(self, messages: Sequence[Message]) -> list[Finished]:
-        """Return messages of a batch that were not sent, as they are not due, with their results.
+    def leave(self, messages: Sequence[Message], result: Failure | None) -> list[Finished]:
+        """Return messages of the batch under way that end without an answer, with their results.
 
-        The result is None, or Partly where some connections had taken the message before.
+        The result is `result`, or Partly where some connections had taken the message before.
         """
         lines = self._lines
         return [
-            (message, lines[message.key].leave(message) if message.key in lines else None)
+            (message, lines[message.key].leave(message, result) if message.key in lines else result)
             for message in messages
         ]
 

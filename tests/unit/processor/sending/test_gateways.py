@@ -31,6 +31,7 @@ class Rig:
         self.answer: Callable[[Node], Result] = lambda _: 1
         self.silent: set[Node] = set()
         self.misdirected: set[Node] = set()
+        self.refusal: Failure | None = None  # the answer to every batch
         self.gone: set[Node] = set()
         self.lost_nodes: set[Node] = set()
         self.vouched: list[Node] = []
@@ -62,6 +63,8 @@ class Rig:
         await asyncio.sleep(0)
         if node in self.misdirected:
             return MISDIRECTED
+        if self.refusal is not None:
+            return self.refusal
         return TIMEOUT if node in self.silent else [self.answer(node)] * len(pushes)
 
     async def send(self, node: Node, count: int) -> None:
@@ -208,6 +211,14 @@ async def test_a_node_at_the_address_of_another_is_not_vouched_for_and_has_nobod
     rig.misdirected = {A}
     await rig.send(A, 2)
     assert rig.results == [0, 0]
+    assert rig.vouched == []
+
+
+@pytest.mark.parametrize("reason", ["outside-networks", "status-500", "error"])
+async def test_a_node_that_answers_no_batch_is_not_vouched_for(rig: Rig, reason: str) -> None:
+    rig.refusal = Failure(reason)
+    await rig.send(A, 2)
+    assert rig.results == [Failure(reason)] * 2
     assert rig.vouched == []
 
 

@@ -411,6 +411,30 @@ async def test_what_one_device_took_is_not_replaced_and_not_sent_again_without_p
         assert b"" not in sent
 
 
+async def test_what_is_replaced_during_an_attempt_that_nobody_answers_ends_once() -> None:
+    # A has no room, B takes its time. The message is replaced while A is asked again, in vain.
+    switch = Switch(OVERLOADED)
+    forward = FakeForward({A: switch})
+    forward.held[B] = asyncio.Event()
+    async with running(Rig(FakeRegistry({"u": (A, B)}), forward)) as rig:
+        rig.take(envelope("u", "0", collapse_key="k"))
+        await until(lambda: len(forward.to(A)) > 1)
+        forward.held[A] = asyncio.Event()
+        asked = len(forward.to(A))
+        await until(lambda: len(forward.to(A)) > asked)
+        switch.result = TIMEOUT
+        rig.take(envelope("u", "1", collapse_key="k"))
+        forward.held[A].set()
+        await turns()
+        forward.held[B].set()
+        await until(lambda: "0" in rig.outcomes())
+        switch.result = 1
+        await rig.all_settled()
+        assert [message.pending for message in rig.settled] == [0, 0]
+        assert not rig.dispatcher._gateways._gateways[A].queue
+    assert rig.outcomes() == {"0": DELIVERED, "1": DELIVERED}
+
+
 class Troubled(FakeForward):
     """Nodes that are silent at times, or have no room, and a batch may arrive without an answer."""
 
