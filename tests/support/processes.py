@@ -32,10 +32,22 @@ class ProcessFailed(Exception):
     """A process did not do what it was started for; the message ends with its log."""
 
 
+#: Below the ports of outgoing connections (ip_local_port_range).
+_PORTS: Final = range(20_000, 32_000)
+#: Ports that `free_port` has given: a port that nobody listens on yet is not free for another.
+_GIVEN: Final[set[int]] = set()
+
+
 def free_port() -> int:
-    """Give a port that is free now and that the kernel gives to no outgoing connection."""
+    """Give a port that is free now and that the kernel gives to no outgoing connection.
+
+    Each port once; 12,000 in all.
+    """
     while True:
-        port = random.randint(20_000, 31_999)
+        port = random.choice(_PORTS)
+        if port in _GIVEN:
+            continue
+        _GIVEN.add(port)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
