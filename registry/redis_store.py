@@ -412,7 +412,8 @@ class RedisRegistry:
             if node is not None and node.epoch.encode() != gone:
                 nodes.append(node)
         for node in {*vouched.values()}.difference(live, lost):
-            del self._vouched[node]  # said goodbye, or another epoch has the name
+            # It said goodbye, or another epoch has the name. Of two readings at once, both see that.
+            self._vouched.pop(node, None)
         return live, lost
 
     async def _read_places(self, names: Sequence[bytes]) -> list[_Place]:

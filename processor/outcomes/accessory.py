@@ -110,6 +110,7 @@ class Accessory:
             return
         write = self._kept.append(rows)
         if self._trouble:
+            write.over.set()  # nobody waits
             metrics.ACCESSORY_ERRORS[self.name].inc()
             self._lose(self._kept.cut(_MOST_ROWS, _MOST_BYTES))
             self._log_trouble()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from processor.outcomes.writer import Row
+
+#: Writes join the first write until it has so many rows.
+MOST_JOINED: Final = 4_096
 
 
 class Write:
@@ -39,12 +43,26 @@ class KeptRows:
         return write
 
     async def first(self) -> Write:
-        """Return the first write, once there is one; it is in flight from now on."""
+        """Return the first write, once there is one; it is in flight from now on.
+
+        The writes behind it that nobody waits for join it, up to MOST_JOINED rows: in trouble many
+        small writes come, and one acknowledgement for each could be slower than they come.
+        """
         while not self._writes:
             self._changed.clear()
             await self._changed.wait()
-        self._in_flight = self._writes[0]
-        return self._in_flight
+        first = self._in_flight = self._writes[0]
+        if first.over.is_set():
+            self._join(first)
+        return first
+
+    def _join(self, first: Write) -> None:
+        del self._writes[0]
+        while self._writes and self._writes[0].over.is_set() and len(first.rows) < MOST_JOINED:
+            joining = self._writes.popleft()
+            first.rows += joining.rows
+            first.size += joining.size
+        self._writes.appendleft(first)
 
     async def emptied(self) -> None:
         """Return when there are no rows."""

@@ -247,11 +247,12 @@ class Consumer:
     ) -> None:
         """Go on after the offsets up to which earlier owners settled everything; commit these."""
         self._settled_before = {}
-        for partition in partitions:
-            settled = self._handover.claims.get(partition)
-            if settled is None:
-                continue
-            committed = await client.committed(partition)
+        claims = self._handover.claims
+        claimed = [partition for partition in partitions if partition in claims]
+        # At once: each is a request to the coordinator.
+        offsets = await asyncio.gather(*map(client.committed, claimed))
+        for partition, committed in zip(claimed, offsets, strict=True):
+            settled = claims[partition]
             if committed is None or committed < settled.before:
                 client.seek(partition, settled.before)
                 self._commits.finished({partition: settled.before})

@@ -209,6 +209,8 @@ class Reader:
                 found_unreadable = True
                 log.error("unreadable record", at=f"{partition}-{offset}", error=str(error))
                 yield {partition: [unreadable(partition, offset)]}
+                if progress is None or (progress.next_offset or 0) <= offset:
+                    return  # it was not taken in, and is put back: it is read again
                 offset += 1
                 self._client.seek(partition, offset)
                 continue

@@ -1,5 +1,6 @@
 """A node cut off from Redis that still answers forwards counts, for as long as it answers."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -124,3 +125,11 @@ async def test_without_lost_nodes_nobody_vouches(own_valkey: RedisServer) -> Non
     await registry.refresh()
     assert not registry.present(NODE)
     await registry.close()
+
+
+async def test_two_readings_at_once_both_see_a_goodbye(registry: RedisRegistry) -> None:
+    registry.vouch(NODE)
+    await registry.retire(NODE)
+    await asyncio.gather(*(registry.refresh() for _ in range(5)))
+    assert not registry.present(NODE)
+    assert await registry.lookup(["alice"]) == [()]

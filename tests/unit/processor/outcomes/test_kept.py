@@ -42,6 +42,28 @@ async def test_of_a_refused_write_the_rows_that_are_not_written_are_the_first_ag
     assert write.rows == rows("bb")
 
 
+async def test_writes_that_nobody_waits_for_go_together_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("processor.outcomes.kept.MOST_JOINED", 4)
+    kept = KeptRows()
+    for name in "abcdef":
+        kept.append(rows(name, name))
+    kept.let_go()
+    awaited = kept.append(rows("g"))
+    assert (await kept.first()).rows == rows("a", "a", "b", "b")
+    kept.put_back(rows("b"))
+    assert (await kept.first()).rows == rows("b", "c", "c", "d", "d")
+    kept.done()
+    assert (await kept.first()).rows == rows("e", "e", "f", "f")
+    assert (kept.rows, kept.size) == (5, 5)
+    kept.done()
+    assert not awaited.over.is_set()
+    assert await kept.first() is awaited
+    kept.done()
+    assert (kept.rows, kept.size) == (0, 0)
+
+
 async def test_a_bound_of_rows_or_of_bytes_costs_the_last_writes() -> None:
     kept = KeptRows()
     for name in ("a", "b", "cccc"):

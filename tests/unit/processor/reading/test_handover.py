@@ -102,6 +102,13 @@ def test_data_of_another_kind_claims_nothing() -> None:
     assert decode(encode({})) == {}
 
 
+def test_a_claim_on_offsets_before_a_reset_is_given_up() -> None:
+    member = Handover()
+    member.give(progress(A, taken=range(500), settled=set(range(500))))
+    member.give(progress(A, taken=range(10), settled={0, 1, 2, 5}))  # the topic was made anew
+    assert member.claims == {A: Settled(3, frozenset({5}))}
+
+
 def test_ranges_beyond_the_bound_are_not_claimed(monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "_MOST_RANGES", 3)
     claims = {A: Settled(0, frozenset({2, 4, 5})), B: Settled(1, frozenset({3, 5, 7}))}
