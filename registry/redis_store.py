@@ -412,7 +412,7 @@ class RedisRegistry:
             if node is not None and node.epoch.encode() != gone:
                 nodes.append(node)
         for node in {*vouched.values()}.difference(live, lost):
-            # It said goodbye, or another epoch has the name. Of two readings at once, both see that.
+            # It said goodbye, or another epoch has the name. Two readings at once both see that.
             self._vouched.pop(node, None)
         return live, lost
 

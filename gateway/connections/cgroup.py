@@ -55,11 +55,14 @@ def _groups(file: Path) -> Iterator[tuple[str, PurePosixPath]]:
 
 def _mounts(file: Path) -> Iterator[_Mount]:
     """Yield where version 2, and the memory controller of version 1, are mounted."""
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="surrogateescape").splitlines():
         mount, _, file_system = line.partition(" - ")
+        kind = file_system.partition(" ")[0]
+        if kind not in _LIMIT_FILES:  # the line may have other fields, or a path of any bytes
+            continue
         _, _, _, root, path, *_ = mount.split()
-        kind, _, options = file_system.split(maxsplit=2)
-        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
+        options = file_system.rpartition(" ")[2]
+        if kind == "cgroup2" or "memory" in options.split(","):
             yield _Mount(kind, PurePosixPath(_plain(root)), PurePosixPath(_plain(path)))
 
 

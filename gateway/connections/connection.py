@@ -336,7 +336,8 @@ class StreamConnection(Connection):
         """Any → CLOSED: the socket is gone, with `unsent` messages unsent."""
         self.wire = None
         self._forget("lost")
-        self._keeper.unsent(unsent + len(self._handshake_backlog or ()), self._reason)
+        handshake_backlog, self._handshake_backlog = self._handshake_backlog or (), None
+        self._keeper.unsent(unsent + len(handshake_backlog), self._reason)
 
     def write(self, data: bytes) -> bool:
         """Hand a message to the wire; False if not taken.

@@ -138,12 +138,21 @@ class Hub:
         where a batch is delivered by several calls.
         """
         full = set() if full is None else full
-        if full or takers:
-            takers = takers or {}
-            return [
-                self._deliver_apart(message, takers.get(number, NO_TAKERS), full)
-                for number, message in enumerate(batch)
-            ]
+        if not full and not takers:
+            return self._deliver_together(batch, full)
+        takers = takers or {}
+        users_apart = {held.user for held in full}.union(batch[number][1] for number in takers)
+        together = [message for message in batch if message[1] not in users_apart]
+        results = iter(self._deliver_together(together, full))
+        return [
+            self._deliver_apart(message, takers.get(number, NO_TAKERS), full)
+            if message[1] in users_apart
+            else next(results)
+            for number, message in enumerate(batch)
+        ]
+
+    def _deliver_together(self, batch: Sequence[Addressed], full: set[Connection]) -> Results:
+        """Deliver messages of users of whom no connection is full, or has a message already."""
         users = self._users
         taken_counts: list[int] = []  # of every message, in the order of the batch
         # The writes: connections[n] is to get encoded[n], the form of batch[message_numbers[n]].
@@ -162,13 +171,13 @@ class Hub:
         not_taken = self._write_later(connections, encoded, later, full)
         for position in not_taken:
             taken_counts[message_numbers[position]] -= 1
-        if all(taken_counts) and not full:
+        if all(taken_counts) and not not_taken:
             return [*taken_counts]
         results: Results = [
             count or self.not_taken(user, device)
             for count, (_, user, device) in zip(taken_counts, batch, strict=True)
         ]
-        if full:
+        if not_taken:
             partials = _partials(connections, message_numbers, not_taken)
             for number, partial in partials.items():
                 results[number] = partial

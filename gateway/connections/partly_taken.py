@@ -16,8 +16,9 @@ from gateway.connections.connection import Connection
 #: Connections that have taken a message.
 Takers = frozenset[Connection]
 NO_TAKERS: Final[Takers] = frozenset()
-#: The most places of all messages together: some 6 MB, where no two messages have equal takers.
-MOST_PLACES: Final = 65_536
+#: The most places of all messages together: some 24 MB, where no two messages have equal takers.
+#: A processor offers 1,000 messages of a user at once, so these are 50 users at least.
+MOST_PLACES: Final = 262_144
 #: A message takes so many places, and one more for each of its takers.
 _PLACES_A_MESSAGE: Final = 4
 

@@ -8,7 +8,7 @@ node was restarted, may get a message twice.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from itertools import islice
 
 from gateway import metrics
@@ -66,13 +66,17 @@ class Repeats:
         taken is then sent to the connections that have not taken it, new ones too, and its result
         counts all takers.
         """
-        if not names or not self._window:
+        if not names:
             return deliver(batch, {})
+        if not self._window:
+            return self._deliver_all(batch, names, deliver)
         hashes = list(map(hash, names.values()))
         if self._all_new(hashes):
             results = deliver(batch, {})
             all_named = len(names) == len(results)  # then the list need not be copied
-            self._remember(hashes, results if all_named else [results[at] for at in names])
+            named_results = results if all_named else [results[at] for at in names]
+            if not self._remember(hashes, named_results):
+                self._note_takers(hashes, named_results)
             return results
         hash_by_position = dict(zip(names, hashes, strict=True))
         results = self._deliver_new(batch, hash_by_position, deliver)
@@ -82,10 +86,33 @@ class Repeats:
         self._remember(
             [hash_by_position[at] for at in unremembered], [results[at] for at in unremembered]
         )
-        self._partly_taken.forget(
-            name for at, name in hash_by_position.items() if isinstance(results[at], int)
-        )
+        self._note_takers(hash_by_position.values(), [results[at] for at in hash_by_position])
         return results
+
+    def _deliver_all(
+        self, batch: Sequence[Addressed], names: Mapping[int, Name], deliver: Deliver
+    ) -> Results:
+        """Deliver a batch of which no message is a repeat, as there is no window.
+
+        The takers of partly taken messages are known all the same: such a message comes again
+        until every connection has it.
+        """
+        hash_by_position = {at: hash(name) for at, name in names.items()}
+        takers = {at: self._partly_taken.takers(name) for at, name in hash_by_position.items()}
+        results = deliver(batch, {at: earlier for at, earlier in takers.items() if earlier})
+        self._note_takers(hash_by_position.values(), [results[at] for at in hash_by_position])
+        return results
+
+    def _note_takers(self, hashes: Collection[int], results: Results) -> None:
+        """Remember who has taken a part of a message; forget messages that everybody has taken."""
+        for name_hash, result in zip(hashes, results, strict=True):
+            if isinstance(result, Partial):
+                self._partly_taken.remember(name_hash, result.takers)
+        self._partly_taken.forget(
+            name_hash
+            for name_hash, result in zip(hashes, results, strict=True)
+            if isinstance(result, int)
+        )
 
     async def deliver_one(
         self, name: Name | None, deliver: Callable[[Takers], Awaitable[Result]]
@@ -95,7 +122,7 @@ class Repeats:
         `deliver` gets the connections that have the message already. `name` is None where the
         message has no id. Two calls with one name must not overlap.
         """
-        if name is None or not self._window:
+        if name is None:
             return await deliver(NO_TAKERS)
         name_hash = hash(name)
         earlier_result = self._young.get(name_hash) or self._old.get(name_hash)
@@ -104,8 +131,7 @@ class Repeats:
             return earlier_result
         result = await deliver(self._partly_taken.takers(name_hash))
         self._remember([name_hash], [result])
-        if isinstance(result, int):
-            self._partly_taken.forget((name_hash,))
+        self._note_takers([name_hash], [result])
         return result
 
     def _all_new(self, hashes: Sequence[int]) -> bool:
@@ -152,20 +178,19 @@ class Repeats:
                 results.append(next(new_results))
         return results
 
-    def _remember(self, hashes: Sequence[int], results: Results) -> None:
+    def _remember(self, hashes: Sequence[int], results: Results) -> bool:
+        """Remember the results of delivered messages; return whether all were delivered."""
         delivered = {
             name_hash: result
             for name_hash, result in zip(hashes, results, strict=True)
             if isinstance(result, int) and result
         }
-        if len(delivered) < len(hashes):
-            for name_hash, result in zip(hashes, results, strict=True):
-                if isinstance(result, Partial):
-                    self._partly_taken.remember(name_hash, result.takers)
+        all_delivered = len(delivered) == len(hashes)
         if len(self._young) + len(delivered) <= self._window:
             self._young.update(delivered)
-            return
+            return all_delivered
         # A generation holds at most `window` results. Of a larger batch the last ones are kept.
         surplus = max(0, len(delivered) - self._window)
         self._old = self._young
         self._young = dict(islice(delivered.items(), surplus, None)) if surplus else delivered
+        return all_delivered

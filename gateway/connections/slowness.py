@@ -44,17 +44,30 @@ class Slowness:
 
     def advance(self, now: float) -> Iterator[StreamConnection]:
         """Yield the connections that are too slow; they are watched no longer."""
-        for connection, (earlier_progress, since) in list(self._backlogged.items()):
-            wire = connection.wire
-            if wire is None or not connection.takes_messages:
-                del self._backlogged[connection]
-            elif wire.all_taken():
-                del self._backlogged[connection]
-                wire.bear(self._silence_seconds)
-            elif (progress := wire.progress()) != earlier_progress:
-                self._backlogged[connection] = (progress, now)
-                if earlier_progress is None:
-                    wire.bear(_WHILE_WATCHED)
-            elif now - since >= self._most_seconds:
+        for connection in list(self._backlogged):
+            try:
+                is_slow = self._is_slow(connection, now)
+            except Exception:  # whatever the fault: the other connections go on
+                self._backlogged.pop(connection, None)
+                connection.failed()
+                continue
+            if is_slow:
                 del self._backlogged[connection]
                 yield connection
+
+    def _is_slow(self, connection: StreamConnection, now: float) -> bool:
+        """Whether a watched connection is too slow; ends the watch of one that is not any more."""
+        earlier_progress, since = self._backlogged[connection]
+        wire = connection.wire
+        if wire is None or not connection.takes_messages:
+            del self._backlogged[connection]
+        elif wire.all_taken():
+            del self._backlogged[connection]
+            wire.bear(self._silence_seconds)
+        elif (progress := wire.progress()) != earlier_progress:
+            self._backlogged[connection] = (progress, now)
+            if earlier_progress is None:
+                wire.bear(_WHILE_WATCHED)
+        else:
+            return now - since >= self._most_seconds
+        return False

@@ -245,6 +245,12 @@ class DetachableHTTP(HttpToolsProtocol):
                 # request, and the refusal is not sent.
                 cycle.keep_alive = False
                 return
+            if self.pipeline and self.pipeline[0][0] is cycle:
+                # The bad request waits behind earlier ones. It is dropped, and the connection ends
+                # with their answers (on_response_complete): a refusal now would stand in the place
+                # of an earlier request's answer.
+                self.pipeline.popleft()
+                return
             # The refusal stands in place of the answer: as for the application, the client is gone.
             cycle.disconnected = True
             cycle.message_event.set()

@@ -327,6 +327,7 @@ class PollSession(Connection):
         if self.state is not State.CLOSED:
             unanswered = self._buffer[self._answered - self._acknowledged :]
             self._keeper.unsent(sum(item is not _GAP for item in unanswered), reason)
+        self._buffer, self._bytes = [], 0  # the session may be held as a taker (partly_taken.py)
         self._sessions.forget(self.key)
         self._forget(reason)
 

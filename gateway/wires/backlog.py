@@ -15,10 +15,11 @@ class Backlog:
     """Writes that the kernel did not take. The wire that owns a backlog bounds the backlog.
 
     A write that has begun to go out can't be dropped any more: the peer would see a torn message.
-    `size` is the number of unsent bytes, `sent_bytes` how many were sent from the backlog.
+    `size` is the number of unsent bytes, `sent_bytes` how many were sent from the backlog, and
+    `control_bytes` how many of the waiting writes are controls, sent in part or not.
     """
 
-    __slots__ = ("_begun", "_sent_of_first", "_writes", "sent_bytes", "size")
+    __slots__ = ("_begun", "_sent_of_first", "_writes", "control_bytes", "sent_bytes", "size")
 
     def __init__(self, data: bytes, *, begun: bool) -> None:
         """`begun` says that `data` is the rest of a write of which a part is sent."""
@@ -28,11 +29,14 @@ class Backlog:
         self._sent_of_first = 0
         self.size = len(data)
         self.sent_bytes = 0
+        self.control_bytes = len(data) if isinstance(data, Control) else 0
 
     def append(self, data: bytes) -> None:
         """Add a write to the end."""
         self._writes.append(data)
         self.size += len(data)
+        if isinstance(data, Control):
+            self.control_bytes += len(data)
 
     def first(self) -> bytes | memoryview:
         """Return the unsent bytes of the first write; the backlog must not be empty."""
@@ -46,15 +50,17 @@ class Backlog:
         self._sent_of_first += count
         self._begun = self._sent_of_first < len(self._writes[0])
         if not self._begun:
-            self._writes.popleft()
+            write = self._writes.popleft()
             self._sent_of_first = 0
+            if isinstance(write, Control):
+                self.control_bytes -= len(write)
 
     def messages(self) -> int:
         """Return how many messages are not wholly sent."""
         return sum(not isinstance(write, Control) for write in self._writes)
 
     def drop_oldest(self, limit: int, notice: bytes) -> int:
-        """Drop the oldest writes until at most `limit` bytes wait; return how many messages.
+        """Drop the oldest messages until at most `limit` bytes wait; return how many.
 
         The last write stays, however long. One `notice` stands in place of the dropped writes, even
         when writes are dropped repeatedly.
@@ -65,15 +71,21 @@ class Backlog:
         if has_notice:
             self._writes.popleft()
             self.size -= len(notice)
+            self.control_bytes -= len(notice)
         dropped = 0
+        controls: list[bytes] = []  # of these none is dropped: a client waits for what they say
         while len(self._writes) > 1 and self.size + len(notice) > limit:
             write = self._writes.popleft()
+            if isinstance(write, Control):
+                controls.append(write)
+                continue
             self.size -= len(write)
-            dropped += not isinstance(write, Control)
+            dropped += 1
         if notice and (dropped or has_notice):
             front.append(Control(notice))
             self.size += len(notice)
-        self._writes.extendleft(reversed(front))
+            self.control_bytes += len(notice)
+        self._writes.extendleft(reversed([*front, *controls]))
         return dropped
 
     def __bool__(self) -> bool:

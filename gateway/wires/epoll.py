@@ -137,7 +137,7 @@ class EpollWire:
         unsent = self._unsent
         if unsent is None:
             self._write_now(Control(data))
-        elif unsent.size + len(data) > self._limit + CONTROL_BYTES:
+        elif unsent.control_bytes + len(data) > CONTROL_BYTES:
             self.abort()
         elif not self._closing:
             unsent.append(Control(data))

@@ -42,15 +42,17 @@ class TransportWire(asyncio.Protocol):
 
     def write(self, data: bytes) -> bool:
         """Hand a message to the transport or the backlog; False when gone, or it won't fit."""
-        return self._write(data, limit=self._limit)
+        unsent = self._unsent
+        return (unsent is None or unsent.size + len(data) <= self._limit) and self._write(data)
 
     def write_control(self, data: bytes) -> None:
         """Hand control bytes to the transport or the backlog, though the backlog be full."""
-        fits = self._write(Control(data), limit=self._limit + CONTROL_BYTES)
+        waiting = 0 if self._unsent is None else self._unsent.control_bytes
+        fits = waiting + len(data) <= CONTROL_BYTES and self._write(Control(data))
         if not fits and not self._closing:
             self.abort()
 
-    def _write(self, data: bytes, *, limit: int) -> bool:
+    def _write(self, data: bytes) -> bool:
         if self._closing or self._transport.is_closing():
             return False
         unsent = self._unsent
@@ -59,10 +61,8 @@ class TransportWire(asyncio.Protocol):
             return not self._transport.is_closing()
         if unsent is None:
             self._unsent = Backlog(data, begun=False)
-            return True
-        if unsent.size + len(data) > limit:
-            return False
-        unsent.append(data)
+        else:
+            unsent.append(data)
         return True
 
     def finish(self, rest: bytes) -> None:
@@ -78,7 +78,7 @@ class TransportWire(asyncio.Protocol):
 
     def waits(self) -> bool:
         """Whether the transport, or the backlog behind it, is full enough to wait for the peer."""
-        return self._paused
+        return self._paused and not self._transport.is_closing()
 
     def progress(self) -> int:
         """Return how many bytes the peer has acknowledged, or how few the transport still has.

@@ -207,18 +207,25 @@ async def test_who_sends_what_is_wrong_gets_the_close_code_in_the_midst_of_sendi
     assert await repeated(send) == [code] * REPETITIONS
 
 
-@pytest.mark.parametrize("target", ["/poll?wait=0", "/poll?wait=5", "/sse", "/none"])
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [("/poll?wait=0", 200), ("/poll?wait=5", 200), ("/sse", 200), ("/none", 404)],
+)
 async def test_a_refusal_of_a_later_request_disturbs_no_earlier_request(
-    gateway: GatewayProcess, tls: bool, trust: ssl.SSLContext, target: str
+    gateway: GatewayProcess, tls: bool, trust: ssl.SSLContext, target: str, status: int
 ) -> None:
     bad_chunk = head("POST", "/none", {"Transfer-Encoding": "chunked"}) + b"nonsense\r\n"
 
     def send() -> bytes:
         with (sender := Sender(gateway.port, client_context(tls, trust))).plug:
             sender.plug.sendall(head("GET", target, bearer("earlier")) + bad_chunk)
-            return sender.rest()
+            # An event stream has no end.
+            return sender.until(b"\r\n\r\n") if target == "/sse" else sender.rest()
 
-    assert (await asyncio.to_thread(send)).startswith(b"HTTP/1.1 ")
+    answers = await asyncio.to_thread(send)
+    assert answers.startswith(b"HTTP/1.1 %d " % status)
+    assert answers.count(b"HTTP/1.1 ") == 1, "the bad request has no answer of its own"
+    assert "without starting response" not in gateway.log
     assert "Traceback" not in gateway.log
 
 

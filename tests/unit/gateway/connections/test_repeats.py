@@ -175,6 +175,17 @@ def test_a_window_of_none_delivers_all() -> None:
     assert len(node.taken()) == 4
 
 
+def test_without_a_window_the_takers_of_a_part_are_known_all_the_same() -> None:
+    node, taker = Node(window=0), FakeConnection()
+    node.results = {"alice": Partial(frozenset((taker,)), 1)}
+    node.push_ids("alice", "1")
+    node.results = {"alice": 2}
+    assert node.push_ids("alice", "1") == [2]
+    assert node.takers == [frozenset((taker,))]
+    node.push_ids("alice", "1")
+    assert len(node.takers) == 1, "every connection has it"
+
+
 def test_a_batch_of_repeats_alone_delivers_nothing() -> None:
     node = Node()
     ids = [str(number) for number in range(50)]

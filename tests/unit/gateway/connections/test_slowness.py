@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.connections.closes import TOO_SLOW
-from gateway.connections.connection import TICK_SECONDS, StreamConnection
+from gateway.connections.connection import TICK_SECONDS, State, StreamConnection
 from gateway.connections.slowness import Slowness
 from gateway.transports.sse import SseConnection
 from tests.unit.gateway.fakes import FakeKeeper, FakeWire, identity
@@ -107,3 +107,22 @@ def test_time_that_stood_still_for_the_node_counts_as_one_look(rig: Rig) -> None
     rig.wire.taken += 1  # while the loop was busy for long
     rig.now += 10 * SILENCE
     assert rig.tick() == []
+
+
+def test_a_fault_of_one_connection_ends_that_connection_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = FakeWire()
+    faulty.waiting = True
+    connection = SseConnection(identity(), rig.keeper)
+    connection.attach(faulty)
+    connection.open(b"head")
+    rig.slowness.watch(connection, rig.now)
+
+    def fail() -> int:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(faulty, "progress", fail)
+    assert rig.tick(SILENCE) == [rig.connection]
+    assert connection.state not in (State.OPEN, State.PARTING)
+    assert len(rig.slowness) == 0

@@ -312,6 +312,7 @@ def test_what_a_session_has_not_answered_is_unsent_at_its_end(node: Node) -> Non
     start.session.close(GOING_AWAY)
     start.session.close(GOING_AWAY)
     assert node.keeper.unsent_messages == [(2, GOING_AWAY.reason)]
+    assert start.session._buffer == [], "a session that has ended holds no message"
 
 
 def test_a_token_of_another_device_does_not_speak_for_a_session(node: Node) -> None:

@@ -139,8 +139,10 @@ def test_controls_and_notices_are_no_messages() -> None:
     assert backlog.messages() == 3
     assert backlog.drop_oldest(0, NOTICE) == 1
     assert backlog.messages() == 2
-    assert drain(backlog) == [b"aaa", NOTICE, b"cccc"]
-    assert backlog.messages() == 0
+    assert backlog.control_bytes == 2 * len(b"pong") + len(NOTICE)
+    # The client waits for what controls say: only messages are dropped.
+    assert drain(backlog) == [b"aaa", NOTICE, b"pong", b"pong", b"cccc"]
+    assert (backlog.messages(), backlog.control_bytes, backlog.size) == (0, 0, 0)
 
 
 def test_what_was_sent_is_counted_in_bytes() -> None:

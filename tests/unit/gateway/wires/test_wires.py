@@ -229,6 +229,19 @@ async def test_a_full_backlog_takes_controls_to_a_bound_and_a_flood_of_them_ends
         await asyncio.wait_for(holder.gone.wait(), 5)
 
 
+async def test_a_control_behind_a_write_longer_than_the_limit_ends_nobody(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    async with held(choice) as (wire, holder, peer):
+        long = LIMIT + 20 * CONTROL_BYTES
+        writes = [b"x" * long] if choice == "epoll" else [b"x" * long, b"x" * long]
+        for write in writes:
+            assert wire.write(write)
+        wire.write_control(b"bye")
+        assert await read_to_end(peer, count=long * len(writes) + 3) == b"".join(writes) + b"bye"
+        assert holder.losses == 0
+
+
 async def test_a_goodbye_goes_out_behind_all_that_was_taken(
     choice: Literal["epoll", "transport"],
 ) -> None:
