@@ -258,5 +258,5 @@ async def _unread_socket(port: int, user: User) -> AsyncIterator[socket.socket]:
         await loop.sock_connect(unread, (LOOPBACK, port))
         credential = token(user.name)
         await loop.sock_sendall(unread, WebSocketClient.request("/ws", credential))
-        await loop.sock_recv(unread, 12)
+        assert await loop.sock_recv(unread, 12) == b"HTTP/1.1 101", "the client is held, and unread"
         yield unread
