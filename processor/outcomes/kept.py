@@ -9,7 +9,7 @@ from typing import Final
 
 from processor.outcomes.writer import Row
 
-#: Writes join the first write until it has so many rows.
+#: Writes join the first write until the first write has so many rows.
 MOST_JOINED: Final = 4_096
 
 
@@ -43,10 +43,11 @@ class KeptRows:
         return write
 
     async def first(self) -> Write:
-        """Return the first write, once there is one; it is in flight from now on.
+        """Return the first write, once there is a write; the write is in flight from now on.
 
-        The writes behind it that nobody waits for join it, up to MOST_JOINED rows: in trouble many
-        small writes come, and one acknowledgement for each could be slower than they come.
+        Where no caller waits for the first write, the next writes without a waiting caller join the
+        first write, up to MOST_JOINED rows. While the topic is in trouble many small writes come,
+        and acknowledgements of single writes could be slower than the writes come.
         """
         while not self._writes:
             self._changed.clear()

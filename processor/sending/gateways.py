@@ -231,7 +231,8 @@ class Gateways:
                 self._finish(gateway, gateway.queue.expire(now, self._callbacks.is_due))
             self._end_if_gone(gateway)
             if gateway.worker is None and self._presence.lost(gateway.node):
-                gateway.unproven = True  # does it answer? Then it counts on, with no message too
+                # A lost node counts for as long as the node answers: ask, without a message.
+                gateway.unproven = True
                 gateway.worker = self._spawn(self._work(gateway))
             gateway.wake.set()
         self._count_waiting()
@@ -341,8 +342,8 @@ class Gateways:
         begins = gateway.failure is None
         gateway.silent_for(failure, now)
         log.warning("a gateway does not answer", node=gateway.node.name, reason=failure.reason)
-        # A newer message has replaced a message of the batch: it is not sent again, and what the
-        # node has done with it is not known.
+        # A message that a newer message has replaced is not sent again. Whether the node has
+        # delivered the replaced message is not known.
         replaced = gateway.queue.leave([message for message in batch if message.replaced], failure)
         batch = [message for message in batch if not message.replaced]
         gateway.queue.put_back(batch)
