@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from gateway.wires import CONTROL_BYTES
+
 
 class Control(bytes):
     """The transport's own bytes among the writes of a backlog: no message."""
@@ -37,6 +39,16 @@ class Backlog:
         self.size += len(data)
         if isinstance(data, Control):
             self.control_bytes += len(data)
+
+    def has_room_for_control(self, length: int, *, limit: int) -> bool:
+        """Whether a control of `length` bytes fits, where messages wait up to `limit` bytes.
+
+        CONTROL_BYTES are for controls alone, also behind a first write longer than the limit.
+        """
+        return (
+            self.size + length <= limit + CONTROL_BYTES
+            or self.control_bytes + length <= CONTROL_BYTES
+        )
 
     def first(self) -> bytes | memoryview:
         """Return the unsent bytes of the first write; the backlog must not be empty."""

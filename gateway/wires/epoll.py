@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from gateway.wires import CONTROL_BYTES, Holder
+from gateway.wires import Holder
 from gateway.wires.backlog import Backlog, Control
 from gateway.wires.kernel import (
     acknowledged_bytes,
@@ -137,7 +137,7 @@ class EpollWire:
         unsent = self._unsent
         if unsent is None:
             self._write_now(Control(data))
-        elif unsent.control_bytes + len(data) > CONTROL_BYTES:
+        elif not unsent.has_room_for_control(len(data), limit=self._limit):
             self.abort()
         elif not self._closing:
             unsent.append(Control(data))

@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from gateway.errors import has_vanished
-from gateway.wires import CONTROL_BYTES, Borrower, Holder
+from gateway.wires import Borrower, Holder
 from gateway.wires.backlog import Backlog, Control
 from gateway.wires.kernel import acknowledged_bytes, set_user_timeout, unacknowledged_bytes
 
@@ -47,8 +47,9 @@ class TransportWire(asyncio.Protocol):
 
     def write_control(self, data: bytes) -> None:
         """Hand control bytes to the transport or the backlog, though the backlog be full."""
-        waiting = 0 if self._unsent is None else self._unsent.control_bytes
-        fits = waiting + len(data) <= CONTROL_BYTES and self._write(Control(data))
+        unsent = self._unsent
+        has_room = unsent is None or unsent.has_room_for_control(len(data), limit=self._limit)
+        fits = has_room and self._write(Control(data))
         if not fits and not self._closing:
             self.abort()
 
