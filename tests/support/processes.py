@@ -32,8 +32,11 @@ class ProcessFailed(Exception):
     """A process did not do what it was started for; the message ends with its log."""
 
 
-#: Below the ports of outgoing connections (ip_local_port_range).
-_PORTS: Final = range(20_000, 32_000)
+#: This worker of pytest-xdist and how many there are; one where pytest runs without workers.
+_WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+#: This worker's share of the ports below those of outgoing connections (ip_local_port_range).
+_PORTS: Final = range(20_000 + _WORKER, 32_000, _WORKERS)
 #: Ports that `free_port` has given: a port that nobody listens on yet is not free for another.
 _GIVEN: Final[set[int]] = set()
 
@@ -41,7 +44,7 @@ _GIVEN: Final[set[int]] = set()
 def free_port() -> int:
     """Give a port that is free now and that the kernel gives to no outgoing connection.
 
-    Each port once; 12,000 in all.
+    Each port once; 12,000 for all workers.
     """
     while True:
         port = random.choice(_PORTS)
