@@ -4,7 +4,6 @@ import asyncio
 import os
 import ssl
 import struct
-import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -34,8 +33,8 @@ pytestmark = pytest.mark.anyio
 
 ATTACKERS: Final = 25
 MORE_BYTES: Final = 20 * 1024 * 1024
-PROMPT_SECONDS: Final = 1.0
-"""How late a message may be, on a machine that the attackers share."""
+PROMPT_CPU_SECONDS: Final = 1.0
+"""How long the gateway may be busy with others before it delivers a message."""
 _PUSH_SECONDS: Final = 0.02
 MOST_BYTES: Final = 65_536
 KEY: Final = os.urandom(4)
@@ -95,10 +94,10 @@ async def bystander(
     async def pushing(client: WebSocketClient) -> int:
         number = 0
         while not over.is_set() or not number:
-            began = time.monotonic()
+            began = gateway.cpu_seconds
             await pusher.push_one(user, b"%d" % number)
             assert (await client.message()).payload == b"%d" % number
-            assert time.monotonic() - began < PROMPT_SECONDS
+            assert gateway.cpu_seconds - began < PROMPT_CPU_SECONDS
             number += 1
             await asyncio.sleep(_PUSH_SECONDS)  # the pace of messages, not a wait
         return number

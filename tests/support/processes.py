@@ -165,6 +165,12 @@ class PushgateProcess:
         """The most resident memory it has had since `forget_peak`."""
         return self._memory("VmHWM")
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time it has used, in steps of 10 ms."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def forget_peak(self) -> None:
         """Let `peak_bytes` start from what is resident now."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
