@@ -89,8 +89,9 @@ def health_routes(node: GatewayNode) -> list[BaseRoute]:
         return JSONResponse({"status": "alive"})
 
     async def readyz(request: Request) -> Response:  # noqa: ARG001
-        status = node.status
-        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+        status, warning = node.status, node.registrar.warning
+        warnings = {"warnings": [warning]} if warning else {}
+        return JSONResponse({"status": status, **warnings}, 200 if status == "ready" else 503)
 
     return [
         Route("/healthz", healthz, methods=["GET"]),

@@ -20,6 +20,7 @@ import structlog
 
 from gateway import metrics
 from gateway.connections.hub import Hub
+from gateway.connections.outage import Outage
 from registry.directory import Lease, Node, Registry, RegistryUnavailable, Timings
 
 _USERS_A_WRITE: Final = 1_000
@@ -53,8 +54,13 @@ class Registrar:
         self._writing: dict[str, None] = {}  # users of the write in flight
         self._waiters: dict[str, dict[asyncio.Future[bool], None]] = {}
         self._any_to_write = asyncio.Event()
-        self._failing = False  # whether the last call of the registry failed
+        self._outage = Outage()
         self._owns_name = True  # False while another process has a lease under this node's name
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the registry, for `/readyz`; empty where all is well."""
+        return self._outage.warning
 
     def changed(self, user: str) -> None:
         """Note that a user came or went: to be written when the write in flight is done."""
@@ -119,18 +125,20 @@ class Registrar:
     async def _keep_lease(self) -> None:
         while True:
             await asyncio.sleep(
-                _RETRY_SECONDS[-1] if self._failing else self._timings.heartbeat_seconds
+                _RETRY_SECONDS[-1] if self._outage.lasts else self._timings.heartbeat_seconds
             )
             try:
-                lease = await self._registry.heartbeat(self._node)
+                await self._heartbeat()
+                await self._see_whether_back()
             except RegistryUnavailable as error:
                 self._failed(error)
-                continue
-            self._note_owner(self._node.name, own=lease is not Lease.TAKEN)
-            if lease is Lease.LAPSED:
-                log.warning("the lease lapsed or Redis lost keys; asserting every user again")
-                self._assert_all()
-            self._recovered()
+
+    async def _heartbeat(self) -> None:
+        lease = await self._registry.heartbeat(self._node)
+        self._note_owner(self._node.name, own=lease is not Lease.TAKEN)
+        if lease is Lease.LAPSED:
+            log.warning("the lease lapsed or Redis lost keys; asserting every user again")
+            self._assert_all()
 
     async def _keep_entries(self) -> None:
         attempt = 0
@@ -138,13 +146,13 @@ class Registrar:
             await self._any_to_write.wait()
             try:
                 await self._write_batch()
+                await self._see_whether_back()
             except RegistryUnavailable as error:
                 self._failed(error)
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                 attempt += 1
             else:
                 attempt = 0
-                self._recovered()
 
     async def _write_batch(self) -> None:
         reserved = min(len(self._unsure), _REASSERTED_A_WRITE)
@@ -214,17 +222,22 @@ class Registrar:
 
     def _failed(self, error: RegistryUnavailable) -> None:
         metrics.REGISTRY_ERRORS.inc()
-        if not self._failing:
-            self._failing = True
-            log.error("can't reach the registry; clients stay, trying on", error=str(error))
+        self._outage.failed(error)
 
-    def _recovered(self) -> None:
-        if self._failing:
+    async def _see_whether_back(self) -> None:
+        """End an outage where every master accepts a write; assert every user again then.
+
+        Raises:
+            RegistryUnavailable: the outage lasts.
+        """
+        if not self._outage.lasts:
+            return
+        await self._registry.probe()
+        if self._outage.lasts:  # the other task may have noted the end during the probe
             # Redis may have run a command that timed out here late: after a newer command, whose
             # effect is then undone.
-            self._failing = False
+            self._outage.ended()
             self._assert_all()
-            log.info("registry is back; every entry is asserted again")
 
 
 def _take(users: dict[str, None], most: int) -> dict[str, None]:

@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from pushgate.embedded import LOOPBACK
 from registry.directory import Node, RegistryRefuses, RegistryUnavailable
 from registry.redis_store import RedisRegistry
+from registry.refusals import CURES
+from tests.integration.gateways import USERS, Gateway
+from tests.support.clients import eventually
 from tests.support.processes import wait_until
 from tests.support.timings import AnyTimings
 from tests.support.valkey import RedisServer
+from tests.support.valkey_groups import RedisCluster
 
 pytestmark = pytest.mark.anyio
 
 NODE = Node("gw-a", "e1", "10.0.0.1:8081")
+REFUSED = "the registry refuses writes; clients stay, trying on"
+BACK = "registry is back; every entry is asserted again"
 
 
 def fail_a_save(client: Any) -> None:
@@ -78,3 +85,53 @@ async def test_while_writes_are_refused_nobody_is_offline(
         await registry.probe()
         await registry.heartbeat(NODE)
         assert await registry.lookup(["alice", "newcomer"]) == [(NODE,), ()]
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_a_gateway_names_the_refusal_until_a_write_is_accepted(
+    own_valkey: RedisServer, code: str
+) -> None:
+    refuse, mend = REFUSALS[code]
+    gateway = Gateway(own_valkey.url)
+    async with gateway.running():
+        # No user is connected, to be asserted again meanwhile: that would be a real write.
+        with own_valkey.client() as client, capture_logs() as logs:
+            refuse(client)
+            gateway.connect("u2")
+            assert not await gateway.registrar.written("u2", timeout_seconds=1.0)
+            gateway.disconnect("u2")
+            # Nothing is to be changed, so Redis accepts the write.
+            assert await gateway.registrar.written("u2", timeout_seconds=5.0)
+            for _ in range(10):
+                assert f"({code}): {CURES[code]}" in gateway.registrar.warning
+                await asyncio.sleep(0.1)
+            assert [entry["event"] for entry in logs] == [REFUSED]
+            assert f"{code}: {CURES[code]}" in logs[0]["error"]
+            mend(client)
+            gateway.connect("u3")
+            await eventually(lambda: not gateway.registrar.warning, "no warning any more")
+        await gateway.in_step()
+    assert [entry["event"] for entry in logs if entry["log_level"] != "warning"] == [REFUSED, BACK]
+
+
+async def test_a_cluster_is_back_when_every_master_accepts_writes() -> None:
+    with RedisCluster() as cluster:
+        refusing = (cluster.owner_of(b"{pg-nodes}") + 1) % 3
+        gateway = Gateway(cluster.url)
+        async with gateway.running():
+            gateway.connect(*USERS[:100])
+            await gateway.in_step()
+            with cluster.masters[refusing].client() as client, capture_logs() as logs:
+                client.config_set("maxmemory", "1")
+                gateway.connect(*USERS[100:200])
+                await eventually(lambda: gateway.registrar.warning, "it is noticed")
+                gateway.disconnect(*USERS[100:200])
+                # Leases are written all the time, and so are the users of the other masters.
+                for _ in range(20):
+                    assert "(OOM)" in gateway.registrar.warning
+                    await asyncio.sleep(0.1)
+                assert [entry["event"] for entry in logs] == [REFUSED]
+                client.config_set("maxmemory", "0")
+                await eventually(lambda: not gateway.registrar.warning, "no warning any more")
+            await gateway.in_step()
+        assert [entry["event"] for entry in logs] == [REFUSED, BACK]

@@ -16,7 +16,7 @@ from gateway.connections.connection import (
 )
 from gateway.connections.delivery import Delivery
 from gateway.connections.identity import Identity
-from registry.directory import Lease, Node, RegistryUnavailable
+from registry.directory import Lease, Node, RegistryRefuses, RegistryUnavailable
 
 BOUNDS = Bounds(
     heartbeat_seconds=25.0,
@@ -263,6 +263,7 @@ class FakeRegistry:
         self.leased_by: Node | None = None
         self.taken_by: Node | None = None
         self.available = True
+        self.refusal: RegistryRefuses | None = None  # what every call is answered
         self.writes: list[tuple[list[str], list[str]]] = []
         self.claims = 0
         self.heartbeats = 0
@@ -272,6 +273,8 @@ class FakeRegistry:
         self.permits: asyncio.Semaphore | None = None  # a write takes one, where there are any
 
     def _check(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         if not self.available:
             raise RegistryUnavailable("as the test wants it")
 
@@ -309,7 +312,8 @@ class FakeRegistry:
     async def nodes(self) -> list[Node]:
         return []
 
-    async def probe(self) -> None: ...
+    async def probe(self) -> None:
+        self._check()
 
     def present(self, node: Node) -> bool:
         return True

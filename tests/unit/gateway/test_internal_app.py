@@ -12,6 +12,9 @@ from starlette.types import Message, Scope
 from gateway.connections.repeats import Repeats
 from gateway.internal import USERS_A_TURN, internal_app
 from gateway.push import Pusher
+from registry.directory import RegistryRefuses
+from registry.refusals import CURES
+from tests.support.clients import eventually
 from tests.unit.gateway.connections.test_node import Rig
 from tests.unit.gateway.fakes import NODE, FakeConnection, identity
 
@@ -138,3 +141,19 @@ async def test_many_users_are_told_in_small_pieces_with_turns_for_others_between
     assert max(map(len, request.pieces)) < 32 * USERS_A_TURN
     pieces = request.turns[1 : 1 + MANY // USERS_A_TURN]
     assert pieces == sorted(set(pieces)), "two pieces in one turn of the loop"
+
+
+async def test_readyz_names_what_is_wrong_with_the_registry() -> None:
+    rig = Rig()
+    ready = Request(rig, "/readyz")
+    assert msgspec.json.decode(await ready.answer()) == {"status": "ready"}
+    rig.registry.refusal = RegistryRefuses("OOM", "command not allowed", where="redis:6379")
+    registrar = asyncio.create_task(rig.node.registrar.run())
+    await eventually(lambda: rig.node.registrar.warning, "it is noticed")
+    registrar.cancel()
+    warned = Request(rig, "/readyz")
+    assert msgspec.json.decode(await warned.answer()) == {
+        "status": "ready",
+        "warnings": [f"the registry refuses writes (OOM): {CURES['OOM']}"],
+    }
+    assert warned.status == 200, "a node that is ready stays ready"

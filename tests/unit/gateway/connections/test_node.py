@@ -77,11 +77,12 @@ class Rig:
         self.tokens: dict[str, Identity] = {}
         self.hub = Hub()
         self.memory = FakeMemory()
+        self.registry = FakeRegistry()
         limits = Limits(connections, per_address, per_user, 0)
         self.node = GatewayNode(
             NODE,
             self.hub,
-            Registrar(FakeRegistry(), NODE, self.hub, timings=TIMINGS),
+            Registrar(self.registry, NODE, self.hub, timings=TIMINGS),
             Admission(limits, MemoryMark(MARK, self.memory)),
             bounds=QUIET,
             lifetime=Lifetime(max_age, jitter, delay),
