@@ -17,8 +17,8 @@ from collections.abc import Callable
 #: A generation marker, "<server> <made>": the run id of the Redis server that holds the keys, and
 #: when the marker was made, in epoch microseconds by that server's clock. Each heartbeat of a
 #: gateway makes the marker anew where it is absent, of another server (after a failover, or a
-#: restore from a snapshot), or from the future (lua/generation.lua). So a reader needs only the
-#: time: after any loss that a gateway has noticed, the marker is young.
+#: restore from a snapshot; not after its slot moved), or from the future (generations.py). So a
+#: reader needs only the time: after any loss that a gateway has noticed, the marker is young.
 _MARKER = re.compile(rb"[^ ]{1,64} ([0-9]{1,16})")
 
 

@@ -167,11 +167,20 @@ class RedisLink:
         return _raise_first_error(replies)
 
     async def info(self, section: str) -> list[dict[str, Any]]:
-        """Return a section of INFO of every master, for use within `ask`."""
+        """Return a section of INFO, for use within `ask`.
+
+        On a Cluster, of every master that answers.
+        """
         if self._cluster is None:
             return [await self.client.info(section)]
-        masters = self._cluster.get_primaries()
-        return [await self._cluster.info(section, target_nodes=master) for master in masters]
+        infos = await asyncio.gather(
+            *(
+                self._cluster.info(section, target_nodes=master)
+                for master in self._cluster.get_primaries()
+            ),
+            return_exceptions=True,
+        )
+        return [info for info in infos if not isinstance(info, BaseException)]
 
     def one_a_master(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the first of `keys` that each master has; for use within `ask`."""

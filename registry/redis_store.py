@@ -39,6 +39,7 @@ from registry.directory import (
     Timings,
 )
 from registry.doubt import Doubt
+from registry.generations import Generations
 from registry.node_table import AsOf, NodeTable
 from registry.redis_link import RedisLink, Script, ScriptCall
 from registry.refusals import NO_PERMISSION
@@ -65,7 +66,6 @@ _PROBE_MS: Final = 10_000
 _NO_EVICTION: Final = "noeviction"
 
 _HEARTBEAT: Final = Script.named("heartbeat")
-_GENERATION: Final = Script.named("generation")
 _RETIRE: Final = Script.named("retire")
 _WRITE: Final = Script.named("write")
 
@@ -129,7 +129,8 @@ class RedisRegistry:
         self._doubt = Doubt(timings.registration_seconds)
         #: Of buckets that could not be read lately, by hash tag; only on a Cluster.
         self._bucket_doubts: dict[bytes, Doubt] = {}
-        self._generations: list[bytes] = []
+        bucket_markers = _BUCKETS_GENERATION_KEYS if self._link.is_cluster else ()
+        self._generations = Generations(self._link, (_GENERATION_KEY, *bucket_markers), clock=clock)
         #: The latest heartbeat of any node, and the reading of it, by Redis's clock, epoch seconds.
         self._latest_heartbeat = 0.0
         self._read_at = 0
@@ -141,18 +142,17 @@ class RedisRegistry:
         keys = _node_keys(node)
         is_claim = "1" if claim else "0"
         args = (node.name, node.epoch, node.address, self._lease_ms, is_claim, self._seen_ms)
-        bucket_markers = _BUCKETS_GENERATION_KEYS if self._link.is_cluster else ()
         calls = [
             _HEARTBEAT.call(keys, *args, split=lambda: [_HEARTBEAT.call(keys[:1], *args)]),
-            *(_generation_call(marker_key) for marker_key in (_GENERATION_KEY, *bucket_markers)),
+            *self._generations.calls(),
         ]
-        reply, *generations = await self._ask(lambda: self._link.evaluate(calls))
+        reply, *looks = await self._ask(lambda: self._link.evaluate(calls))
         lease = Lease[reply.decode().removesuffix(_ALONE)]
         if reply.endswith(_ALONE.encode()):
             await self._ask(lambda: self._write_beside_lease(node, lease))
         if claim:
             await self._warn_of_eviction()
-        keys_lost, self._generations = generations != self._generations, generations
+        keys_lost = await self._generations.have_changed(looks)
         return Lease.LAPSED if keys_lost and lease is Lease.HELD else lease
 
     async def _write_beside_lease(self, node: Node, lease: Lease) -> None:
@@ -483,13 +483,6 @@ def _retire_call(keys: Sequence[bytes], name: str, epoch: str, gone_ms: int) -> 
     *_, gone_key = keys
     args = (name, epoch, gone_ms)
     return _RETIRE.call(keys, *args, split=lambda: [_RETIRE.call([gone_key], *args)])
-
-
-def _generation_call(marker_key: bytes) -> ScriptCall:
-    evicted_key = marker_key.replace(b"generation", b"evicted")
-    return _GENERATION.call(
-        [marker_key, evicted_key], split=lambda: [_GENERATION.call([marker_key])]
-    )
 
 
 def _by_bucket(keys: Sequence[bytes]) -> dict[bytes, list[int]]:

@@ -130,9 +130,12 @@ class RedisCluster:
         *,
         masters: int = 3,
         replicas: bool = False,
+        spare: bool = False,
         tls: Files | None = None,
     ) -> None:
+        """`spare`: one more master joins, without a slot."""
         self.masters = [_Member(kind, tls) for _ in range(masters)]
+        self.spares = [_Member(kind, tls)] if spare else []
         self.replicas = [_Member(kind, tls) for _ in self.masters] if replicas else []
         self._scheme = "redis" if tls is None else "rediss"
         self._share = -(-REDIS_CLUSTER_HASH_SLOTS // masters)
@@ -154,20 +157,23 @@ class RedisCluster:
         return key_slot(key) // self._share
 
     @contextmanager
-    def moving(self, tag: bytes, *, share: float) -> Iterator[Callable[[], None]]:
+    def moving(
+        self, tag: bytes, *, share: float, to_spare: bool = False
+    ) -> Iterator[Callable[[], None]]:
         """Have a tag's slot on its way to another master, with a share of its keys there already.
 
         Gives what completes the move: the other keys are moved, and every master is told.
         """
         slot, source = key_slot(tag), self.owner_of(tag)
-        target = (source + 1) % len(self.masters)
+        servers = [*self.masters, *self.spares]
+        target = len(self.masters) if to_spare else (source + 1) % len(self.masters)
         with ExitStack() as clients:
-            asked: list[Any] = [clients.enter_context(node.client()) for node in self.masters]
+            asked: list[Any] = [clients.enter_context(node.client()) for node in servers]
             ids = [node.cluster("MYID") for node in asked]
 
             def move(count: int) -> None:
                 keys = asked[source].cluster("GETKEYSINSLOT", slot, count)
-                to = (LOOPBACK, self.masters[target].port)
+                to = (LOOPBACK, servers[target].port)
                 if keys:
                     asked[source].execute_command("MIGRATE", *to, "", 0, 1000, "KEYS", *keys)
 
@@ -192,7 +198,7 @@ class RedisCluster:
 
     def __enter__(self) -> Self:
         with ExitStack() as starting:
-            for server in (*self.masters, *self.replicas):
+            for server in (*self.masters, *self.replicas, *self.spares):
                 starting.enter_context(server)
             self._join()
             self._running = starting.pop_all()
@@ -202,7 +208,7 @@ class RedisCluster:
         self._running.close()
 
     def _join(self) -> None:
-        servers = [*self.masters, *self.replicas]
+        servers = [*self.masters, *self.replicas, *self.spares]
         with ExitStack() as clients:
             asked: list[Any] = [clients.enter_context(server.client()) for server in servers]
             for number, node in enumerate(asked):
@@ -223,7 +229,9 @@ class RedisCluster:
                     ),
                     "every server of the Cluster knows every other",
                 )
-            for master, replica in zip(asked, asked[len(self.masters) :], strict=False):
+            for master, replica in zip(
+                asked, asked[len(self.masters) :][: len(self.replicas)], strict=False
+            ):
                 replica.execute_command("CLUSTER", "REPLICATE", master.cluster("MYID"))
         for replica_server in self.replicas:
             await_replica(replica_server)
