@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -108,7 +109,8 @@ class Outcomes:
     ) -> None:
         """`advanced` is told the partitions of which messages were settled.
 
-        Reports are written only while `membership` is certain.
+        Outcomes are counted and reported only while `membership` is certain: in doubt, another
+        member may be doing so.
         """
         self._membership = membership
         self._advanced = advanced
@@ -137,8 +139,7 @@ class Outcomes:
         held = [message for message in messages if not message.progress.lost]
         outcomes = [outcome_of(message) for message in held]
         if self.accessory is None:
-            _count(outcomes)
-            self._settle(held)
+            self._settle_when_certain(held, outcomes)
         elif held:
             now_ms = self._now_ms()
             pairs = zip(held, outcomes, strict=True)
@@ -154,8 +155,7 @@ class Outcomes:
             for rejection in held
         ]
         if self.accessory is None:
-            _count(outcomes)
-            self._settle(places)
+            self._settle_when_certain(places, outcomes)
         elif places:
             now_ms = self._now_ms()
             reports = [
@@ -170,7 +170,22 @@ class Outcomes:
         reports: Iterable[_KeyedReport],
     ) -> None:
         """Gather reports for the next write; count and `_settle` once the write is acknowledged."""
-        rows = [self._row(key, report) for key, report in reports]
+        self._gather(places, outcomes, [self._row(key, report) for key, report in reports])
+
+    def _settle_when_certain(self, places: Sequence[_Placed], outcomes: Sequence[Outcome]) -> None:
+        """Count and `_settle` at once, without reports; in doubt once the membership is certain."""
+        if self._membership.certain:
+            _count(outcomes)
+            self._settle(places)
+        elif places:
+            self._gather(places, outcomes, repeat(None))
+
+    def _gather(
+        self,
+        places: Iterable[_Placed],
+        outcomes: Iterable[Outcome],
+        rows: Iterable[Row | None],
+    ) -> None:
         self._gathered += map(_Gathered, places, outcomes, rows)
         if self._publishing is None or self._publishing.done():
             self._publishing = self._spawn(self._publish_gathered())
@@ -189,14 +204,14 @@ class Outcomes:
         self._advanced(partitions)
 
     async def _publish_gathered(self) -> None:
-        assert self.accessory is not None  # noqa: S101 - without a topic nothing is gathered
         await asyncio.sleep(_GATHER_SECONDS)
         while self._gathered:
             await self._membership.certainty()
             gathered, self._gathered = self._gathered, []
             # The outcome of a message whose partition is lost is for the next owner to tell.
             held = [each for each in gathered if not each.place.progress.lost]
-            await self.accessory.write([each.row for each in held if each.row is not None])
+            if self.accessory is not None:
+                await self.accessory.write([each.row for each in held if each.row is not None])
             _count(each.outcome for each in held)
             self._settle([each.place for each in held])
 

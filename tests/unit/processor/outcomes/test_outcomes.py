@@ -36,8 +36,10 @@ class Written:
 
 
 @asynccontextmanager
-async def telling(membership: Membership) -> AsyncIterator[tuple[Outcomes, Written]]:
-    settings = ProcessorSettings(outcomes_topic="t.outcomes", internal_secret=SecretStr("s" * 32))
+async def telling(
+    membership: Membership, *, topic: str | None = "t.outcomes"
+) -> AsyncIterator[tuple[Outcomes, Written]]:
+    settings = ProcessorSettings(outcomes_topic=topic, internal_secret=SecretStr("s" * 32))
     async with asyncio.TaskGroup() as tasks:
         outcomes = Outcomes(
             settings,
@@ -46,7 +48,8 @@ async def telling(membership: Membership) -> AsyncIterator[tuple[Outcomes, Writt
             spawn=tasks.create_task,
         )
         written = Written()
-        outcomes.accessory = cast("Any", written)
+        if topic is not None:
+            outcomes.accessory = cast("Any", written)
         yield outcomes, written
         await outcomes.stop()
 
@@ -81,3 +84,24 @@ async def test_in_doubt_nothing_is_told_and_then_only_what_is_still_this_members
         await eventually(lambda: len(kept) == 0, "settled")
     assert written.offsets == [1, 2]
     assert offline() - before == 2, "what is another's to tell is another's to count"
+
+
+async def test_without_a_topic_an_outcome_is_counted_by_its_owner_alone() -> None:
+    now = [0.0]
+    membership = Membership(clock=lambda: now[0])
+    kept = Progress(TopicPartition("push", 0), lane=0)
+    lost = Progress(TopicPartition("push", 1), lane=0)
+    before = offline()
+    async with telling(membership, topic=None) as (outcomes, _):
+        membership.confirm(0.0)
+        outcomes.settled([message(kept, 1)])
+        assert (len(kept), offline() - before) == (0, 1), "at once"
+        now[0] = 60.0  # frozen for a minute: both partitions may be another member's by now
+        outcomes.settled([message(kept, 2), message(lost, 3)])
+        await asyncio.sleep(0.05)
+        assert (len(kept), offline() - before) == (1, 1), "neither counted nor settled"
+        lost.lost = True
+        membership.confirm(60.0)
+        await eventually(lambda: len(kept) == 0, "settled")
+    assert offline() - before == 2
+    assert len(lost) == 1
