@@ -15,12 +15,19 @@ from typing import Final
 import structlog
 
 from processor import metrics
-from processor.reading.kafka import AIOKafkaConsumer, KafkaError, TopicPartition
+from processor.reading.kafka import (
+    MAX_NOTE_BYTES,
+    AIOKafkaConsumer,
+    KafkaError,
+    TopicPartition,
+)
 from processor.reading.progress import Progress
 
 #: How long a commit may take. aiokafka's own time-out is 40 s, and after it aiokafka tries on for
 #: ever with the same offsets.
 _ATTEMPT_SECONDS: Final = 5.0
+#: The same for the last commit of a member that stops.
+_LAST_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 log = structlog.get_logger("processor.commits")
@@ -41,10 +48,15 @@ class Commits:
     def use(self, client: AIOKafkaConsumer, *, note: str = "") -> None:
         """Commit through `client` from now on: joining the group anew takes a new client.
 
-        `note` is the metadata of every commit.
+        `note` is the metadata of every commit. Words in it are separated by a space.
         """
         self._client = client
         self._note = note
+
+    @property
+    def room_bytes(self) -> int:
+        """The longest word that `leave` can add to the note, in bytes."""
+        return MAX_NOTE_BYTES - len(self._note.encode()) - 1
 
     def advanced(self, progresses: Iterable[Progress]) -> None:
         """Note that more of some partitions is committable; commit the new offsets soon."""
@@ -79,6 +91,28 @@ class Commits:
                 await asyncio.wait((self._committing,))
             if not self._finished:
                 return
+
+    async def leave(self, claims: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        """Commit offsets for the last time, each with a word for the partition's next owner.
+
+        Not tried again: without the word, the next owner repeats what was settled beyond.
+        """
+        if self._client is None:
+            return
+        assigned = self._client.assignment()
+        offsets = {
+            partition: (offset, f"{self._note} {word}".strip())
+            for partition, (offset, word) in claims.items()
+            if partition in assigned
+        }
+        try:
+            async with asyncio.timeout(_LAST_SECONDS):
+                if offsets:
+                    await self._client.commit(offsets)
+        except (KafkaError, TimeoutError) as error:
+            metrics.COMMIT_ERRORS.inc()
+            reason = str(error) or type(error).__name__
+            log.warning("last commit failed; messages may be repeated", error=reason)
 
     def forget(self) -> None:
         """Drop finished offsets: their partitions are lost, and may be back with other offsets."""

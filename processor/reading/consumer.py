@@ -18,7 +18,7 @@ import structlog
 
 from processor import metrics
 from processor.reading.commits import Commits
-from processor.reading.handover import Handover, Settled
+from processor.reading.handover import Handover, Settled, claim_in, merged, word_of
 from processor.reading.kafka import (
     AIOKafkaConsumer,
     ConsumerRebalanceListener,
@@ -29,6 +29,7 @@ from processor.reading.kafka import (
     group_consumer,
     is_dead,
     is_member,
+    noted_commits,
     size_of,
     until_reached,
     watch_heartbeats,
@@ -46,6 +47,9 @@ _RETRY_SECONDS: Final = 1.0
 _MOST_ERRORS: Final = 30
 #: How long a rebalance waits for the messages in hand; the broker's own bound is far above.
 _REVOKE_SECONDS: Final = 10.0
+#: The same where this process stops. A supervisor may kill it ten seconds after SIGTERM, and claims
+#: are to be left, and the group, before that.
+_STOPPING_SECONDS: Final = 8.0
 #: The same where the group has given this member up: no commit can succeed, and only writes of
 #: outcomes that are under way are waited for.
 _EXPELLED_SECONDS: Final = 0.5
@@ -130,7 +134,7 @@ class Consumer:
             try:
                 while not (self._stopping or self._rejoin or self._errors >= _MOST_ERRORS):
                     await self._read(client, reader)
-                await self._revoke()
+                await self._leave()
             finally:
                 self._rejects.abandon()
                 await _leave_group(client)
@@ -201,6 +205,20 @@ class Consumer:
             advanced=self._commits.advanced,
         )
 
+    async def _leave(self) -> None:
+        """Finish the messages in hand, and leave claims to the partitions' next owners."""
+        begun = [each for each in self._partitions.values() if each.committable is not None]
+        await self._revoke()
+        if self._stopping:  # else the claims go with the next subscription
+            claims = {each.partition: self._handover.claims[each.partition] for each in begun}
+            room = self._commits.room_bytes
+            await self._commits.leave(
+                {
+                    partition: (settled.before, word_of(settled, most_bytes=room))
+                    for partition, settled in claims.items()
+                }
+            )
+
     async def _revoke(self) -> None:
         """Finish the messages in hand, for _REVOKE_SECONDS at most.
 
@@ -208,10 +226,12 @@ class Consumer:
         """
         revoked = list(self._partitions.values())
         self._partitions.clear()  # no more records of these partitions are taken in
-        expelled = self._kafka is not None and not is_member(self._kafka)
+        seconds = _STOPPING_SECONDS if self._stopping else _REVOKE_SECONDS
+        if self._kafka is not None and not is_member(self._kafka):
+            seconds = _EXPELLED_SECONDS
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_EXPELLED_SECONDS if expelled else _REVOKE_SECONDS):
+                async with asyncio.timeout(seconds):
                     await self._commits.settled(revoked)
                     await self._commits.flush()
         finally:
@@ -230,6 +250,7 @@ class Consumer:
         client = self._kafka
         assert client is not None  # noqa: S101 - assignments come after `_join`
         self._membership.confirm(self._membership.now())
+        unclaimed = [each for each in partitions if each not in self._handover.claims]
         try:
             async with asyncio.timeout(_BEGIN_SECONDS):
                 await self._starts.begin(client, partitions)
@@ -239,31 +260,34 @@ class Consumer:
             log.error("can't find where partitions start; joining anew", error=reason)
             self._rejoin = True
         else:
-            self._hold_doubtful(client, partitions)
+            self._hold_doubtful(client, unclaimed)
             self._assign(partitions)
 
     async def _skip_settled(
-        self, client: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+        self, client: AIOKafkaConsumer, partitions: Collection[TopicPartition]
     ) -> None:
-        """Go on after the offsets up to which earlier owners settled everything; commit these."""
+        """Go on after the offsets up to which earlier owners settled everything; commit these.
+
+        Raises:
+            KafkaError: the offsets could not be read.
+        """
         self._settled_before = {}
-        claims = self._handover.claims
-        claimed = [partition for partition in partitions if partition in claims]
-        # At once: each is a request to the coordinator.
-        offsets = await asyncio.gather(*map(client.committed, claimed))
-        for partition, committed in zip(claimed, offsets, strict=True):
+        commits = await noted_commits(client, partitions)
+        left = {each: claim_in(note, offset) for each, (offset, note) in commits.items()}
+        claims = merged(
+            [self._handover.claims, {each: claim for each, claim in left.items() if claim}]
+        )
+        self._handover.claims = claims
+        for partition in claims.keys() & set(partitions):
             settled = claims[partition]
-            if committed is None or committed < settled.before:
+            if partition not in commits or commits[partition][0] < settled.before:
                 client.seek(partition, settled.before)
                 self._commits.finished({partition: settled.before})
             if settled.beyond:
                 self._settled_before[partition] = settled
 
-    def _hold_doubtful(
-        self, client: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
-    ) -> None:
+    def _hold_doubtful(self, client: AIOKafkaConsumer, held: Collection[TopicPartition]) -> None:
         """Pause partitions whose earlier owner may be about to join anew, with claims on them."""
-        held = [each for each in partitions if each not in self._handover.claims]
         if not held or not self._membership.others_in_doubt:
             return
         log.info("waiting for earlier owners of partitions", partitions=len(held))

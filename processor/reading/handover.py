@@ -8,14 +8,20 @@ assignments of the partitions' next owners. Kafka defines both fields for such u
 owned partitions there), and members of earlier versions ignore them. The assignment is still
 "roundrobin", so both versions share a group.
 
+A member that stops for good joins no group any more. It leaves its claims in the metadata of its
+last commit, as one word of the note (`word_of`); the next owner finds the word with the offset
+(`claim_in`).
+
 A claim is a fact of the past, and stays true however late the claim comes, unless offsets are used
 again: of a topic that is made anew, or of a group whose offsets are reset while no member is in it.
 """
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -33,6 +39,8 @@ from processor.reading.progress import Progress
 #: and assignments of all members in one record of 1 MB at most. Messages beyond the bound are sent
 #: and told again.
 _MOST_RANGES: Final = 1_000
+#: How the word of a claim begins in the note of a commit.
+_WORD: Final = "settled:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,41 @@ def decode(data: bytes) -> Claims:
         TopicPartition(topic, partition): Settled(before, _offsets(ranges))
         for topic, partition, before, ranges in rows
     }
+
+
+def word_of(settled: Settled, *, most_bytes: int) -> str:
+    """Return `settled.beyond` as a word of `most_bytes` at most; of many ranges, the first.
+
+    Base64 of MessagePack: for each range its distance from the end of the range before (of the
+    first range, from `settled.before`), and its length.
+    """
+    numbers: list[int] = []
+    end = settled.before
+    for first, length in islice(_ranges(settled.beyond), _MOST_RANGES):
+        numbers += (first - end, length)
+        end = first + length
+    while numbers:
+        word = _WORD + b64encode(msgspec.msgpack.encode(numbers)).decode()
+        if len(word) <= most_bytes:
+            return word
+        del numbers[len(numbers) // 4 * 2 :]
+    return ""
+
+
+def claim_in(note: str, before: int) -> Settled | None:
+    """Return the claim in the note of a commit of the offset `before`; None where there is none."""
+    word = next((word for word in note.split(" ") if word.startswith(_WORD)), "")
+    try:
+        data = b64decode(word.removeprefix(_WORD), validate=True)
+        numbers = msgspec.msgpack.decode(data, type=list[int]) if word else []
+    except (ValueError, msgspec.MsgspecError):
+        return None
+    ranges: list[int] = []
+    end = before
+    for distance, length in zip(numbers[::2], numbers[1::2], strict=False):
+        ranges += (end + distance, length)
+        end += distance + length
+    return Settled(before, _offsets(ranges)) if ranges else None
 
 
 def _of(partitions: Collection[TopicPartition], claims: Claims) -> dict[TopicPartition, Settled]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -38,6 +38,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from processor.settings import KafkaSettings
 
 __all__ = [
+    "MAX_NOTE_BYTES",
     "SESSION_TIMEOUT_MS",
     "AIOKafkaConsumer",
     "AIOKafkaProducer",
@@ -59,6 +60,7 @@ __all__ = [
     "group_consumer",
     "is_dead",
     "is_member",
+    "noted_commits",
     "partition_of",
     "partitions_of",
     "producer",
@@ -71,6 +73,8 @@ __all__ = [
 _REBALANCE_TIMEOUT_MS: Final = 30_000
 #: Time until the group misses a member that was killed; the least that brokers allow by default.
 SESSION_TIMEOUT_MS: Final = 6_000
+#: Metadata of one offset. Kafka takes 4,096 bytes by default (offset.metadata.max.bytes).
+MAX_NOTE_BYTES: Final = 4_000
 #: Pauses while a topic does not exist: brokers may create topics that a client asks for.
 _CREATION_SECONDS: Final = (0.1, 0.3, 0.6)
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
@@ -283,6 +287,25 @@ async def commits_of(
         return {}
     async with _administering(settings) as admin:
         commits = await admin.list_consumer_group_offsets(group, partitions=list(partitions))
+    return {
+        partition: (commit.offset, commit.metadata or "")
+        for partition, commit in commits.items()
+        if commit.offset >= 0
+    }
+
+
+async def noted_commits(
+    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]
+) -> dict[TopicPartition, tuple[int, str]]:
+    """Return what `commits_of` returns, as a member of the group, in one request.
+
+    AIOKafkaConsumer.committed leaves the metadata out (tests/unit/test_privates.py).
+
+    Raises:
+        KafkaError: the request failed.
+    """
+    coordinator: Any = consumer._coordinator
+    commits = await coordinator.fetch_committed_offsets(list(partitions))
     return {
         partition: (commit.offset, commit.metadata or "")
         for partition, commit in commits.items()

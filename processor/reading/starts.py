@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from processor.reading.kafka import (
+    MAX_NOTE_BYTES,
     AIOKafkaConsumer,
     TopicPartition,
     commit_ends,
@@ -27,8 +28,8 @@ from processor.reading.kafka import (
 from processor.settings import ProcessorSettings
 
 _NOTE_PREFIX: Final = "missing:"
-#: Kafka takes 4,096 bytes of metadata with an offset by default.
-_MAX_NOTE_BYTES: Final = 4_000
+#: Less than a commit's note may have.
+_MAX_NAMES_BYTES: Final = MAX_NOTE_BYTES // 2
 
 log = structlog.get_logger("processor.starts")
 
@@ -94,10 +95,12 @@ def _note(topics: Iterable[str]) -> str:
     names = ""
     for topic in topics:
         longer = f"{names},{topic}" if names else topic
-        if len(longer.encode()) <= _MAX_NOTE_BYTES:
+        if len(longer.encode()) <= _MAX_NAMES_BYTES:
             names = longer
     return _NOTE_PREFIX + names if names else ""
 
 
 def _topics_in(note: str) -> list[str]:
-    return note.removeprefix(_NOTE_PREFIX).split(",") if note.startswith(_NOTE_PREFIX) else []
+    """Return the topics that a commit's note names; a claim (handover.py) may stand beside them."""
+    words = [word for word in note.split(" ") if word.startswith(_NOTE_PREFIX)]
+    return words[0].removeprefix(_NOTE_PREFIX).split(",") if words else []

@@ -18,7 +18,7 @@ from tests.support.clients import connect, eventually
 from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess
 from tests.support.proxy import KafkaProxy
-from tests.system.conftest import StartProcessor
+from tests.system.conftest import StartGateway, StartProcessor
 from tests.system.steps import create
 
 pytestmark = pytest.mark.anyio
@@ -181,3 +181,37 @@ async def test_members_who_could_not_commit_before_they_were_given_up_tell_nothi
         assert len(reports.repeated) == 0, f"of {len(reports.told)}"
         for processor in processors:
             await asyncio.to_thread(processor.terminate)
+
+
+@pytest.mark.parametrize("topic", [1], indirect=True)
+async def test_a_processor_that_stops_while_a_message_waits_has_no_outcome_told_twice(
+    real_kafka: KafkaServer,
+    start_gateway: StartGateway,
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    outcomes = f"{topic}.outcomes"
+    await create(real_kafka, outcomes)
+    gateway = start_gateway()
+    leaving = await asyncio.to_thread(start_processor, outcomes_topic=outcomes)
+    async with (
+        connect("ws-v1", gateway.port, user),
+        collecting(real_kafka, outcomes) as reports,
+    ):
+        gateway.freeze()
+        first = await backend.send_and_wait(topic, b"waits", key=user.encode())
+        for number in range(200):  # offline, and told so
+            last = await backend.send_and_wait(topic, b"x", key=f"{user}-{number}".encode())
+        assert (first.offset, last.offset) == (0, 200)
+        await eventually(lambda: len(reports.told) == 200, "all others are told")
+        await asyncio.to_thread(leaving.terminate)
+        assert (0, 0) not in reports.told
+        await asyncio.to_thread(start_processor, outcomes_topic=outcomes)
+        gateway.thaw()
+        await backend.send_and_wait(topic, b"x", key=f"{user}-200".encode())
+        await eventually(
+            lambda: {(0, 0), (0, 201)} <= reports.told.keys(), "the others", timeout_seconds=30.0
+        )
+    assert (len(reports.told), reports.repeated) == (202, [])

@@ -125,6 +125,13 @@ PRIVATES = (
         "a553619f22d867b5",
     ),
     Private(
+        "aiokafka.consumer.group_coordinator:GroupCoordinator.fetch_committed_offsets",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "called: the metadata of commits has claims; committed() leaves it out",
+        "54f0faf2a6a5e242",
+    ),
+    Private(
         "aiokafka.consumer.group_coordinator:GroupCoordinator.reset_generation",
         "aiokafka",
         "processor/reading/kafka.py",

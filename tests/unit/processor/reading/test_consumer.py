@@ -56,7 +56,22 @@ class Broken:
         self.failures = 2
         self.raised = False
         self.coordination: asyncio.Future[None] = asyncio.Future()
-        self._coordinator = SimpleNamespace(generation=1, _coordination_task=self.coordination)
+        self.notes: dict[TopicPartition, str] = {}
+        self._coordinator = SimpleNamespace(
+            generation=1,
+            _coordination_task=self.coordination,
+            fetch_committed_offsets=self._fetch_committed_offsets,
+        )
+
+    async def _fetch_committed_offsets(
+        self, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, Any]:
+        return {
+            each: SimpleNamespace(
+                offset=self.committed_at.get(each, -1), metadata=self.notes.get(each, "")
+            )
+            for each in partitions
+        }
 
     def assignment(self) -> set[TopicPartition]:
         return {A, B}
@@ -69,6 +84,7 @@ class Broken:
 
     async def commit(self, offsets: dict[TopicPartition, tuple[int, str]]) -> None:
         self.committed_at |= {partition: offset for partition, (offset, _) in offsets.items()}
+        self.notes |= {partition: note for partition, (_, note) in offsets.items()}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self.places[partition] = offset
@@ -373,6 +389,35 @@ async def test_what_an_earlier_owner_settled_is_neither_sent_nor_left_uncommitte
     await consumer._commits.flush()
     assert client.committed_at[A] == 7
     assert not consumer._settled_before, "what has been read past is forgotten"
+
+
+async def test_a_member_that_stops_while_a_message_waits_leaves_a_claim_beyond_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_STOPPING_SECONDS", 0.05)
+    messages = KeptMessages()
+    consumer, client = consumer_with(messages, certain())
+    consumer._commits.use(cast("Any", client), note="missing:other")
+    await consumer._begin([A])
+    await consumer._take_when_certain(
+        cast("Any", client), {A: [record(A, offset) for offset in range(2, 8)]}
+    )
+    for message in messages.kept:
+        if message.offset not in (3, 6):
+            message.progress.settle(message.offset, size=message.size)
+    consumer.stop()
+    await consumer._leave()
+    assert client.committed_at[A] == 3
+    assert client.notes[A].startswith("missing:other settled:")
+
+    following = KeptMessages()
+    heir, _ = consumer_with(following, certain())
+    heir._kafka = cast("Any", client)
+    await heir._begin([A])
+    await heir._take_when_certain(
+        cast("Any", client), {A: [record(A, offset) for offset in range(3, 10)]}
+    )
+    assert [message.offset for message in following.kept] == [3, 6, 8, 9]
 
 
 async def test_a_commit_beyond_a_claim_counts() -> None:

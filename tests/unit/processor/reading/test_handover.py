@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocol
 
 from processor.reading import handover as module
-from processor.reading.handover import Handover, Settled, decode, encode, merged
+from processor.reading.handover import (
+    Handover,
+    Settled,
+    claim_in,
+    decode,
+    encode,
+    merged,
+    word_of,
+)
 from processor.reading.kafka import TopicPartition
 from processor.reading.progress import Progress
 
@@ -116,3 +125,26 @@ def test_ranges_beyond_the_bound_are_not_claimed(monkeypatch: Any) -> None:
         A: Settled(0, frozenset({2, 4, 5})),
         B: Settled(1, frozenset({3})),
     }
+
+
+@pytest.mark.parametrize("note", ["", "missing:topic-a,topic-b "])
+def test_a_claim_in_a_note_is_the_claim_that_was_left(note: str) -> None:
+    claim = Settled(100, frozenset({101, 102, 103, 500, 100_000}))
+    assert claim_in(note + word_of(claim, most_bytes=4_000), 100) == claim
+
+
+def test_of_a_claim_that_is_too_long_for_a_note_the_first_ranges_are_left() -> None:
+    claim = Settled(0, frozenset(range(1, 40_000, 2)))
+    word = word_of(claim, most_bytes=300)
+    assert 150 < len(word) <= 300
+    left = claim_in(word, 0)
+    assert left is not None
+    assert left.beyond == frozenset(range(1, 2 * len(left.beyond), 2))
+    assert word_of(claim, most_bytes=10) == ""
+
+
+@pytest.mark.parametrize(
+    "note", ["", "missing:a", "settled:", "settled:%%%", "settled:AAAA", "settled:kQE=", "ü"]
+)
+def test_a_note_without_a_claim_claims_nothing(note: str) -> None:
+    assert claim_in(note, 5) is None
