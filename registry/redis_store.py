@@ -77,6 +77,8 @@ _T = TypeVar("_T")
 _Place = tuple[bytes | None, bytes | None, bytes | None]
 #: How heartbeat.lua ends its reply when it wrote the lease alone.
 _ALONE: Final = " ALONE"
+#: The reply of retire.lua when it wrote alone which epoch is gone.
+_GONE_ALONE: Final = 2
 
 log = structlog.get_logger("registry")
 
@@ -157,8 +159,8 @@ class RedisRegistry:
 
     async def _write_beside_lease(self, node: Node, lease: Lease) -> None:
         """Write key by key what heartbeat.lua writes beside the lease, while their slot moves."""
-        _, names, changed, seen, gone = _node_keys(node)
-        [(seconds, micros)] = await self._link.each([(names, ("TIME",))])
+        _, names, _, seen, gone = _node_keys(node)
+        [(seconds, _)] = await self._link.each([(names, ("TIME",))])
         place = f"{node.epoch} {node.address}"
         keeps_lost = ("SET", seen, place, "PX", self._seen_ms) if self._seen_ms else ("DEL", seen)
         commands: list[Command] = [
@@ -166,9 +168,10 @@ class RedisRegistry:
             (names, ("ZADD", names, seconds, node.name)),
         ]
         if lease is Lease.LAPSED:
-            change = f"{node.epoch} {seconds} {micros}"
-            commands += [(gone, ("DEL", gone)), (changed, ("SET", changed, change))]
+            commands.append((gone, ("DEL", gone)))
         await self._link.each(commands)
+        if lease is Lease.LAPSED:
+            await self._write_change(node)
 
     async def _warn_of_eviction(self) -> None:
         """Say so where Redis may evict keys: users whose entry is evicted are not found."""
@@ -186,7 +189,16 @@ class RedisRegistry:
     async def retire(self, node: Node) -> None:
         """Give up the node's lease, unless another epoch has taken the lease over."""
         call = _retire_call(_node_keys(node), node.name, node.epoch, self._gone_ms)
-        await self._ask(lambda: self._link.evaluate([call]))
+        [goodbye] = await self._ask(lambda: self._link.evaluate([call]))
+        if goodbye == _GONE_ALONE:
+            # Readers would know the node as live until their next refresh.
+            await self._ask(lambda: self._write_change(node))
+
+    async def _write_change(self, node: Node) -> None:
+        """Note a change among leases, while their slot moves."""
+        [(seconds, micros)] = await self._link.each([(_CHANGED_KEY, ("TIME",))])
+        change = f"{node.epoch} {seconds} {micros}"
+        await self._link.each([(_CHANGED_KEY, ("SET", _CHANGED_KEY, change))])
 
     def vouch(self, node: Node) -> None:
         """Note that a node has just answered a forward; see `Registry.vouch`. No I/O."""

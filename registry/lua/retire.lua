@@ -12,13 +12,13 @@
 -- ARGV[3]  TTL of KEYS[5], milliseconds
 --
 -- With KEYS[5] alone, as KEYS[1] (on a Cluster, while the slot of the keys moves): the epoch is noted
--- as gone, and counts no more; the lease lapses by itself.
+-- as gone, and counts no more; the lease lapses by itself, and the caller writes KEYS[3].
 --
--- Returns 1 if the node said goodbye, 0 if another epoch has the name.
+-- Returns 1 if the node said goodbye, 0 if another epoch has the name; 2 with KEYS[5] alone.
 
 if #KEYS == 1 then
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-  return 1
+  return 2
 end
 local found = redis.call('MGET', KEYS[1], KEYS[4])
 local place = found[1] or found[2]
