@@ -31,7 +31,8 @@
 // closes the first: no message is missed or comes twice, and no handler is called for the change. A
 // token that is about to run out is replaced while a WebSocket stays open. With SSE and long-poll
 // the next attempt to connect takes a new token. Where nothing comes any more, not even the
-// gateway's heartbeat, the client connects again ten seconds after the heartbeat was due.
+// gateway's heartbeat, the client connects again ten seconds after the heartbeat was due. An attempt
+// to connect that nothing answers is given up after ten seconds, too.
 (() => {
   'use strict';
 
@@ -41,7 +42,7 @@
   const STABLE_MS = 10000; // a connection that lived this long clears earlier failures
   const OVERLAP_MS = 1000; // how long the first connection stays after the second has opened
   const MAX_OVERLAP = 256; // ids to remember, and messages that may wait, during an overlap
-  const SILENCE_MS = 10000; // how much later than a heartbeat is due the network counts as silent
+  const SILENCE_MS = 10000; // how long after an answer or a heartbeat is due a network is silent
   const THAW_MS = 2000; // how long a page that was frozen has to take what came meanwhile
   const POLL_SECONDS = 25;
   const POLL_PAUSE_MS = 1000; // least time between polls that are answered empty before their time
@@ -243,10 +244,11 @@
       return new URL(path, base);
     }
 
-    async function request(path, {token: credential, signal}) {
+    async function request(path, {token: credential, signal, silence}) {
       const headers = credential ? {authorization: `Bearer ${credential}`} : {};
       const options = {headers, signal, cache: 'no-store', credentials: 'include'};
       const response = await fetch(address(path), options);
+      silence.heard();
       if (response.status === 200) return response;
       const detail = (await response.text()).trim().slice(0, 200);
       const seconds = Number(response.headers.get('retry-after')) || 0;
@@ -267,29 +269,28 @@
     }
   }
 
-  // Notices that nothing comes any more: where a network drops all packets, or a frozen page's
-  // connection has gone meanwhile, neither a WebSocket nor a fetch ends by itself for minutes.
+  // Notices that nothing comes, or nothing any more: where a network drops all packets, a gateway is
+  // frozen, or a frozen page's connection has gone meanwhile, neither a WebSocket nor a fetch ends
+  // by itself for minutes.
   class Silence {
+    // `everyMs` is the longest time between two signs of life, `dueAt` is when the next sign is
+    // overdue, by performance.now(). The gateway's first sign of life is due at once.
     constructor() {
-      this.everyMs = null; // the longest time between two signs of life
-      this.dueAt = null; // when the next is overdue, by performance.now()
-      this.expected = new Promise((resolve) => { this.begin = resolve; });
+      this.expect(0);
     }
 
-    // The gateway said that a sign of life comes every `ms`.
+    // From now on a sign of life comes every `ms`.
     expect(ms) {
       this.everyMs = ms;
       this.heard();
-      this.begin();
     }
 
     heard() {
-      if (this.everyMs !== null) this.dueAt = performance.now() + this.everyMs + SILENCE_MS;
+      this.dueAt = performance.now() + this.everyMs + SILENCE_MS;
     }
 
     // Rejects when a sign of life is overdue, or `signal` is aborted; never resolves.
     async noticed(signal) {
-      await this.expected;
       for (;;) {
         const {dueAt} = this;
         await sleep(dueAt - performance.now(), signal);
@@ -372,7 +373,7 @@
       let open = false;
       link.controls.set('hello', ({heartbeat_ms: ms}) => link.silence.expect(ms));
       refreshInBand(link, (form) => socket.send(JSON.stringify(form)));
-      socket.onopen = () => { open = true; link.opened(); };
+      socket.onopen = () => { open = true; link.silence.heard(); link.opened(); };
       socket.onmessage = ({data}) => {
         link.silence.heard();
         const form = JSON.parse(data);
@@ -380,6 +381,7 @@
         else link.controls.get(form.control)?.(form);
       };
       socket.onclose = ({code, reason}) => {
+        link.silence.heard();
         if (open) reject(new Ended(reason || `closed with code ${code}`, {code}));
         // Browsers don't tell a page why a WebSocket handshake was refused. So the client sends a
         // request without an Upgrade to the same address, and the gateway gives the same answer:
@@ -422,24 +424,31 @@
   async function eventStream(link) {
     const response = await link.request('sse');
     link.opened();
-    const reader = response.body.getReader();
-    const decoder = new TextDecoder();
     let notBefore = 0;
     const parse = eventParser(dispatch, (ms) => { notBefore = ms; });
     link.controls.set('cursor', (ms) => link.silence.expect(ms));
     link.controls.set('close', ({code, reason}) => { throw new Ended(reason, {code}); });
-    for (;;) {
-      const {done, value} = await reader.read();
-      if (done) throw new Ended('the stream ended', {notBefore});
-      link.silence.heard();
-      parse(decoder.decode(value, {stream: true}));
-    }
+    for await (const text of texts(response, link)) parse(text);
+    throw new Ended('the stream ended', {notBefore});
 
     function dispatch({id, event = '', data}) {
       if (event === 'pushgate.binary') link.received(JSON.parse(data));
       else if (event.startsWith('pushgate.')) link.controls.get(event.slice(9))?.(JSON.parse(data));
       else if (id === undefined) return; // no event of a gateway
       else link.received({id: id.slice(id.lastIndexOf(' ') + 1), type: event || null, data});
+    }
+  }
+
+  // The text of a response's body, in the pieces in which it arrives. Each is a sign of life: a long
+  // answer over a slow network is no silence.
+  async function* texts(response, link) {
+    const reader = response.body.getReader();
+    const decoder = new TextDecoder();
+    for (;;) {
+      const {done, value} = await reader.read();
+      if (done) return;
+      link.silence.heard();
+      yield decoder.decode(value, {stream: true});
     }
   }
 
@@ -471,10 +480,13 @@
     // session or the session of the cursor.
     for (let wait = 0; ; wait = POLL_SECONDS) {
       const askedAt = Date.now();
-      if (wait) link.silence.expect(wait * 1000);
+      link.silence.expect(wait * 1000);
       const {cursor} = link.place;
       const after = cursor === null ? '' : `&cursor=${encodeURIComponent(cursor)}`;
-      const answer = await (await link.request(`poll?wait=${wait}${after}`)).json();
+      const response = await link.request(`poll?wait=${wait}${after}`);
+      let json = '';
+      for await (const text of texts(response, link)) json += text;
+      const answer = JSON.parse(json);
       link.place.cursor = answer.cursor;
       link.opened();
       if (answer.gap) link.gap();

@@ -1,12 +1,14 @@
 """What `/pushgate.js` does after each end and each control: a real browser, a scripted gateway."""
 
 import json
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from gateway.connections.closes import CLOSES, Next
+from pushgate.embedded import LOOPBACK
 from tests.browser.chromium import Chromium, Page
 from tests.browser.pages import TRANSPORTS, messages, page_at, told, watch
 from tests.browser.scripted import Held, ScriptedGateway, scripted_gateway
@@ -423,7 +425,7 @@ async def test_a_silent_network_is_noticed_ten_seconds_after_a_heartbeat_was_due
         seat = seat_class(page, gateway)
         errors = f"seen.{seat.name}.errors"
         await seat.open()
-        await page.evaluate("pass(3_600_000)")  # a gateway that says no hello is never silent
+        await page.evaluate("pass(9_999)")
         await seat.say_hello()
         await seat.message("1")
         await messages(page, seat.name, 1)
@@ -444,6 +446,92 @@ async def test_a_silent_network_is_noticed_ten_seconds_after_a_heartbeat_was_due
         assert (noticed["reason"], noticed["status"]) == ("nothing came for too long", None)
         await page.evaluate("pass(5_000)")
         await seat.is_left_for_another()
+
+
+@pytest.fixture
+async def frozen_port() -> AsyncIterator[int]:
+    """Give the port of a gateway that is frozen: the kernel accepts, and nothing answers."""
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+async def given_up_after_ten_seconds(page: Page, name: str) -> None:
+    """Let ten seconds pass by the page's clock; return when it has given up what began before."""
+    before = len(await page.evaluate(f"seen.{name}.errors"))
+    await page.evaluate("pass(9_999)")
+    assert len(await page.evaluate(f"seen.{name}.errors")) == before
+    await page.evaluate("pass(1)")
+    await page.until(f"seen.{name}.errors.length > {before}")
+    noticed = (await page.evaluate(f"seen.{name}.errors"))[-1]
+    assert (noticed["reason"], noticed["status"]) == ("nothing came for too long", None)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_gateway_that_never_answers_is_given_up_after_ten_seconds_at_each_attempt(
+    chromium: Chromium, origin: GatewayProcess, frozen_port: int, transport: str
+) -> None:
+    options = {"transport": transport, "token": "t1", "url": f"http://{LOOPBACK}:{frozen_port}"}
+    async with page_at(chromium, origin.port) as page:
+        await page.evaluate(CLOCK + LONGEST)
+        await page.evaluate(f"watch('{transport}', {json.dumps(options)})")
+        for delay_ms in (5_000, 10_000):
+            await given_up_after_ten_seconds(page, transport)
+            await page.evaluate(f"pass({delay_ms})")
+            await page.until(f"seen.{transport}.connection.state === 'connecting'")
+        assert await told(page, transport) == ["error", "error"]
+
+
+@pytest.mark.parametrize("seat_class", [WebSocketSeat, StreamSeat])
+async def test_a_gateway_that_is_silent_once_it_has_answered_is_given_up_after_ten_seconds(
+    chromium: Chromium,
+    origin: GatewayProcess,
+    seat_class: type[WebSocketSeat] | type[StreamSeat],
+) -> None:
+    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+        await page.evaluate(CLOCK)
+        seat = seat_class(page, gateway)
+        await seat.open()
+        await given_up_after_ten_seconds(page, seat.name)
+        await page.evaluate("pass(5_000)")
+        await seat.is_left_for_another()
+
+
+async def test_while_the_second_is_not_answered_the_first_goes_on_and_another_is_tried(
+    chromium: Chromium, origin: GatewayProcess
+) -> None:
+    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+        await page.evaluate(CLOCK + LONGEST)
+        first = await connect(page, gateway)
+        await first.send(control="hello", heartbeat_ms=60_000)
+        gateway.admits.clear()
+        await first.send(control="reconnect", after_ms=0, code=1001)
+        await first.message("1")
+        await data(page, 1)
+        await page.evaluate("pass(0)")
+        await eventually(lambda: gateway.asked == 2, "the second is on its way")
+        await page.evaluate("pass(10_000)")
+        await first.message("still here")
+        assert await data(page, 2) == ["1", "still here"]
+        await page.until("pass(0), timers.some(({at}) => at === now + 1_000)")
+        await page.evaluate("pass(1_000)")
+        await eventually(lambda: gateway.asked == 3, "it has tried again")
+        assert await told(page, "ws") == ["open"]
+
+
+async def test_an_answer_that_comes_slowly_is_no_silence(
+    chromium: Chromium, origin: GatewayProcess
+) -> None:
+    async with page_at(chromium, origin.port) as page:
+        await page.evaluate(CLOCK + STREAMS)
+        await watch(page, "poll", "t1", until_open=False)
+        await page.until("streams.length")
+        answer = '{"cursor": "c", "messages": [|{"id": "1", "type": null, |"data": "1"}]}'
+        for part in answer.split("|"):
+            await page.evaluate("pass(9_999)")
+            await say(page, 0, part)
+        await page.evaluate("streams[0].controller.close()")
+        assert [message["id"] for message in await messages(page, "poll", 1)] == ["1"]
+        assert await told(page, "poll") == ["open"]
 
 
 async def test_a_poll_that_is_never_answered_is_given_up_ten_seconds_after_its_wait(
