@@ -5,6 +5,7 @@ does not even open. `cache-control: no-transform` forbids that (RFC 9111 §5.2.2
 """
 
 import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -27,13 +28,26 @@ INSTALL_SECONDS: Final = 60.0
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the proxy and its pinned packages; skip where that can't be done."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs node and npm, which are not installed: apt-get install nodejs npm")
+    """Install the proxy and its pinned packages.
+
+    Skip where that can't be done, fail where PUSHGATE_REQUIRE_NPM is 1.
+    """
     folder = tmp_path_factory.mktemp("proxy")
     for source in SOURCES.iterdir():
         if source.is_file():
             shutil.copy(source, folder)
+    missing = install(folder)
+    if missing:
+        if os.environ.get("PUSHGATE_REQUIRE_NPM") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return folder / "proxy.js"
+
+
+def install(folder: Path) -> str:
+    """Install the packages that a folder's lock file pins; give what is missing for that."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return "needs node and npm, which are not installed: apt-get install nodejs npm"
     command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
     try:
         subprocess.run(
@@ -41,10 +55,10 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     except subprocess.CalledProcessError as error:
         last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        pytest.skip(f"needs packages from npm, which could not be installed: {last_line}")
+        return f"needs packages from npm, which could not be installed: {last_line}"
     except subprocess.TimeoutExpired:
-        pytest.skip(f"needs packages from npm, which did not come in {INSTALL_SECONDS:g} s")
-    return folder / "proxy.js"
+        return f"needs packages from npm, which did not come in {INSTALL_SECONDS:g} s"
+    return ""
 
 
 @pytest.fixture
