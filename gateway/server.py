@@ -240,10 +240,11 @@ def _tls(settings: str, certificate: str | None, key: str | None) -> ssl.SSLCont
 
 
 def _door_bounds(settings: GatewaySettings, *, sockets: int | None = None) -> DoorBounds:
-    # A door looks at its limits once a tick, and a busy loop's tick is late. So a door's limit is
-    # two ticks (of a short limit: a quarter) before the setting's, after which no socket is left.
+    # A door looks at its limits once a tick; a busy loop's tick, or accept, is late (1,000 sockets
+    # at a load of ten processes a core: up to 0.6 s). So a door's limit is four ticks (of a short
+    # limit: a quarter) before the setting's, after which no socket is left.
     seconds = settings.head_seconds
-    limit = seconds - min(2 * TICK_SECONDS, seconds / 4)
+    limit = seconds - min(4 * TICK_SECONDS, seconds / 4)
     return DoorBounds(limit, settings.max_head_bytes, sockets)
 
 
