@@ -67,6 +67,10 @@ log = structlog.get_logger("processor.consumer")
 class Intake(Protocol):
     """The receiver of messages, responsible for the outcome of every message."""
 
+    @property
+    def accepted(self) -> bool:
+        """Whether any gateway accepts messages; where none does, none is to be taken in."""
+
     async def room(self) -> None:
         """Return when another batch can be taken."""
 
@@ -320,7 +324,10 @@ class Consumer:
             self._errors = 0
 
     async def _take_when_certain(self, client: AIOKafkaConsumer, batch: Batch) -> None:
-        """Take records in, once it is certain that their partitions are this member's."""
+        """Take records in, once it is certain that their partitions are this member's.
+
+        Records are put back where that stays uncertain, or where no gateway accepts messages.
+        """
         progresses = {partition: self._partitions.get(partition) for partition in batch}
         # Not assigned yet: the records come again later.
         _put_back(client, batch, (each for each in batch if progresses[each] is None))
@@ -329,7 +336,8 @@ class Consumer:
         held = [
             each for each in batch if self._partitions.get(each) is progresses[each] is not None
         ]
-        if certain:
+        # The poll that brought the records may have begun before every gateway refused.
+        if certain and self._intake.accepted:
             self._take({partition: batch[partition] for partition in held})
         else:
             _put_back(client, batch, held)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.anyio
 
 OTHER_SECRET = "another secret, which is as long as it has to be"
 CURE = "PUSHGATE_INTERNAL_SECRET"
+MESSAGES = 20
 
 
 def says_the_cure(process: PushgateProcess) -> bool:
@@ -82,10 +83,21 @@ async def test_a_processor_that_every_gateway_refuses_is_not_ready_and_loses_not
         return status == 503 and CURE in text
 
     await eventually(not_ready, "not ready, and it says why", timeout_seconds=15.0)
-    await publish(backend, topic, user, b"kept in Kafka")
+    for number in range(MESSAGES):
+        await publish(backend, topic, user, b"%d" % number)
+
+    async def reads_nothing() -> bool:
+        """Whether records are seen to wait in Kafka (their lag), and none was ever taken in."""
+        lag = await measure(processor, "pushgate_processor_lag_messages")
+        in_hand = await measure(processor, "pushgate_processor_in_hand_messages")
+        assert await measure(processor, "pushgate_processor_batch_messages_count") == 0
+        return lag > 0 and in_hand == 0
+
+    await eventually(reads_nothing, "the records stay in Kafka")
     again = start_gateway(redis_url=own_valkey.url)
     async with connect("ws-v1", again.port, user) as client:
-        assert (await take(client, 1))[0].payload == b"kept in Kafka"
+        expected = [b"%d" % number for number in range(MESSAGES)]
+        assert [message.payload for message in await take(client, MESSAGES)] == expected
 
     async def ready_again() -> bool:
         return await readiness(processor) == (200, "ready")

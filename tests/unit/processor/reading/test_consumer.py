@@ -121,6 +121,8 @@ class Broken:
 class Offline:
     """A dispatcher for whom everybody is offline."""
 
+    accepted = True
+
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.all_seen = asyncio.Event()
@@ -152,6 +154,7 @@ class KeptMessages:
 
     def __init__(self) -> None:
         self.kept: list[Message] = []
+        self.accepted = True
 
     async def room(self) -> None: ...
 
@@ -481,6 +484,20 @@ async def test_records_in_doubt_are_put_back_when_the_wait_ends(
     await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2)]})
     assert client.places[A] == 2, "or what was not taken in would count as read"
     assert not messages.kept
+
+
+async def test_records_of_a_poll_that_began_before_every_gateway_refused_are_put_back() -> None:
+    messages = KeptMessages()
+    consumer, client = consumer_with(messages, certain())
+    await consumer._begin([A])
+    client.places[A] = 3
+    messages.accepted = False
+    await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2)]})
+    assert client.places[A] == 2
+    assert not messages.kept
+    messages.accepted = True
+    await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2)]})
+    assert len(messages.kept) == 1
 
 
 async def test_records_of_a_partition_that_is_not_assigned_yet_come_again() -> None:
