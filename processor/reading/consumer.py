@@ -258,7 +258,7 @@ class Consumer:
         try:
             async with asyncio.timeout(_BEGIN_SECONDS):
                 await self._starts.begin(client, partitions)
-                await self._skip_settled(client, partitions)
+                skipped = await self._skip_settled(client, partitions)
         except (KafkaError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             log.error("can't find where partitions start; joining anew", error=reason)
@@ -266,16 +266,22 @@ class Consumer:
         else:
             self._hold_doubtful(client, unclaimed)
             self._assign(partitions)
+            # The places to read from after an error: the commits of these offsets may fail.
+            for partition, offset in skipped.items():
+                self._partitions[partition].follow(offset)
 
     async def _skip_settled(
         self, client: AIOKafkaConsumer, partitions: Collection[TopicPartition]
-    ) -> None:
+    ) -> dict[TopicPartition, int]:
         """Go on after the offsets up to which earlier owners settled everything; commit these.
+
+        Return the offsets of the partitions where something was skipped.
 
         Raises:
             KafkaError: the offsets could not be read.
         """
         self._settled_before = {}
+        skipped: dict[TopicPartition, int] = {}
         commits = await noted_commits(client, partitions)
         left = {each: claim_in(note, offset) for each, (offset, note) in commits.items()}
         claims = merged(
@@ -286,9 +292,11 @@ class Consumer:
             settled = claims[partition]
             if partition not in commits or commits[partition][0] < settled.before:
                 client.seek(partition, settled.before)
-                self._commits.finished({partition: settled.before})
+                skipped[partition] = settled.before
             if settled.beyond:
                 self._settled_before[partition] = settled
+        self._commits.finished(skipped)
+        return skipped
 
     def _hold_doubtful(self, client: AIOKafkaConsumer, held: Collection[TopicPartition]) -> None:
         """Pause partitions whose earlier owner may be about to join anew, with claims on them."""

@@ -18,6 +18,7 @@ from processor.reading.handover import Settled
 from processor.reading.kafka import KafkaError, Record, TopicPartition
 from processor.reading.membership import Membership
 from processor.reading.message import Message, Rejection
+from processor.reading.reader import Reader
 from tests.support.clients import eventually
 
 pytestmark = pytest.mark.anyio
@@ -421,6 +422,21 @@ async def test_a_member_that_stops_while_a_message_waits_leaves_a_claim_beyond_i
         cast("Any", client), {A: [record(A, offset) for offset in range(3, 10)]}
     )
     assert [message.offset for message in following.kept] == [3, 6, 8, 9]
+
+
+async def test_after_an_error_what_is_claimed_is_skipped_though_its_commit_failed() -> None:
+    consumer, client = consumer_with(KeptMessages(), certain())
+    consumer._handover.claims = {A: Settled(4)}
+    await consumer._begin([A])
+    await consumer._commits.flush()
+    client.committed_at[A] = 2  # as where the commit fails
+    client.places[A] = 9
+    reader = Reader(
+        cast("Any", client), consumer._partitions, lanes={"push": 0}, weights=[1],
+        batch_messages=1, stopping=lambda: False, advanced=consumer._commits.advanced,
+    )  # fmt: skip
+    await reader._find_places()
+    assert client.places[A] == 4
 
 
 async def test_a_commit_beyond_a_claim_counts() -> None:
