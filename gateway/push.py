@@ -53,8 +53,9 @@ class Item(msgspec.Struct):
     """An item of a batch: one message, for a user or for a list of users.
 
     `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Messages
-    of equal ids and different `id_scope` are different messages, and no repeats. Unknown fields are
-    ignored.
+    of equal ids and different `id_scope` are different messages, and no repeats. A `boundary` is sent
+    to no connection: only connections that have taken the message before get the user's later
+    messages of the batch. Unknown fields are ignored.
     """
 
     user: str | Annotated[list[str], msgspec.Meta(max_length=MAX_BATCH_USERS)]
@@ -64,6 +65,7 @@ class Item(msgspec.Struct):
     type: str | None = None
     device: str | None = None
     id_scope: str | int | None = None
+    boundary: bool = False
 
 
 class BadBatch(GatewayError):
@@ -195,11 +197,13 @@ class _BatchDelivery:
     """The delivery of one batch, over several turns of the event loop.
 
     `full` has the connections that had no room for a message of the batch: they get no later
-    message of it.
+    message of it. `boundaries` has users with the takers of a boundary: no other connection of the
+    user gets a message of the batch.
     """
 
     def __init__(self) -> None:
         self.full: set[Connection] = set()
+        self.boundaries: list[tuple[str, Takers]] = []
         self._began = time.monotonic()
 
     async def share_turn(self) -> None:
@@ -238,10 +242,20 @@ class Pusher:
         except msgspec.DecodeError as error:
             raise BadBatch(400, f"the body is no list of messages: {error}") from error
         metrics.BATCH.observe(len(items))
+        if b"boundary" in body:  # a search of the bytes costs less than a look at each item
+            under_way.boundaries = self._boundaries(items)
         results: list[Result | list[Result]] = []
         for start in range(0, len(items), _SLICE):
             results += await self._push(items[start : start + _SLICE], under_way)
         return codec.media_type, codec.encode({"results": results})
+
+    def _boundaries(self, items: Sequence[Item | None]) -> list[tuple[str, Takers]]:
+        """Return the users of the boundaries among the items, with the boundaries' takers."""
+        return [
+            (item.user, self._repeats.takers((item.user, item.id, item.device, item.id_scope)))
+            for item in items
+            if item is not None and item.boundary and item.id and isinstance(item.user, str)
+        ]
 
     async def one(self, item: Item) -> Result:
         """Push an item for one user; return its result."""
@@ -277,6 +291,8 @@ class Pusher:
         results: Results = []
         for part in _parts(batch, self._hub.crowds):
             messages = batch[part.start : part.stop]
+            for user, takers in under_way.boundaries:  # connections may have come meanwhile
+                under_way.full.update(held for held in self._hub.of(user) if held not in takers)
             if messages[0][1] in self._hub.crowds:
                 result = await self._deliver_to_crowd(messages[0], names.get(part.start), under_way)
                 results.append(result)

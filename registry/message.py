@@ -57,6 +57,20 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     id_scope: str | int | None = None
 
 
+class _Boundary(Push, kw_only=True, gc=False):
+    """A push of a batch that its node gives to no connection.
+
+    Only connections that have taken this message before get the later messages of the batch.
+    """
+
+    boundary: bool
+
+
+def boundary_of(push: Push) -> Push:
+    """Return a push as the boundary of the user's messages that follow in a batch."""
+    return _Boundary(**msgspec.structs.asdict(push), boundary=True)
+
+
 class Envelope(msgspec.Struct, gc=False):
     """A message with its publisher's wishes for the delivery; `published_ms` is Unix time in ms."""
 

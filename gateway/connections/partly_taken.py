@@ -17,7 +17,8 @@ from gateway.connections.connection import Connection
 Takers = frozenset[Connection]
 NO_TAKERS: Final[Takers] = frozenset()
 #: The most places of all messages together: some 24 MB, where no two messages have equal takers.
-#: A processor offers 1,000 messages of a user at once, so these are 50 users at least.
+#: Of a user's messages that wait, 4,096 at most are here, give or take a batch: a processor lets no
+#: connection get further ahead (processor/sending/lines.py). So these are ten users at least.
 MOST_PLACES: Final = 262_144
 #: A message takes so many places, and one more for each of its takers.
 _PLACES_A_MESSAGE: Final = 4

@@ -89,6 +89,10 @@ class Repeats:
         self._note_takers(hash_by_position.values(), [results[at] for at in hash_by_position])
         return results
 
+    def takers(self, name: Name) -> Takers:
+        """Return the connections that have taken a message which others had no room for."""
+        return self._partly_taken.takers(hash(name))
+
     def _deliver_all(
         self, batch: Sequence[Addressed], names: Mapping[int, Name], deliver: Deliver
     ) -> Results:

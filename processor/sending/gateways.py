@@ -31,7 +31,7 @@ from processor.sending.forward import (
 from processor.sending.node_queue import Finished, NodeQueue
 from processor.tasks import Spawn
 from registry.directory import Node
-from registry.message import MAX_BATCH_MESSAGES, Push
+from registry.message import MAX_BATCH_MESSAGES, Push, boundary_of
 
 #: A silent gateway is tried again after a pause, with one small batch. After every trial without an
 #: answer the pause doubles.
@@ -301,14 +301,15 @@ class Gateways:
         taken = gateway.queue.next_batch(_TRIAL_MESSAGES if silent else MAX_BATCH_MESSAGES, now)
         if self._replaceable:
             self._note_taken(gateway, taken)
-        is_due = self._callbacks.is_due
-        batch = [message for message in taken if is_due(message)]
+        is_due, boundaries = self._callbacks.is_due, gateway.queue.boundaries
+        # A boundary is given to no connection: without the boundary its attempt must not go out.
+        batch = [message for message in taken if is_due(message) or message in boundaries]
         if len(batch) < len(taken):
             sent = set(batch)
             unsent = [message for message in taken if message not in sent]
             self._finish(gateway, gateway.queue.leave(unsent, None))
         if batch or gateway.unproven:
-            self._note(gateway, batch, await self._forward(gateway.node, batch))
+            self._note(gateway, batch, await self._forward(gateway.node, batch, boundaries))
         elif taken:
             gateway.queue.returned((), (), now)  # nothing was left of the attempts of lines
         elif (due := gateway.queue.next_due()) is not None:
@@ -392,9 +393,14 @@ class Gateways:
                 if gateway not in gateways:
                     gateways.append(gateway)
 
-    async def _forward(self, node: Node, batch: Sequence[Message]) -> Answer:
+    async def _forward(
+        self, node: Node, batch: Sequence[Message], boundaries: Collection[Message]
+    ) -> Answer:
+        pushes = [message.push for message in batch]
+        if boundaries:
+            pushes = [boundary_of(m.push) if m in boundaries else m.push for m in batch]
         try:
-            return await self._forwarder.forward(node, [message.push for message in batch])
+            return await self._forwarder.forward(node, pushes)
         except Exception:
             # No error, however unexpected, may keep a message from its outcome.
             log.exception("a forward failed", node=node.name)

@@ -4,6 +4,12 @@ A node refuses a message for a connection whose backlog is full (`overloaded`), 
 later message of the batch for that connection. The refused messages are offered again, in order,
 until the node has taken them, the patience ends, or the TTL ends. Messages that come meanwhile join
 the end of the line.
+
+Where one connection has room and another has none, messages from some place of the line on are
+without the connection that is ahead. Attempts therefore begin in turn at the first message, for the
+connections that have the least, and at each **boundary**: the last message that a connection ahead
+has taken. The boundary goes along as the attempt's first message, and the gateway offers the
+messages behind the boundary only to connections that have taken the boundary.
 """
 
 from __future__ import annotations
@@ -23,11 +29,15 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 #: nothing is taken.
 _FIRST_PAUSE_SECONDS: Final = 0.02
 _LONGEST_PAUSE_SECONDS: Final = 0.5
-#: The longer an attempt, the longer the pause before: a line where one device takes nothing is
-#: offered whole, so that the user's other devices get theirs, at a bounded rate.
+#: The longer an attempt, the longer the pause behind the attempt: a line where one device takes
+#: nothing is offered to the user's other devices at a bounded rate.
 _PAUSE_SECONDS_A_MESSAGE: Final = 0.0001
-#: How many messages are offered while nothing was taken at the attempt before.
+#: How many messages are offered from the start of the line while nothing was taken at the last
+#: attempt from there.
 _PROBE_MESSAGES: Final = 16
+#: How many messages a connection may be ahead of the start of the line. A gateway remembers who has
+#: taken each of them, for twelve such lines at least (gateway/connections/partly_taken.py).
+MOST_AHEAD: Final = 4_096
 
 
 class Place(NamedTuple):
@@ -41,17 +51,27 @@ class Place(NamedTuple):
 class Line:
     """The messages of one key that wait for room on one node.
 
-    Times are seconds of the caller's clock. An attempt is the first messages of the line, offered
-    together; `attempt` gives them out, `returned` takes their results.
+    Times are seconds of the caller's clock. An attempt is messages that stand together in the line,
+    offered together; `attempt` gives them out, `returned` takes their results.
     """
 
-    __slots__ = ("_attempted", "_pause", "_places", "_progressed", "_size", "_taken", "due")
+    __slots__ = (
+        "_attempted",
+        "_first",
+        "_pause",
+        "_places",
+        "_probes",
+        "_size",
+        "_taken",
+        "due",
+    )
 
     def __init__(self) -> None:
         self._places: deque[Place] = deque()
         self._size = 0  # bytes of all messages
-        self._attempted = 0  # the first so many messages are under way
-        self._progressed = False  # whether the last attempt found room
+        self._first = 0  # where the last attempt began
+        self._attempted = 0  # so many messages from there are under way
+        self._probes = True  # whether the last attempt from the start of the line found no room
         self._pause = _FIRST_PAUSE_SECONDS
         #: How many connections have taken a message that other connections refused.
         self._taken: dict[Message, int] = {}
@@ -77,7 +97,7 @@ class Line:
         self._size += message.size
         if self._taken and not self._attempted:
             # Another of the user's connections has room: this message may be for that connection.
-            self.due = min(self.due, now + self._pace())
+            self.due = min(self.due, now + _pace(0))
         return True
 
     @property
@@ -88,6 +108,11 @@ class Line:
         messages at most, and the line may be longer.
         """
         return bool(self._taken)
+
+    @property
+    def boundary(self) -> Message | None:
+        """The first message of the attempt under way, where the attempt begins at a boundary."""
+        return self._places[self._first].message if self._attempted and self._first else None
 
     def taken(self, message: Message) -> bool:
         """Whether some of the user's connections have taken a message of the line."""
@@ -102,9 +127,10 @@ class Line:
 
     def attempt(self, limit: int) -> list[Message]:
         """Give out the messages of the next attempt, `limit` at most."""
-        if not self._progressed and not self._taken:
+        self._first = next((at for at in self._boundaries() if at > self._first), 0)
+        if self._probes and not self._first:
             limit = min(limit, _PROBE_MESSAGES)
-        messages = [place.message for place in islice(self._places, limit)]
+        messages = [p.message for p in islice(self._places, self._first, self._first + limit)]
         self._attempted = len(messages)
         return messages
 
@@ -124,27 +150,28 @@ class Line:
         Return the messages that wait no longer, with their results: None for a message that no
         connection took, and that a newer message has replaced.
         """
-        since = {p.message: p.since for p in islice(self._places, self._attempted)}
+        before = [self._places.popleft() for _ in range(self._first if self._attempted else 0)]
+        since: dict[Message, float] = {}
         for _ in range(self._attempted):
-            self._size -= self._places.popleft().message.size
-        self._attempted = 0
-        self._progressed = False
+            place = self._places.popleft()
+            since[place.message] = place.since
+            self._size -= place.message.size
+        progressed = False
         ended: list[tuple[Message, Result | None]] = []
         refused: list[Place] = []
         for message, result in zip(batch, results, strict=True):
+            progressed = progressed or self._progresses(message, result)
             if self._refused(message, result) and not message.replaced:
                 refused.append(Place(message, since.get(message, now), offered=True))
             else:
-                self._progressed = self._progressed or result.__class__ is int
                 ended.append((message, self._final(message, result)))
         self._places.extendleft(reversed(refused))
+        self._places.extendleft(reversed(before))
         self._size += sum(place.message.size for place in refused)
-        if self._progressed:
-            self._pause = _FIRST_PAUSE_SECONDS
-            self.due = now + self._pace()
-        else:
-            self.due = now + max(self._pause, self._pace())
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        if not (self._attempted and self._first):
+            self._probes = not progressed
+        self._attempted = 0
+        self._plan(now, len(batch), progressed=progressed)
         return ended
 
     def drop(
@@ -155,22 +182,54 @@ class Line:
         `leaves` returns False for a message that stays, and otherwise the result of a message that
         no connection has taken.
         """
-        stay: deque[Place] = deque(islice(self._places, self._attempted))
+        stay: deque[Place] = deque()
         ended: list[tuple[Message, Result | None]] = []
-        for place in islice(self._places, self._attempted, None):
-            result = leaves(place)
+        under_way = range(self._first, self._first + self._attempted)
+        first = self._first
+        for at, place in enumerate(self._places):
+            result = False if at in under_way else leaves(place)
             if isinstance(result, bool):
                 stay.append(place)
                 continue
+            first -= at < self._first
             self._size -= place.message.size
             ended.append((place.message, self._final(place.message, result)))
-        self._places = stay
+        self._places, self._first = stay, first
         return ended
+
+    def _boundaries(self) -> list[int]:
+        """Return the boundaries' places, in ascending order.
+
+        At each of them the number of takers falls. The end of the line is none: nothing is behind.
+        """
+        if not self._taken:
+            return []
+        boundaries: list[int] = []
+        takers = 0
+        for at, place in enumerate(islice(self._places, MOST_AHEAD)):
+            earlier_takers, takers = takers, self._taken.get(place.message, 0)
+            if takers < earlier_takers and at > 1:
+                boundaries.append(at - 1)
+        return boundaries
+
+    def _plan(self, now: float, attempted: int, *, progressed: bool) -> None:
+        """Set the time of the next attempt, behind an attempt with so many messages."""
+        if progressed:
+            self._pause = _FIRST_PAUSE_SECONDS
+        if progressed or (self._places and not self._places[-1].offered and self._boundaries()):
+            self.due = now + _pace(attempted)
+        else:
+            self.due = now + max(self._pause, _pace(attempted))
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+
+    def _progresses(self, message: Message, result: Result) -> bool:
+        """Whether a connection has taken the message that had not taken it before."""
+        if isinstance(result, Partly):
+            return result.taken > self._taken.get(message, 0)
+        return result.__class__ is int
 
     def _refused(self, message: Message, result: Result) -> bool:
         if isinstance(result, Partly):
-            if result.taken > self._taken.get(message, 0):
-                self._progressed = True
             self._taken[message] = result.taken
             return True
         return result == OVERLOADED
@@ -182,8 +241,10 @@ class Line:
             return Partly(taken)
         return None if message.replaced and result == OVERLOADED else result
 
-    def _pace(self) -> float:
-        return _FIRST_PAUSE_SECONDS + len(self._places) * _PAUSE_SECONDS_A_MESSAGE
+
+def _pace(attempted: int) -> float:
+    """Return the shortest pause behind an attempt with so many messages."""
+    return _FIRST_PAUSE_SECONDS + attempted * _PAUSE_SECONDS_A_MESSAGE
 
 
 def refuses(results: Iterable[Result]) -> bool:

@@ -105,6 +105,12 @@ class NodeQueue:
         self._taken = taken[number:]
         return batch + taken[:number]
 
+    @property
+    def boundaries(self) -> frozenset[Message]:
+        """The boundaries (lines.py) in the batch that `next_batch` gave out last."""
+        lines = [line for key in self._attempts if (line := self._lines.get(key)) is not None]
+        return frozenset(boundary for line in lines if (boundary := line.boundary) is not None)
+
     def is_plain(self, results: Sequence[Result]) -> bool:
         """Whether results are all of finished messages, so that `returned` need not sort them."""
         return not self._attempts and not refuses(results)
