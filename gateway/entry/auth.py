@@ -14,6 +14,7 @@ from jwt.types import Options
 
 from gateway.connections.identity import Identity
 from gateway.entry.claims import BadClaims, ClaimRules, identity_of
+from gateway.entry.hs256 import Verifier
 from gateway.entry.jwks import KeyRing
 from gateway.errors import GatewayError
 
@@ -97,6 +98,9 @@ class Authenticator:
         if keys is None and rules.algorithms != {"HS256"}:
             raise ValueError("RS256 and ES256 need a key ring")
         self._secret = None if rules.secret is None else _checked_key(rules.secret)
+        self._usual: Verifier | None = None
+        if rules.secret is not None and "HS256" in rules.algorithms:
+            self._usual = Verifier(rules.secret.encode())
         self._algorithms = rules.algorithms
         self._keys = keys
         self._rules = rules.claims
@@ -138,6 +142,10 @@ class Authenticator:
 
     def _claims(self, token: str) -> dict[str, Any]:
         """Verify the signature of `token`, and return its claims."""
+        if self._usual is not None:
+            usual_claims = self._usual.claims_of(token)
+            if usual_claims is not None:
+                return usual_claims
         key, algorithm = self._key(token)
         decoded = self._jwt.decode_complete(token, key, algorithms=[algorithm])
         if "crit" in decoded["header"]:
