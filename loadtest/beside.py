@@ -1,8 +1,8 @@
-"""This checkout beside another one, in pairs: idle memory, handshakes, push and throughput.
+"""This checkout beside another one, in pairs: idle memory, handshakes, pushes and throughput.
 
-Measured: the figures of `idle`, `handshakes`, `push` and `throughput`, by the same clients, of
-gateways and processors that are started from this checkout and from the other checkout. The two
-checkouts take turns, and the order changes from pair to pair. A figure is the ratio of a pair, this
+Measured: the figures of `idle`, `handshakes`, `push`, `singles` and `throughput`, by the same
+clients, of gateways and processors that are started from this checkout and from the other checkout.
+The two checkouts take turns, and the order changes from pair to pair. A figure is the ratio of a pair, this
 checkout to the other, and the median of all pairs is held against the bound. Bytes and microseconds
 are better when smaller, rates when larger.
 
@@ -29,7 +29,7 @@ from typing import Final
 
 import redis
 
-from loadtest import handshakes, idle, push, throughput
+from loadtest import handshakes, idle, push, singles, throughput
 from loadtest.certificate import Certificate
 from loadtest.processes import (
     CORES,
@@ -49,6 +49,7 @@ MARGIN: Final = 0.03
 _IDLE_CONNECTIONS: Final = 4_000
 _HANDSHAKES: Final = 8_000
 _PUSHED: Final = 200_000
+_SINGLES: Final = 20_000
 _MOVED: Final = 300_000
 _USERS: Final = 5_000
 
@@ -79,6 +80,13 @@ def _push(redis_url: str, checkout: Path) -> dict[str, float]:
         redis_url, cores=SERVER_CORE, heartbeat_seconds=60.0, checkout=checkout, **EVERYTHING_ON
     )
     return push.move(GatewayTarget(gateway), push.Plan(_USERS, 100, _PUSHED))
+
+
+def _singles(redis_url: str, checkout: Path) -> dict[str, float]:
+    gateway = Gateway(
+        redis_url, cores=SERVER_CORE, heartbeat_seconds=60.0, checkout=checkout, **EVERYTHING_ON
+    )
+    return {"µs": singles.push_each(GatewayTarget(gateway), singles.Plan(1_000, _SINGLES))}
 
 
 def _throughput(redis_url: str, kafka: str, checkout: Path) -> dict[str, float]:
@@ -119,7 +127,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.beside")
     parser.add_argument("other", type=Path, help="another checkout of pushgate, with its .venv")
-    parser.add_argument("--only", default="idle,handshakes,push,throughput", help="a comma list")
+    parser.add_argument(
+        "--only", default="idle,handshakes,push,singles,throughput", help="a comma list"
+    )
     parser.add_argument("--pairs", type=int, default=7, help="of each benchmark")
     parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     arguments = parser.parse_args()
@@ -149,6 +159,8 @@ def main() -> None:
             compare(f"handshakes {kind}", shake, other, arguments.pairs, report)
         if "push" in only:
             compare("push", partial(_push, server.url), other, arguments.pairs, report)
+        if "singles" in only:
+            compare("singles", partial(_singles, server.url), other, arguments.pairs, report)
     report.finish(save=arguments.save)
 
 

@@ -1,4 +1,4 @@
-"""`POST /push` over one keep-alive connection, as processors do: a batch at a time, in raw HTTP.
+"""Pushes over one keep-alive connection, in raw HTTP: batches as processors do, or single messages.
 
 An HTTP library would spend milliseconds a request on the core where the clients read.
 """
@@ -53,6 +53,11 @@ class Pusher:
         body: bytes = self._codec.encode(batch)
         return self._head + b"%d\r\n\r\n" % len(body) + body
 
+    def single(self, user: str, payload: bytes) -> bytes:
+        """Return the HTTP request that pushes one payload to one user (`POST /push/{user}`)."""
+        head = self._head.replace(b"POST /push ", b"POST /push/%b " % user.encode(), 1)
+        return head + b"%d\r\n\r\n" % len(payload) + payload
+
     def send(self, request: bytes) -> None:
         """Send a request. The answer to the request before must have been read."""
         self._socket.sendall(request)
@@ -71,14 +76,22 @@ class Pusher:
         Raises:
             LoadtestError: the server refused the batch, or ended the connection.
         """
-        while (body := self._body()) is None:
+        answer: _Answer = self._codec.decode(self.body(), type=_Answer)
+        return answer.results
+
+    def body(self) -> bytes:
+        """Read the answer to the last request; return its body.
+
+        Raises:
+            LoadtestError: the server refused the request, or ended the connection.
+        """
+        while (body := self._complete_body()) is None:
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 raise LoadtestError("the server ended the connection that pushes")
             self._read += data
         self._read = b""
-        answer: _Answer = self._codec.decode(body, type=_Answer)
-        return answer.results
+        return body
 
     def push(self, batch: Sequence[object]) -> list[Any]:
         """Push `batch` and return a result for every message, as `results` does."""
@@ -96,7 +109,7 @@ class Pusher:
     ) -> None:
         self._socket.close()
 
-    def _body(self) -> bytes | None:
+    def _complete_body(self) -> bytes | None:
         head, end, body = self._read.partition(b"\r\n\r\n")
         if not end:
             return None

@@ -18,8 +18,8 @@ DETACH: Final = "pushgate.detach"
 #: coroutine function without arguments. Bytes that wait in the transport would be lost where a wire
 #: takes the socket out of the transport, and would escape the bounds of a wire over the transport.
 FLUSH: Final = "pushgate.flush"
-#: The name of the extension to answer 200 in one write: a coroutine function of a content type and
-#: a body, both bytes.
+#: The name of the extension to answer in one write: a coroutine function of a status, a content
+#: type and a body, the latter two bytes.
 ANSWER: Final = "pushgate.answer"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Final
 
 from starlette.datastructures import QueryParams
@@ -64,7 +63,7 @@ class Head:
         self.fields: Mapping[str, str] = fields
         self._query: bytes = scope["query_string"]
 
-    @cached_property
+    @property
     def query(self) -> Mapping[str, str]:
         """The query's parameters; of a repeated parameter the last value."""
         return QueryParams(self._query) if self._query else {}

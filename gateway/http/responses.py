@@ -6,6 +6,7 @@ A head is a status line (RFC 9112 §4) and field lines (§5), all ended by CRLF,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from http import HTTPStatus
 from typing import Final
 
@@ -14,7 +15,7 @@ END_HEAD: Final = b"\r\n"
 #: The field line that announces the last response on a connection (RFC 9112 §9.6).
 CLOSE_LINE: Final = b"connection: close\r\n"
 
-_ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b"
+_ANSWER: Final = b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b"
 _CONTENT_LENGTH: Final = b"content-length: %d\r\n"
 
 
@@ -38,9 +39,15 @@ def with_body(head: bytes, body: bytes) -> bytes:
     return b"".join((head, _CONTENT_LENGTH % len(body), END_HEAD, body))
 
 
-def answer(content_type: bytes, body: bytes, *, last: bool) -> bytes:
-    """Return a whole 200 response; `last` announces that the connection closes afterwards."""
-    return _ANSWER % (content_type, len(body), CLOSE_LINE if last else b"", body)
+@cache
+def _status_line(status: int) -> bytes:
+    return start_head(status, {})
+
+
+def answer(status: int, content_type: bytes, body: bytes, *, last: bool) -> bytes:
+    """Return a whole response; `last` announces that the connection closes afterwards."""
+    close_line = CLOSE_LINE if last else b""
+    return _ANSWER % (_status_line(status), content_type, len(body), close_line, body)
 
 
 def refusal(status: int, text: str) -> bytes:

@@ -54,9 +54,7 @@ class Gateway(FakeForward):
     def __init__(self, *devices: Device, repeat_window: int = 100_000) -> None:
         super().__init__()
         self.hub = Hub()
-        self._pusher = Pusher(
-            self.hub, Repeats(repeat_window), epoch="e", max_payload_bytes=65_536
-        )
+        self._pusher = Pusher(self.hub, Repeats(repeat_window), epoch="e", max_payload_bytes=65_536)
         for device in devices:
             self.hub.add(device)
 
@@ -127,7 +125,7 @@ async def test_no_device_gets_more_than_so_far_ahead(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_devices_of_any_pace_get_everything_in_order_and_once(seed: int) -> None:
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
     names = [None, "d", "e"]
     devices = [Device(draw.randrange(400), name) for name in names]
     gateway = Gateway(*devices)

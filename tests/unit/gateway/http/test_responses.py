@@ -42,10 +42,11 @@ def test_a_body_comes_with_its_length(body: bytes) -> None:
     assert response.body == body
 
 
+@pytest.mark.parametrize("status", [200, 404])
 @pytest.mark.parametrize("last", [False, True])
-def test_an_answer_says_whether_its_connection_closes(last: bool) -> None:
-    response = parsed(responses.answer(b"application/json", b"[1]", last=last))
-    assert response.status_code == 200
+def test_an_answer_says_whether_its_connection_closes(status: int, last: bool) -> None:
+    response = parsed(responses.answer(status, b"application/json", b"[1]", last=last))
+    assert response.status_code == status
     assert response.headers["content-type"] == "application/json"
     assert response.headers.get("connection") == ("close" if last else None)
     assert response.body == b"[1]"
