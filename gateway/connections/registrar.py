@@ -27,6 +27,10 @@ _USERS_A_WRITE: Final = 1_000
 #: How many users of a full write are asserted again, where so many wait: a storm of connects must
 #: not put the re-assertion off for ever.
 _REASSERTED_A_WRITE: Final = 100
+#: Writes begin so far apart at least; a user who comes after a longer pause is written at once. A
+#: write takes 0.2 ms of CPU time however few its users: without a pause, writes for a few users each
+#: would take a sixth of the CPU time of a storm of handshakes.
+_BETWEEN_WRITES_SECONDS: Final = 0.005
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 
 log = structlog.get_logger("gateway.registrar")
@@ -141,9 +145,11 @@ class Registrar:
             self._assert_all()
 
     async def _keep_entries(self) -> None:
+        loop = asyncio.get_running_loop()
         attempt = 0
         while True:
             await self._any_to_write.wait()
+            began = loop.time()
             try:
                 await self._write_batch()
                 await self._see_whether_back()
@@ -153,6 +159,7 @@ class Registrar:
                 attempt += 1
             else:
                 attempt = 0
+                await asyncio.sleep(began + _BETWEEN_WRITES_SECONDS - loop.time())
 
     async def _write_batch(self) -> None:
         reserved = min(len(self._unsure), _REASSERTED_A_WRITE)
