@@ -11,6 +11,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import metrics
 from gateway.connections.node import GatewayNode
 from gateway.http.detach import ANSWER
+from gateway.http.direct import Direct, Respond
 from gateway.push import BadBatch, Item, Pusher, Result
 from registry.directory import Node
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
@@ -57,8 +59,10 @@ def internal_app(
     secrets: Sequence[str],
     max_payload_bytes: int,
     drain: Callable[[], None],
-) -> ASGIApp:
+) -> _RequireSecret:
     """Return the application of the internal port. Pushes don't go through starlette's router.
+
+    Most single pushes are answered without ASGI: the result has a Direct (`direct`) for them.
 
     Any of `secrets` opens the port, and so does a proof of it for this node. `drain` begins the
     node's drain, or hastens it.
@@ -85,7 +89,9 @@ def internal_app(
         except ClientDisconnect:
             return  # the body stays incomplete, and no client waits for an answer
 
-    return _RequireSecret(route, secrets=secrets, node=node.identity, open_paths=_OPEN_PATHS)
+    return _RequireSecret(
+        route, pushes.direct, secrets=secrets, node=node.identity, open_paths=_OPEN_PATHS
+    )
 
 
 def health_routes(node: GatewayNode) -> list[BaseRoute]:
@@ -153,20 +159,38 @@ class _Pushes:
         """
         headers = dict(scope["headers"])
         self._refuse_if_misdirected(headers)
-        user = _user_in_path(scope, _PUSH_TO)
+        user = _user_in_path(scope["raw_path"], _PUSH_TO)
         body = await _body(headers, receive, limit=self._max_payload_bytes)
         self._node.pushed(len(body))
-        message_id, event_type, device = (
-            value.decode("latin-1") if (value := headers.get(name)) is not None else None
-            for name in (b"push-id", b"push-type", b"push-device")
-        )
-        result = await self._pusher.one(Item(user, body, None, message_id, event_type, device))
-        status, text = _told(result)
-        await scope["extensions"][ANSWER](status, _PLAIN_TEXT, text)
+        result = await self._pusher.one(_item(user, headers, body))
+        await scope["extensions"][ANSWER](*_told(result))
+
+    def direct(self, path: bytes, fields: Mapping[bytes, bytes]) -> Respond | None:
+        """Return what answers a `POST /push/{user}` without ASGI; None to leave it to `single`.
+
+        Left to `single` are pushes that are refused by their heads, bodies without a length, and
+        pushes to a crowd, which take some turns of the event loop.
+        """
+        if not path.startswith(_PUSH_TO.encode()) or b"transfer-encoding" in fields:
+            return None
+        if int(fields.get(b"content-length", b"0")) > self._max_payload_bytes:
+            return None
+        try:
+            self._refuse_if_misdirected(fields)
+            user = _user_in_path(path, _PUSH_TO)
+        except HTTPException:
+            return None
+        return None if user in self._node.hub.crowds else partial(self._at_once, user, fields)
+
+    def _at_once(
+        self, user: str, fields: Mapping[bytes, bytes], body: bytes
+    ) -> tuple[int, bytes, bytes]:
+        self._node.pushed(len(body))
+        return _told(self._pusher.one_at_once(_item(user, fields, body)))
 
     async def is_here(self, request: Request) -> Response:
         """`GET /push/{user}`: 200 if the user has a connection on this node, else 404."""
-        here = _user_in_path(request.scope, _PUSH_TO) in self._node.hub
+        here = _user_in_path(request.scope["raw_path"], _PUSH_TO) in self._node.hub
         return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
 
     def _refuse_if_misdirected(self, headers: Mapping[bytes, bytes]) -> None:
@@ -178,13 +202,24 @@ class _Pushes:
                 raise _misdirected(identity)
 
 
-def _told(result: Result) -> tuple[int, bytes]:
-    """Return the status and the body of the answer to a single push."""
+def _item(user: str, fields: Mapping[bytes, bytes], body: bytes) -> Item:
+    """Return the message of a single push, from its fields push-id, push-type and push-device."""
+    message_id, event_type, device = (
+        value.decode("latin-1") if (value := fields.get(name)) is not None else None
+        for name in (b"push-id", b"push-type", b"push-device")
+    )
+    return Item(user, body, None, message_id, event_type, device)
+
+
+def _told(result: Result) -> tuple[int, bytes, bytes]:
+    """Return status, content type and body of the answer to a single push."""
     if isinstance(result, dict) and "error" in result:
         error = str(result["error"])
-        return _STATUS[error], b"%b\n" % error.encode()
-    taken = result["taken"] if isinstance(result, dict) else result
-    return (200, b"delivered to %d\n" % int(taken)) if taken else (404, b"not on this node\n")
+        return _STATUS[error], _PLAIN_TEXT, b"%b\n" % error.encode()
+    taken = int(result["taken"] if isinstance(result, dict) else result)
+    if not taken:
+        return 404, _PLAIN_TEXT, b"not on this node\n"
+    return 200, _PLAIN_TEXT, b"delivered to %d\n" % taken
 
 
 def _misdirected(node: Node) -> HTTPException:
@@ -223,7 +258,7 @@ class _Operations:
 
     async def disconnect(self, request: Request) -> Response:
         """`DELETE /connections/{user}?device=D`: end the user's connections, or the device's."""
-        user = _user_in_path(request.scope, "/connections/")
+        user = _user_in_path(request.scope["raw_path"], "/connections/")
         closed = self._node.disconnect(user, request.query_params.get("device"))
         return JSONResponse({"closed": closed}, 200 if closed else 404)
 
@@ -247,17 +282,16 @@ async def _listing(node: GatewayNode) -> AsyncIterator[bytes]:
     yield b"}}"
 
 
-def _user_in_path(scope: Scope, prefix: str) -> str:
-    """Return the user that follows `prefix` in the raw path, percent-decoded once, slashes too.
+def _user_in_path(raw_path: bytes, prefix: str) -> str:
+    """Return the user that follows `prefix` in a raw path, percent-decoded once, slashes too.
 
     The decoded path of the ASGI scope would not tell an encoded slash from a plain slash.
 
     Raises:
         HTTPException: 400, there is no valid user id.
     """
-    raw = scope["raw_path"][len(prefix) :]
     try:
-        user = unquote_to_bytes(raw).decode()
+        user = unquote_to_bytes(raw_path[len(prefix) :]).decode()
     except UnicodeDecodeError as error:
         raise HTTPException(400, "the user in the path is not UTF-8") from error
     if not valid_user(user):
@@ -295,6 +329,7 @@ class _RequireSecret:
     def __init__(
         self,
         app: ASGIApp,
+        direct: Direct,
         *,
         secrets: Sequence[str],
         node: Node,
@@ -306,6 +341,7 @@ class _RequireSecret:
         `clock` is in seconds, and says when a refusal may be logged again.
         """
         self._app = app
+        self._direct = direct
         self._secrets = secrets
         self._node = node
         self._open_paths = frozenset(open_paths)
@@ -331,6 +367,13 @@ class _RequireSecret:
         if refusal.status_code == HTTP_403_FORBIDDEN:
             self._log_refusal(scope)
         await (await plain_text(Request(scope), refusal))(scope, receive, send)
+
+    def direct(self, path: bytes, fields: Mapping[bytes, bytes]) -> Respond | None:
+        """Pass a request on to what is answered without ASGI; None where it is to be refused."""
+        credential = fields.get(b"authorization")
+        if credential is None or not _is_one_of(credential, self._accepted):
+            return None
+        return self._direct(path, fields)
 
     def _log_refusal(self, scope: Scope) -> None:
         """Log a wrong credential with the cure: once a minute, since anybody may send one."""

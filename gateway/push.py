@@ -53,8 +53,8 @@ class Item(msgspec.Struct):
     """An item of a batch: one message, for a user or for a list of users.
 
     `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Messages
-    of equal ids and different `id_scope` are different messages, and no repeats. A `boundary` is sent
-    to no connection: only connections that have taken the message before get the user's later
+    of equal ids and different `id_scope` are different messages, and no repeats. A `boundary` is
+    sent to no connection: only connections that have taken the message before get the user's later
     messages of the batch. Unknown fields are ignored.
     """
 
@@ -261,6 +261,20 @@ class Pusher:
         """Push an item for one user; return its result."""
         (result,) = await self._push([item], _BatchDelivery())
         assert not isinstance(result, list)  # noqa: S101 - one user, one result
+        return result
+
+    def one_at_once(self, item: Item) -> Result:
+        """Push an item for one user who is no crowd; return its result, without a pause."""
+        batch: list[Addressed] = []
+        names: dict[int, Name] = {}
+        error = self._address(item, batch, names)
+        if error is not None:
+            result: Result = {"error": error}
+        else:
+            (taken,) = self._repeats.deliver(batch, names, self._hub.deliver)
+            _, user, _ = batch[0]
+            result = taken if taken.__class__ is int and taken else _unlike_taken(taken, user)
+        _count((result,))
         return result
 
     async def _push(

@@ -100,7 +100,11 @@ class Gateway:
             drain=self.stop,
         )
         self._internal = Listener(
-            internal_socket, internal, Door(_door_bounds(settings)), tls=internal_tls
+            internal_socket,
+            internal,
+            Door(_door_bounds(settings)),
+            tls=internal_tls,
+            direct=internal.direct,
         )
         self._wires = Wires(
             settings.wire,

@@ -2,9 +2,9 @@
 
 Measured: the figures of `idle`, `handshakes`, `push`, `singles` and `throughput`, by the same
 clients, of gateways and processors that are started from this checkout and from the other checkout.
-The two checkouts take turns, and the order changes from pair to pair. A figure is the ratio of a pair, this
-checkout to the other, and the median of all pairs is held against the bound. Bytes and microseconds
-are better when smaller, rates when larger.
+The two checkouts take turns, and the order changes from pair to pair. A figure is the ratio of a
+pair, this checkout to the other, and the median of all pairs is held against the bound. Bytes and
+microseconds are better when smaller, rates when larger.
 
 What could fool this benchmark: a machine whose speed drifts within a pair. All pairs are shown, so
 a wide spread is seen. CPU time is counted in ticks of 10 ms: with the default sizes a round uses

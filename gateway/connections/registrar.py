@@ -28,8 +28,8 @@ _USERS_A_WRITE: Final = 1_000
 #: not put the re-assertion off for ever.
 _REASSERTED_A_WRITE: Final = 100
 #: Writes begin so far apart at least; a user who comes after a longer pause is written at once. A
-#: write takes 0.2 ms of CPU time however few its users: without a pause, writes for a few users each
-#: would take a sixth of the CPU time of a storm of handshakes.
+#: write takes 0.2 ms of CPU time however few its users: in a storm of handshakes, writes without a
+#: pause would have a few users each, and take a sixth of the CPU time.
 _BETWEEN_WRITES_SECONDS: Final = 0.005
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 

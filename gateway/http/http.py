@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 import httptools
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -26,6 +27,7 @@ from uvicorn.server import ServerState
 from gateway.errors import GatewayError, has_vanished
 from gateway.http import head, responses
 from gateway.http.detach import ANSWER, DETACH, FLUSH, Detached, Resume
+from gateway.http.direct import Direct, Respond
 from gateway.http.door import Door
 from gateway.http.proxy_header import BadProxyHeader, read
 
@@ -42,6 +44,8 @@ MAX_HEADERS: Final = 100
 #: Pipelined requests that may wait for the answer to an earlier request. The bound is low because
 #: a request of 18 bytes costs kilobytes of memory here.
 MAX_WAITING_REQUESTS: Final = 16
+
+log = structlog.get_logger("gateway.http")
 
 
 class DetachableHTTP(HttpToolsProtocol):
@@ -60,6 +64,8 @@ class DetachableHTTP(HttpToolsProtocol):
     _refused = False  # further bytes of the client are discarded
     _unheard: Callable[[], None] | None = None  # called if the client vanishes before its next byte
     half_closed = False  # the last answer is out; further bytes of the client are discarded
+    _respond: Respond | None = None  # what answers the present request, without ASGI
+    _body = b""  # the body of that request, as far as it has arrived
 
     def __init__(
         self,
@@ -68,9 +74,12 @@ class DetachableHTTP(HttpToolsProtocol):
         app_state: dict[str, Any],
         door: Door,
         loop: asyncio.AbstractEventLoop,
+        *,
+        direct: Direct | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self._door = door
+        self._direct = direct
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first head, or close the socket where there are too many."""
@@ -191,10 +200,16 @@ class DetachableHTTP(HttpToolsProtocol):
         self._door.satisfied(self)
         self._head_bytes = 0
         self._in_body = True
+        if self._refused:  # the answer before was the last
+            raise _HeadRefused
         refusal = self._head_refusal()
         if refusal is not None:
             self._refuse(*refusal)
             raise _HeadRefused
+        if self._direct is not None and self._is_simple():
+            self._respond = self._direct(self.url.partition(b"?")[0], dict(self.headers))
+            if self._respond is not None:
+                return
         super().on_headers_complete()
         # uvicorn closes behind the last answer by `cycle.transport`.
         self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
@@ -213,7 +228,63 @@ class DetachableHTTP(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Take note that the request is complete: the next bytes belong to a new head."""
         self._in_body = False
-        super().on_message_complete()
+        if self._respond is None:
+            super().on_message_complete()
+        else:
+            self._answer_directly(self._respond)
+
+    def on_message_begin(self) -> None:
+        """Begin a request; behind a request that was answered without ASGI, also its time limit."""
+        super().on_message_begin()
+        if self._direct is not None and not self._is_busy:
+            self._unset_keepalive_if_required()
+            self._door.expect(self, self.loop.time())
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the request's body."""
+        if self._respond is None:
+            super().on_body(body)
+        else:
+            self._body += body
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the application has an earlier request to answer."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_simple(self) -> bool:
+        """Whether the present request is a POST that can be answered as soon as it is complete."""
+        return not (
+            self._is_busy
+            or self.flow.write_paused
+            or self.expect_100_continue
+            or self.parser.get_method() != b"POST"
+            or self.parser.get_http_version() != "1.1"
+            or self.parser.should_upgrade()
+        )
+
+    def _answer_directly(self, respond: Respond) -> None:
+        """Answer a complete request without ASGI."""
+        body, self._body, self._respond = self._body, b"", None
+        try:
+            answer = respond(body)
+        except Exception:  # as with an application: the client gets an answer, whatever the fault
+            log.exception("a request failed")
+            answer = (500, b"text/plain; charset=utf-8", b"Internal Server Error\n")
+        last = self._door.draining or not self.parser.should_keep_alive()
+        self.transport.write(responses.answer(*answer, last=last))
+        if last:
+            self._refused = True
+            self.close_gracefully()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def shutdown(self) -> None:
+        """Close the socket, or let the answer to the request under way be the last."""
+        if self._respond is None:  # else `_answer_directly` closes, in a drain
+            super().shutdown()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or close if the answered request's body is incomplete.
@@ -341,11 +412,12 @@ class DetachableHTTP(HttpToolsProtocol):
         # Locals: a reference to `self` would keep this object while the socket is detached.
         config, state, app_state = self.config, self.server_state, self.app_state
         loop, transport, door, client = self.loop, self.transport, self._door, self.client
+        direct = self._direct
 
         def resume(early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
             if transport.is_closing():
                 return
-            protocol = DetachableHTTP(config, state, app_state, door, loop)
+            protocol = DetachableHTTP(config, state, app_state, door, loop, direct=direct)
             protocol.connection_resumed(transport, client)
             protocol._unheard = unheard
             transport.set_protocol(protocol)
@@ -402,7 +474,14 @@ class _HeadRefused(GatewayError):
 class HttpServer(uvicorn.Server):
     """uvicorn's server, over listening sockets that are bound already."""
 
-    def __init__(self, app: ASGIApp, door: Door, *, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        door: Door,
+        *,
+        tls: ssl.SSLContext | None,
+        direct: Direct | None = None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=DetachableHTTP,  # made by `startup`, because the protocol needs the door
@@ -419,6 +498,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(config)
         self._door = door
         self._tls = tls
+        self._direct = direct
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -430,7 +510,9 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
 
         def protocol() -> DetachableHTTP:
-            return DetachableHTTP(self.config, self.server_state, {}, self._door, loop)
+            return DetachableHTTP(
+                self.config, self.server_state, {}, self._door, loop, direct=self._direct
+            )
 
         tls: dict[str, Any] = {}
         if self._tls is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
+from gateway.http.direct import Direct
 from gateway.http.door import Door
 from gateway.http.http import BACKLOG, HttpServer
 
@@ -40,10 +41,12 @@ class Listener:
         door: Door,
         *,
         tls: ssl.SSLContext | None = None,
+        direct: Direct | None = None,
     ) -> None:
+        """`direct` has the requests that are answered without the application."""
         self._socket = listening
         self._door = door
-        self._server = HttpServer(app, door, tls=tls)
+        self._server = HttpServer(app, door, tls=tls, direct=direct)
 
     async def serve(self) -> None:
         """Accept until `stop`; then finish requests that are under way, one second at most."""
