@@ -430,8 +430,10 @@ def _count(results: Sequence[Result | list[Result]]) -> None:
     others = [result for result in flat if isinstance(result, dict)]
     for result in others:
         metrics.PUSHED.labels(result.get("error", "partial")).inc()
-    _DELIVERED.inc(len(flat) - not_here - len(others))
-    _NOT_HERE.inc(not_here)
+    if delivered := len(flat) - not_here - len(others):
+        _DELIVERED.inc(delivered)
+    if not_here:
+        _NOT_HERE.inc(not_here)
 
 
 _DELIVERED: Final = metrics.PUSHED.labels("delivered")

@@ -30,14 +30,18 @@ def refusal(version: str, fields: Sequence[tuple[bytes, bytes]]) -> tuple[int, s
     """
     if version not in _VERSIONS:
         return 505, "HTTP/1.1 is spoken here"
-    names = [name for name, _ in fields]
-    hosts = names.count(b"host")
-    if hosts > 1 or (hosts == 0 and version == "1.1"):  # RFC 9112 §3.2
+    by_name = dict(fields)
+    host = by_name.get(b"host")
+    if host is None and version == "1.1":  # RFC 9112 §3.2
         return 400, "the request needs one Host field"
-    if hosts and _HOST.fullmatch(fields[names.index(b"host")][1]) is None:
+    if len(by_name) < len(fields):
+        names = [name for name, _ in fields]
+        if names.count(b"host") > 1:
+            return 400, "the request needs one Host field"
+        if names.count(b"authorization") > 1:
+            return 400, "the request has more than one Authorization field"
+    if host is not None and _HOST.fullmatch(host) is None:
         return 400, "the Host field is no host"
-    if names.count(b"authorization") > 1:
-        return 400, "the request has more than one Authorization field"
     return None
 
 
