@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.support.clients import connect, head, wire_to
@@ -9,6 +11,7 @@ from tests.support.processes import INTERNAL_SECRET, GatewayProcess
 
 pytestmark = pytest.mark.anyio
 
+Start = Callable[..., GatewayProcess]
 SECRET = {"Authorization": f"Bearer {INTERNAL_SECRET}"}
 CHUNKED = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
 
@@ -42,6 +45,16 @@ async def test_a_push_in_pieces_is_one_message(gateway: GatewayProcess, user: st
                 await wire.send(request[start : start + 700])
             assert (await wire.answer()).status == 200
         assert (await client.message()).payload == b"x" * 3_000
+
+
+async def test_a_head_that_begins_behind_an_answer_has_its_time_and_no_more(
+    start_gateway: Start, user: str
+) -> None:
+    gateway = start_gateway(head_seconds=1.0)
+    async with wire_to(gateway.internal_port) as wire:
+        await wire.send(push(user, b"x") + b"POST /push/")
+        assert (await wire.answer()).status == 404
+        await wire.ended()
 
 
 async def test_requests_of_all_kinds_are_answered_in_their_order(

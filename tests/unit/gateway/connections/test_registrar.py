@@ -122,6 +122,21 @@ async def test_what_changes_during_a_write_goes_together_with_the_next(rig: Rig)
         assert rig.registry.writes == [(["first"], []), (["a", "b", "c"], [])]
 
 
+async def test_users_who_follow_a_write_closely_share_the_next(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.connections.registrar._BETWEEN_WRITES_SECONDS", 1.0)
+    async with rig.running():
+        rig.connect("alone")
+        assert await rig.written("alone"), "at once: the write before is not close"
+        for user in ("a", "b", "c"):
+            rig.connect(user)
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert await rig.written("c")
+    assert rig.registry.writes == [(["alone"], []), (["a", "b", "c"], [])]
+
+
 async def test_a_user_who_comes_and_goes_meanwhile_is_written_once_as_they_are(rig: Rig) -> None:
     async with rig.running():
         rig.registry.open.clear()
