@@ -2,7 +2,7 @@
 
 The only file that imports uvicorn. Private interfaces of uvicorn are subclassed and used:
 `HttpToolsProtocol` with its `RequestResponseCycle` (uvicorn's public interface has no way to detach
-a socket), and `Server.startup` (which gives a TLS handshake no deadline).
+a socket) and `FlowControl`, and `Server.startup` (which gives a TLS handshake no deadline).
 tests/unit/test_privates.py fails when uvicorn changes these interfaces.
 """
 

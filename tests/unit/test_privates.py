@@ -44,7 +44,7 @@ PRIVATES = (
         "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol",
         "uvicorn",
         "gateway/http/http.py",
-        "subclassed: bounds on heads, and a way out for sockets",
+        "subclassed, with a start of its own: bounds on heads, and a way out for sockets",
         "21c8605d9020c0fe",
     ),
     Private(
@@ -53,6 +53,13 @@ PRIVATES = (
         "gateway/http/http.py",
         "a request's state is set when its socket is detached or answered in one write",
         "721511c6cce7223e",
+    ),
+    Private(
+        "uvicorn.protocols.http.flow_control:FlowControl",
+        "uvicorn",
+        "gateway/http/http.py",
+        "made for each connection, as uvicorn's own start does",
+        "0d483a9718e85b33",
     ),
     Private(
         "uvicorn.server:Server.startup",
