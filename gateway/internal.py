@@ -29,6 +29,7 @@ from gateway import metrics
 from gateway.connections.node import GatewayNode
 from gateway.http.detach import ANSWER
 from gateway.http.direct import Direct, Respond
+from gateway.links import Links
 from gateway.push import BadBatch, Item, Pusher, Result
 from registry.directory import Node
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
@@ -55,6 +56,7 @@ _STATUS: Final = {"invalid": 400, "no-device": 404, "too-large": 413, "overloade
 def internal_app(
     node: GatewayNode,
     pusher: Pusher,
+    links: Links,
     *,
     secrets: Sequence[str],
     max_payload_bytes: int,
@@ -64,10 +66,10 @@ def internal_app(
 
     Most single pushes are answered without ASGI: the result has a Direct (`direct`) for them.
 
-    Any of `secrets` opens the port, and so does a proof of it for this node. `drain` begins the
-    node's drain, or hastens it.
+    Processors send batches on `links`, people and tools post them. Any of `secrets` opens the
+    port, and so does a proof of it for this node. `drain` begins the node's drain, or hastens it.
     """
-    pushes = _Pushes(node, pusher, max_payload_bytes=max_payload_bytes)
+    pushes = _Pushes(node, pusher, links, max_payload_bytes=max_payload_bytes)
     operations = _Operations(node, drain=drain)
     app = Starlette(
         routes=[*pushes.routes(), *operations.routes(), *health_routes(node)],
@@ -82,6 +84,8 @@ def internal_app(
                 await pushes.batch(scope, receive)
             elif is_post and path.startswith(_PUSH_TO):
                 await pushes.single(scope, receive)
+            elif path == "/push" and scope["method"] == "GET":
+                await pushes.link(scope)
             else:
                 await app(scope, receive, send)
         except HTTPException as error:
@@ -120,9 +124,12 @@ async def plain_text(request: Request, error: Exception) -> Response:  # noqa: A
 class _Pushes:
     """The routes for pushes: batches, and single messages as users of `curl` and Zuul send them."""
 
-    def __init__(self, node: GatewayNode, pusher: Pusher, *, max_payload_bytes: int) -> None:
+    def __init__(
+        self, node: GatewayNode, pusher: Pusher, links: Links, *, max_payload_bytes: int
+    ) -> None:
         self._node = node
         self._pusher = pusher
+        self._links = links
         self._max_payload_bytes = max_payload_bytes
 
     def routes(self) -> list[BaseRoute]:
@@ -148,6 +155,16 @@ class _Pushes:
         except BadBatch as bad:
             raise HTTPException(bad.status, bad.detail) from bad
         await scope["extensions"][ANSWER](200, *answer)
+
+    async def link(self, scope: Scope) -> None:
+        """`GET /push`: hold the request's socket as a link of a processor, for many batches.
+
+        Raises:
+            HTTPException: the link is refused.
+        """
+        # Once is enough for all batches of the link: name and epoch are those of this process.
+        self._refuse_if_misdirected(dict(scope["headers"]))
+        await self._links.open(scope)
 
     async def single(self, scope: Scope, receive: Receive) -> None:
         """`POST /push/{user}`: the body is the payload; push-id, push-type, push-device apply.

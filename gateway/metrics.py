@@ -58,6 +58,17 @@ BATCH = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
     registry=_registry,
 )
+LINKS = Gauge(
+    "pushgate_gateway_links",
+    "Connections that processors hold to this node, to send batches on.",
+    registry=_registry,
+)
+LINKS_ENDED = Counter(
+    "pushgate_gateway_links_ended_total",
+    "Connections of processors that ended, by reason.",
+    ["reason"],
+    registry=_registry,
+)
 REPEATS = Counter(
     "pushgate_gateway_repeats_total",
     "Messages pushed in again after they were delivered: answered with the first result.",

@@ -36,6 +36,7 @@ from gateway.entry.origin import Origins
 from gateway.http.door import Door, DoorBounds
 from gateway.http.listener import Listener, Probes, bind, tls_context
 from gateway.internal import internal_app
+from gateway.links import Links
 from gateway.push import Pusher
 from gateway.settings import GatewaySettings
 from gateway.wires.choice import Wires
@@ -92,9 +93,12 @@ class Gateway:
         self._auth = Authenticator(settings.token_rules, self._keys)
         self.node = self._node(settings)
         self._stopping = asyncio.Event()
+        pusher = _pusher(self.node, settings)
+        self._links = Links(self.node, pusher)
         internal = internal_app(
             self.node,
-            _pusher(self.node, settings),
+            pusher,
+            self._links,
             secrets=settings.internal_secrets,
             max_payload_bytes=settings.max_payload_bytes,
             drain=self.stop,
@@ -160,6 +164,7 @@ class Gateway:
             await asyncio.wait((registrar,))
             await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
             self._internal.stop()
+            await self._links.close()
             for task in (clock, announce, keys):
                 task.cancel()
         self._wires.close()

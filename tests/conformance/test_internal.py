@@ -30,6 +30,7 @@ MEBIBYTE = 1024 * 1024
 #: method and path of all that needs the secret
 GUARDED = [
     ("POST", "/push"),
+    ("GET", "/push"),
     ("POST", "/push/u"),
     ("GET", "/push/u"),
     ("POST", "/drain"),

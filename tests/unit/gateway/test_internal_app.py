@@ -11,6 +11,7 @@ from starlette.types import Message, Scope
 
 from gateway.connections.repeats import Repeats
 from gateway.internal import USERS_A_TURN, internal_app
+from gateway.links import Links
 from gateway.push import Pusher
 from registry.directory import RegistryRefuses
 from registry.refusals import CURES
@@ -32,6 +33,7 @@ class Request:
         self._app = internal_app(
             rig.node,
             pusher,
+            Links(rig.node, pusher),
             secrets=[SECRET],
             max_payload_bytes=1_000,
             drain=lambda: None,

@@ -1,0 +1,284 @@
+"""Links: connections that processors hold to this node, for batches.
+
+A link begins as `GET /push` on the internal port, with an upgrade (registry/frames.py). The socket
+of a link has left HTTP, so a batch costs a frame and no request. Batches of one link are delivered
+in their order, and each batch is answered before the next begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from gateway import metrics
+from gateway.connections.node import GatewayNode
+from gateway.http.detach import DETACH, FLUSH, Detached
+from gateway.http.head import Head
+from gateway.http.responses import END_HEAD, start_head
+from gateway.push import BadBatch, Pusher
+from registry.frames import LINK_PROTOCOL, BadFrame, Frame, FrameReader, frame_head, probe_peer
+from registry.message import BATCH_MEDIA_TYPE, MAX_BATCH_BYTES
+
+#: How long a processor may take to close its half of a link after this node's half is closed.
+_FAREWELL_SECONDS: Final = 1.0
+_MEDIA_TYPE: Final = BATCH_MEDIA_TYPE.encode("ascii")
+_UPGRADE: Final = {"Connection": "Upgrade", "Upgrade": LINK_PROTOCOL}
+_SWITCHING: Final = start_head(101, _UPGRADE) + END_HEAD
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+log = structlog.get_logger("gateway.links")
+
+
+class Links:
+    """The links of one node, from the upgrade to the node's goodbye."""
+
+    def __init__(self, node: GatewayNode, pusher: Pusher) -> None:
+        self.node = node
+        self.pusher = pusher
+        self._links: set[Link] = set()
+        self._said_goodbye = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def open(self, scope: Scope) -> None:
+        """Answer `GET /push`: 101, after which the request's socket is a link.
+
+        Raises:
+            HTTPException: 426 where no link is asked for, 413 for a request with a body, 503 after
+                the goodbye.
+        """
+        head = Head(scope)
+        if not _asks_for_link(head.fields):
+            raise HTTPException(426, f"batches are posted, or sent on a {LINK_PROTOCOL}", _UPGRADE)
+        if head.has_body:
+            raise HTTPException(413, "no body is taken here")
+        await scope["extensions"][FLUSH]()
+        if self._said_goodbye:
+            raise HTTPException(503, "this node has left")
+        detached: Detached | None = scope["extensions"][DETACH]()
+        if detached is None:
+            return
+        link = Link(self, detached.transport)
+        self._links.add(link)
+        self._empty.clear()
+        metrics.LINKS.inc()
+        link.begin(detached.rest)
+
+    def forget(self, link: Link, reason: str) -> None:
+        """Drop a link whose socket is gone; `reason` is a short name, fit for a label."""
+        self._links.discard(link)
+        metrics.LINKS.dec()
+        metrics.LINKS_ENDED.labels(reason).inc()
+        if not self._links:
+            self._empty.set()
+
+    async def close(self) -> None:
+        """Say goodbye: answer the batches that have arrived, and end every link, in a second."""
+        self._said_goodbye = True
+        for link in list(self._links):
+            link.end("goodbye")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await self._empty.wait()
+        for link in list(self._links):
+            link.abort()
+
+
+class Link(asyncio.Protocol):
+    """A link: frames in, answers out.
+
+    A link keeps the batch under delivery, a further whole batch, the bytes of a read, and as many
+    answers as fill the transport's buffer. Then the node reads and delivers nothing more.
+    """
+
+    __slots__ = (
+        "_end_reason",
+        "_frames",
+        "_full",
+        "_links",
+        "_loop",
+        "_peer_closed",
+        "_reading",
+        "_serving",
+        "_transport",
+    )
+
+    def __init__(self, links: Links, transport: asyncio.Transport) -> None:
+        self._links = links
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._frames = FrameReader(most_bytes=MAX_BATCH_BYTES)
+        self._serving: asyncio.Task[None] | None = None  # delivers, and answers
+        self._reading = False  # False: bytes wait in the kernel
+        self._full = False  # answers wait for the processor to read
+        self._peer_closed = False  # no byte of the processor follows
+        #: The reason of the link's end, a short name; bytes that arrive afterwards are discarded.
+        self._end_reason: str | None = None
+
+    def begin(self, rest: bytes) -> None:
+        """Become the protocol of the transport; answer the upgrade.
+
+        `rest` are the bytes that have arrived behind the request.
+        """
+        transport = self._transport
+        transport.pause_reading()
+        transport.set_protocol(self)
+        probe_peer(transport)
+        transport.write(_SWITCHING)
+        self._frames.feed(rest)
+        self._read(True)
+        self._go_on()
+
+    def end(self, reason: str) -> None:
+        """Receive no more; answer the batches that have arrived whole, then close."""
+        if self._end_reason is None:
+            self._end_reason = reason
+            self._go_on()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of frames; begin to deliver when a frame is complete."""
+        if self._end_reason is None:
+            self._frames.feed(data)
+            self._go_on()
+
+    def eof_received(self) -> bool:
+        """Answer the whole batches of a processor that has closed its half of the connection.
+
+        Returns whether this node's half stays open for the answers, which TLS does not allow.
+        """
+        self._peer_closed = True
+        if self._end_reason is None:
+            cut = self._frames and not self._frames.has_next
+            self._end_reason = "broken" if cut else "closed"
+        self._go_on()
+        return self._transport.can_write_eof()
+
+    def pause_writing(self) -> None:
+        """Deliver no further batch while answers wait for the processor to read them."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Go on: the processor reads its answers."""
+        self._full = False
+        self._go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take note that the socket is gone; a delivery that has begun goes on to its end."""
+        if self._end_reason is None:
+            self._end_reason = "closed" if exc is None and not self._frames else "broken"
+        if self._end_reason == "broken":
+            self._log(str(exc or "the processor stopped in the middle of a frame"))
+        self._links.forget(self, self._end_reason)
+
+    def _go_on(self) -> None:
+        """Deliver the next batch, read on, or close: the one place where a link's state changes."""
+        waits = self._frames.has_next
+        if self._serving is not None:
+            self._read(not waits)
+        elif waits:
+            if self._full or self._transport.is_closing():
+                self._read(False)
+            else:
+                self._serving = self._loop.create_task(self._serve())
+        elif self._end_reason is not None:
+            self._close()
+        else:
+            self._read(True)
+
+    async def _serve(self) -> None:
+        """Deliver and answer the batches that have arrived, in their order."""
+        while not self._full and not self._transport.is_closing():
+            frame = self._next_frame()
+            if frame is None:
+                break
+            await self._deliver(frame)
+            if self._frames.has_next:
+                await asyncio.sleep(0)  # the loop's turn, between small batches
+        self._serving = None
+        self._go_on()
+
+    def _next_frame(self) -> Frame | None:
+        try:
+            frame = self._frames.next()
+        except BadFrame as bad:
+            self._refuse("bad-frame", str(bad))
+            return None
+        if not self._reading:
+            self._read(not self._frames.has_next)
+        return frame
+
+    async def _deliver(self, frame: Frame) -> None:
+        """Deliver and answer a batch; a refused batch is the last of the link."""
+        self._links.node.pushed(len(frame.body))
+        try:
+            _, answer = await self._links.pusher.batch(_MEDIA_TYPE, frame.body)
+        except BadBatch as bad:
+            self._answer(frame, _encode({"refused": bad.status, "reason": bad.detail}))
+            self._refuse("bad-batch", bad.detail)
+        except Exception:  # any fault: the processor gets an answer, and the node goes on
+            log.exception("a batch failed")
+            self._answer(frame, _encode({"refused": 500, "reason": "see the gateway's log"}))
+            self._refuse("error", "a batch failed")
+        else:
+            self._answer(frame, answer)
+
+    def _answer(self, frame: Frame, body: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(frame_head(frame.number, len(body)) + body)
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        """End the link; bytes that have arrived behind the refused frame are discarded."""
+        self._frames = FrameReader(most_bytes=0)
+        self._end_reason = reason
+        self._log(detail)
+
+    def _log(self, detail: str) -> None:
+        peer = self._transport.get_extra_info("peername")
+        log.warning(
+            "a processor's link ends; unanswered batches come again",
+            reason=detail,
+            processor=peer[0] if peer else "unknown",
+        )
+
+    def _read(self, wanted: bool) -> None:
+        """Receive bytes, or let them wait in the kernel."""
+        if wanted == self._reading or self._transport.is_closing():
+            return
+        self._reading = wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _close(self) -> None:
+        """Close this half, and discard bytes until the processor closes the other.
+
+        A socket that is closed with unread bytes resets the connection, and the processor might
+        lose the last answer (RFC 9112 §9.6).
+        """
+        transport = self._transport
+        if transport.is_closing():
+            return
+        self._read(True)
+        if self._peer_closed or not transport.can_write_eof():
+            transport.close()
+        else:
+            transport.write_eof()
+        self._loop.call_later(_FAREWELL_SECONDS, transport.abort)
+
+
+def _asks_for_link(fields: Mapping[str, str]) -> bool:
+    """Whether a request asks for the protocol of links alone (RFC 9110 §7.8)."""
+    tokens = {token.strip().lower() for token in fields.get("connection", "").split(",")}
+    return "upgrade" in tokens and fields.get("upgrade", "").lower() == LINK_PROTOCOL
