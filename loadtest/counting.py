@@ -17,10 +17,15 @@ from typing import Final, cast
 import uvloop
 
 from registry.directory import Node
+from registry.frames import FrameReader, frame_head
+from registry.message import MAX_BATCH_BYTES
 from registry.redis_store import RedisRegistry
 
 _HEARTBEAT_SECONDS: Final = 2.0
-_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+_COUNT: Final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
+_SWITCHING: Final = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: pushgate-batch\r\n\r\n"
+)
 
 
 class Counter:
@@ -31,35 +36,48 @@ class Counter:
 
 
 class Endpoint(asyncio.Protocol):
-    """One HTTP connection: requests with a Content-Length or without a body, one at a time."""
+    """One connection: a link of a processor, or requests for the count, one at a time."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
         self._transport: asyncio.Transport | None = None
-        self._read = b""
+        self._head = b""
+        self._frames: FrameReader | None = None  # of a link
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answer the request once it is complete."""
+        """Answer batches, or the request once it is complete."""
         assert self._transport is not None
-        self._read += data
-        head, end, body = self._read.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
-        if not end or len(body) < length:
+        if self._frames is not None:
+            self._answer(self._frames, data)
             return
-        self._read = b""
-        answer = self._answer(body) if length else b"%d" % self._counter.messages
-        self._transport.write(_HEAD % len(answer) + answer)
+        self._head += data
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        if not end:
+            return
+        self._head = b""
+        if b"upgrade: pushgate-batch" in head.lower():
+            self._frames = FrameReader(most_bytes=MAX_BATCH_BYTES)
+            self._transport.write(_SWITCHING)
+            self._answer(self._frames, rest)
+        else:
+            count = b"%d" % self._counter.messages
+            self._transport.write(_COUNT % (len(count), count))
 
-    def _answer(self, batch: bytes) -> bytes:
-        """Return `{"results": [1, …]}` for a MessagePack array."""
-        wide = batch[0] == 0xDC
-        count = int.from_bytes(batch[1:3], "big") if wide else batch[0] & 0x0F
-        self._counter.messages += count
-        return b"\x81\xa7results\xdc" + count.to_bytes(2, "big") + b"\x01" * count
+    def _answer(self, frames: FrameReader, data: bytes) -> None:
+        """Answer MessagePack arrays with `{"results": [1, …]}`."""
+        assert self._transport is not None
+        frames.feed(data)
+        while (frame := frames.next()) is not None:
+            batch = frame.body
+            wide = batch[0] == 0xDC
+            count = int.from_bytes(batch[1:3], "big") if wide else batch[0] & 0x0F
+            self._counter.messages += count
+            body = b"\x81\xa7results\xdc" + count.to_bytes(2, "big") + b"\x01" * count
+            self._transport.write(frame_head(frame.number, len(body)) + body)
 
 
 async def _serve(arguments: argparse.Namespace) -> None:

@@ -34,6 +34,22 @@ FORWARD_SECONDS = Histogram(
     buckets=_SECONDS,
     registry=_registry,
 )
+FORWARDING = Gauge(
+    "pushgate_processor_batches_in_flight",
+    "Batches that were sent to gateways, or wait for a connection, and have no answer yet.",
+    registry=_registry,
+)
+LINKS = Gauge(
+    "pushgate_processor_links",
+    "Connections held to gateways, one for each.",
+    registry=_registry,
+)
+LINKS_ENDED = Counter(
+    "pushgate_processor_links_ended_total",
+    "Connections to gateways that ended, by reason; the next batch makes a new one.",
+    ["reason"],
+    registry=_registry,
+)
 OUTSIDE_NETWORKS = Counter(
     "pushgate_processor_outside_networks_total",
     "Forwards not made: the gateway's address is in none of PUSHGATE_GATEWAY_NETWORKS.",

@@ -1,32 +1,25 @@
-"""Batches of pushes to one gateway over HTTP, and a result for every message.
-
-The only file that imports httpx. httpx searches its whole pool on every request (1.3 ms of CPU with
-one connection, 7.3 ms with 64), so every gateway has a client of its own with few connections.
-"""
+"""Batches of pushes to gateways, each on its held connection, and a result for every message."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
-import httpx
 import msgspec
+import structlog
 
 from processor import metrics
+from processor.sending.link import Link, LinkEnded
 from processor.sending.reach import Reach
+from processor.sending.upgrade import NoAnswer, UpgradeRefused, upgraded
 from registry.calls import OutsideNetworks
 from registry.directory import Node
-from registry.message import BATCH_MEDIA_TYPE, Push
+from registry.message import MAX_BATCH_BYTES, Push
 
-#: The most connections to one gateway.
-MAX_CONNECTIONS: Final = 4
-_CONNECT_SECONDS: Final = 1.0
-#: Less than the gateway's keep-alive, so that a request never meets a closing connection.
-_KEEP_ALIVE_SECONDS: Final = 30.0
 #: Bytes of a push in MessagePack beside its strings of variable length: the head of the map, keys,
 #: lengths, and the id's scope, which has 34 bytes at most.
 _ELEMENT_BYTES: Final = 96
@@ -64,6 +57,8 @@ TIMEOUT: Final = Failure("timeout")
 UNREACHABLE: Final = Failure("unreachable")
 #: The node refuses what this processor presents: the internal secrets differ.
 REFUSED: Final = Failure("refused")
+#: The node's address takes no links: an older gateway, or no gateway at all.
+NO_LINK: Final = Failure("no-link")
 #: At the node's address is another node, or another start of the node: no user is there.
 MISDIRECTED: Final = Failure("misdirected")
 #: The node's address is in none of PUSHGATE_GATEWAY_NETWORKS: nothing was sent.
@@ -71,98 +66,138 @@ OUTSIDE_NETWORKS: Final = Failure("outside-networks")
 
 
 class _Answer(msgspec.Struct):
-    results: list[int | dict[str, str | int]]
+    """The body of an answer: results, or the status with which the batch was refused."""
 
+    results: Sequence[int | dict[str, str | int]] = ()
+    refused: int = 0
+
+
+log = structlog.get_logger("processor.gateways")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Answer).decode
 
 
+class _Peer:
+    """What the forwarder keeps of one node: its link, and the forwards under way."""
+
+    __slots__ = ("connecting", "link", "under_way")
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.connecting = asyncio.Lock()
+        self.under_way = 0
+
+
 class Forwarder:
-    """Posts batches to gateways. Never raises an error of a gateway: every message has a result."""
+    """Sends batches to gateways. Never raises an error of a gateway: every message has a result."""
 
     def __init__(self, reach: Reach, *, timeout_seconds: float) -> None:
-        """`timeout_seconds` bounds one POST, connecting included; `reach` has the nodes' URLs."""
+        """`timeout_seconds` bounds one forward, connecting included; `reach` has the nodes' URLs.
+
+        Where another batch is under way to the node, it bounds the time from its answer.
+        """
         self._reach = reach
         self._timeout = timeout_seconds
-        # As many as there are live nodes: `retain` closes the clients of the others.
-        self._clients: dict[Node, httpx.AsyncClient] = {}
-        self._posting: Counter[Node] = Counter()  # forwards under way
+        # As many as there are live nodes: `retain` closes the links of the others.
+        self._peers: dict[Node, _Peer] = {}
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
-        """Post pushes to `node` as one batch, in order; return a result for every push.
+        """Send pushes to `node` as one batch, in order; return a result for every push.
 
         Or return a Failure where the node has answered for no push: the batch may have been
         delivered, in whole or in part, and may be sent again, since nodes recognise repeats. At
         most MAX_BATCH_MESSAGES and MAX_BATCH_BYTES (`push_size`); none is a question whether the
-        node answers.
+        node answers. For one node, WINDOW batches at most at once.
         """
         began = time.perf_counter()
-        self._posting[node] += 1
+        peer = self._peers.get(node)
+        if peer is None:
+            peer = self._peers[node] = _Peer()
+        peer.under_way += 1
+        metrics.FORWARDING.inc()
         try:
-            async with asyncio.timeout(self._timeout):
-                url = await self._reach.url(node)
-                response = await _ask(self._client(node), f"{url}/push", _encode(pushes))
-            self._reach.answered(node, response.status_code)
-            return _results(response, len(pushes))
+            body = _encode(pushes)
+            if len(body) > MAX_BATCH_BYTES:
+                return Failure("too-large")  # one message; the node would end the link for it
+            return _results(peer, await self._answer(node, peer, body), len(pushes))
         except OutsideNetworks:
             return OUTSIDE_NETWORKS
-        except (TimeoutError, httpx.TimeoutException) as error:
+        except UpgradeRefused as refusal:
+            return self._refused(node, refusal.status)
+        except TimeoutError as error:
             self._reach.failed(node, error)
             return TIMEOUT
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        except (LinkEnded, NoAnswer, OSError, ValueError) as error:
             # ValueError: the host is no valid name (IDNA), and only the attempt finds out.
             self._reach.failed(node, error)
             return UNREACHABLE
         finally:
             metrics.FORWARD_SECONDS.observe(time.perf_counter() - began)
-            self._posting[node] -= 1
-            if not self._posting[node]:
-                del self._posting[node]
+            metrics.FORWARDING.dec()
+            peer.under_way -= 1
 
     async def retain(self, present: Callable[[Node], bool]) -> None:
-        """Close the clients of nodes that are not present, but for those with a forward under way.
+        """Close the links to nodes that are not present, but for those with a forward under way.
 
         `present` says whether a node is live or lost (registry/directory.py).
         """
-        for node in list(self._clients):
-            if not self._posting[node] and not present(node):
-                await self._clients.pop(node).aclose()
+        for node, peer in list(self._peers.items()):
+            if not peer.under_way and not present(node):
+                del self._peers[node]
+                _close(peer)
         self._reach.retain(present)
 
     async def close(self) -> None:
-        """Close all connections."""
-        clients, self._clients = list(self._clients.values()), {}
-        for client in clients:
-            await client.aclose()
+        """Close all links."""
+        peers, self._peers = list(self._peers.values()), {}
+        for peer in peers:
+            _close(peer)
 
-    def _client(self, node: Node) -> httpx.AsyncClient:
-        client = self._clients.get(node)
-        if client is None:
-            calls = self._reach.calls
-            client = self._clients[node] = httpx.AsyncClient(
-                headers={**calls.headers(node), "content-type": BATCH_MEDIA_TYPE},
-                # Ends before the time-out in _post, which bounds the whole request: two time-outs
-                # that end at once get in the way of each other, and httpx leaves nothing open
-                # after its own.
-                timeout=httpx.Timeout(self._timeout * 0.9, connect=_CONNECT_SECONDS),
-                limits=httpx.Limits(
-                    max_connections=MAX_CONNECTIONS, keepalive_expiry=_KEEP_ALIVE_SECONDS
-                ),
-                # The node registered the address itself: no proxy and no redirect may change it.
-                trust_env=False,
-                follow_redirects=False,
-                verify=calls.tls,
-            )
-        return client
+    async def _answer(self, node: Node, peer: _Peer, body: bytes) -> bytes:
+        """Ask on the peer's link; on another, once more, where that link ends without an answer."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        link = peer.link
+        try:
+            if link is not None and not link.ended:
+                return await link.ask(body)
+            return await self._ask_anew(node, peer, body, deadline)
+        except LinkEnded as ended:
+            # Nothing was sent, or the node recognises repeats by their ids: to ask again is safe.
+            log.warning("a link to a gateway has ended", node=node.name, reason=str(ended))
+            return await self._ask_anew(node, peer, body, deadline)
+
+    async def _ask_anew(self, node: Node, peer: _Peer, body: bytes, deadline: float) -> bytes:
+        """Ask on a new link, or on one that another forward has opened meanwhile."""
+        async with asyncio.timeout_at(deadline):
+            async with peer.connecting:
+                if peer.link is None or peer.link.ended:
+                    peer.link = await self._link(node)
+            return await peer.link.ask(body)
+
+    def _refused(self, node: Node, status: int) -> Failure:
+        """Return what the status means with which a node refuses a link: nothing was pushed."""
+        if status == HTTPStatus.MISDIRECTED_REQUEST:
+            return MISDIRECTED
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            self._reach.refused(node, status)
+            return REFUSED
+        # The node is leaving, or a proxy finds no node behind it: as if nobody were there.
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
+            return UNREACHABLE
+        self._reach.takes_no_links(node, status)
+        return NO_LINK
+
+    async def _link(self, node: Node) -> Link:
+        calls = self._reach.calls
+        url = await self._reach.url(node)
+        transport, rest = await upgraded(url, calls.headers(node), tls=calls.tls)
+        return Link(transport, rest, timeout_seconds=self._timeout)
 
 
-async def _ask(client: httpx.AsyncClient, url: str, content: bytes) -> httpx.Response:
-    try:
-        return await client.post(url, content=content)
-    except (httpx.NetworkError, httpx.RemoteProtocolError):
-        # Nothing was sent, or the node recognises repeats by their ids: a second post is safe.
-        return await client.post(url, content=content)
+def _close(peer: _Peer) -> None:
+    if peer.link is not None:
+        peer.link.end(LinkEnded("retired", "this processor needs it no more"))
 
 
 def push_size(push: Push) -> int:
@@ -176,19 +211,16 @@ def push_size(push: Push) -> int:
     return size + 4 * (len(push.type or "") + len(push.device or ""))
 
 
-def _results(response: httpx.Response, expected: int) -> Answer:
-    status = response.status_code
-    if status == httpx.codes.MISDIRECTED_REQUEST:
-        return MISDIRECTED
-    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return REFUSED
-    if status != httpx.codes.OK:
-        return Failure(f"status-{status}")
+def _results(peer: _Peer, body: bytes, expected: int) -> Answer:
     try:
-        answer = _decode(response.content)
+        answer = _decode(body)
     except msgspec.DecodeError:
-        return _BAD_ANSWER
+        answer = _Answer()
+    if answer.refused:
+        return Failure(f"status-{answer.refused}")
     if len(answer.results) != expected:
+        assert peer.link is not None  # noqa: S101 - the answer came on a link
+        peer.link.end(LinkEnded("bad-answer", "an answer is not that of its batch"))
         return _BAD_ANSWER
     return [_result(result) for result in answer.results]
 

@@ -20,6 +20,7 @@ from processor import metrics
 from processor.reading.message import Message
 from processor.sending.forward import (
     MISDIRECTED,
+    NO_LINK,
     OVERLOADED,
     REFUSED,
     TIMEOUT,
@@ -44,7 +45,9 @@ MAX_WAITING_MESSAGES: Final = 65_536
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 _MOST_SILENT: Final = 2  # all silent gateways together: so many times the bounds of one
 #: Failures after which a gateway is silent. After others it has answered, if only with an error.
-_SILENT: Final = (TIMEOUT, UNREACHABLE, REFUSED)
+_SILENT: Final = (TIMEOUT, UNREACHABLE, REFUSED, NO_LINK)
+#: Of these, the failures after which all is in vain until an operator acts.
+_REFUSING: Final = (REFUSED, NO_LINK)
 
 #: The node of a message is not present any more, and had not answered: the message may have missed
 #: connections there.
@@ -117,7 +120,7 @@ class _Gateway:
     def silent_for(self, failure: Failure, now: float) -> None:
         """Note that the gateway did not answer: start the next pause."""
         self.failure = failure
-        self.unproven = self.unproven or failure == REFUSED
+        self.unproven = self.unproven or failure in _REFUSING
         self.pause = min(_LONGEST_PAUSE_SECONDS, 2 * self.pause) or _FIRST_PAUSE_SECONDS
         self.paused_until = now + self.pause
 
@@ -211,9 +214,9 @@ class Gateways:
                 gateway.worker = self._spawn(self._work(gateway))
 
     def refuse(self, nodes: Collection[Node]) -> bool:
-        """Whether all of the nodes, one at least, refuse this processor's secret."""
+        """Whether all of the nodes, one at least, refuse this processor's secret, or its links."""
         gateways = [self._gateways.get(node) for node in nodes]
-        return bool(gateways) and all(g is not None and g.failure == REFUSED for g in gateways)
+        return bool(gateways) and all(g is not None and g.failure in _REFUSING for g in gateways)
 
     def observe(self) -> None:
         """End what has ended in time. Called every second, after a reading of the nodes.

@@ -20,7 +20,11 @@ from registry.directory import Node
 #: Shortest time between two log lines of one kind, whichever the gateways: a rogue can write any
 #: number of leases.
 _LOG_SECONDS: Final = 60.0
-_REFUSALS: Final = frozenset({401, 403})
+#: What an operator should know of a gateway that answers an upgrade as if it did not know it.
+_NO_LINKS: Final = (
+    "the gateway is older than this processor, or something else is at its address; upgrade "
+    "gateways before processors. Messages for its users wait"
+)
 
 log = structlog.get_logger("processor.gateways")
 
@@ -52,10 +56,13 @@ class Reach:
                 raise
         return url
 
-    def answered(self, node: Node, status: int) -> None:
-        """Take note of an answer; a refused secret is logged with the cure."""
-        if status in _REFUSALS:
-            self._log("a gateway refuses forwards", node, f"status {status}: {REFUSED}")
+    def refused(self, node: Node, status: int) -> None:
+        """Take note that a gateway refuses the secret; the log has the cure."""
+        self._log("a gateway refuses forwards", node, f"status {status}: {REFUSED}")
+
+    def takes_no_links(self, node: Node, status: int) -> None:
+        """Take note that a gateway knows no links; the log has the cure."""
+        self._log("a gateway takes no links", node, f"status {status}: {_NO_LINKS}")
 
     def failed(self, node: Node, error: Exception) -> None:
         """Take note that a gateway gave no answer; a fault of TLS is logged with the cure."""

@@ -13,16 +13,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from pushgate.embedded import LOOPBACK
 from registry.directory import Node
+from registry.frames import FrameReader
+from registry.message import MAX_BATCH_BYTES
 from registry.proof import proof
 from registry.redis_store import RedisRegistry
 from tests.support.certificate import write_certificate
 from tests.support.clients import Pusher, connect, eventually, pusher_to, request
+from tests.support.links import SWITCHING, Request, frame, http, results, take_all
 from tests.support.processes import INTERNAL_SECRET, GatewayProcess
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartGateway, StartProcessor
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.anyio
 ROGUE_ADDRESS = "127.0.0.2"
 #: The same as a name: no IP address by its form, and what resolvers read as one (inet_aton(3)).
 ROGUE_NAME = "0x7f000002"
+HEAD = b"GET /push HTTP/1.1"
 PAYLOAD = b"for the user's eyes only"
 DELIVERED, OUTSIDE = ("delivered", ""), ("failed", "outside-networks")
 
@@ -59,11 +62,19 @@ class Rogue:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        body = msgspec.msgpack.encode({"results": [1]})
+        frames: FrameReader | None = None  # of a link
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
                 self.got += data
-                writer.write(b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+                if frames is not None:
+                    frames.feed(data)
+                    while (batch := frames.next()) is not None:
+                        writer.write(frame(batch.number, await take_all(Request(HEAD, batch.body))))
+                elif b"Upgrade: " in data:
+                    frames = FrameReader(most_bytes=MAX_BATCH_BYTES)
+                    writer.write(SWITCHING)
+                else:
+                    writer.write(http(200, results(1)))
         writer.close()
 
 

@@ -1,19 +1,21 @@
-"""One batch to one gateway over real HTTP: what each answer, and the lack of one, means."""
+"""One batch to one gateway over a real link: what each answer, and the lack of one, means."""
 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from processor.reading.kafka import TopicPartition
 from processor.reading.message import Message
 from processor.reading.progress import Progress
 from processor.sending.forward import (
     MISDIRECTED,
+    NO_LINK,
     REFUSED,
     UNREACHABLE,
     Failure,
@@ -21,6 +23,7 @@ from processor.sending.forward import (
     Partly,
     Result,
 )
+from processor.sending.link import WINDOW
 from processor.sending.node_queue import NodeQueue
 from processor.sending.reach import Reach
 from registry.calls import GatewayCalls
@@ -28,6 +31,16 @@ from registry.directory import Node
 from registry.message import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, Envelope, Push
 from registry.networks import networks
 from registry.proof import proof
+from tests.support.links import (
+    SWITCHING,
+    Request,
+    frame,
+    http,
+    link_server,
+    listening,
+    results,
+    take_all,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -36,93 +49,15 @@ TIMEOUT_SECONDS = 0.3
 PROGRESS = Progress(TopicPartition("push", 0), lane=0)
 
 
-class Request:
-    """What a gateway got."""
-
-    def __init__(self, head: bytes, body: bytes) -> None:
-        request_line, *lines = head.decode("latin-1").split("\r\n")
-        self.method, self.path, _ = request_line.split(" ")
-        self.headers = {
-            name.lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines)
-        }
-        self.body = body
-        self.pushes = msgspec.msgpack.decode(body, type=list[Push]) if body else []
-
-
-Answer = Callable[[Request], Awaitable[bytes]]
-
-
-def http(status: int, body: bytes = b"", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers, "", ""]
-    return "\r\n".join(lines).encode() + body
-
-
-def results(*found: object) -> bytes:
-    return http(200, msgspec.msgpack.encode({"results": list(found)}))
-
-
-async def take_all(request: Request) -> bytes:
-    return results(*[1] * len(request.pushes))
-
-
-class Gateway:
-    """A small HTTP/1.1 server that remembers what it was sent."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
-        self.requests: list[Request] = []
-        self.connections = 0
-        self.node = Node("gw-a", "e1", "127.0.0.1:1")
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            while head := await self._head(reader):
-                length = int(Request(head, b"").headers.get("content-length", "0"))
-                request = Request(head, await reader.readexactly(length))
-                self.requests.append(request)
-                writer.write(await self.answer(request))
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return
-        finally:
-            writer.close()
-
-    async def _head(self, reader: asyncio.StreamReader) -> bytes:
-        try:
-            return (await reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
-        except asyncio.IncompleteReadError:
-            return b""
-
-
-@asynccontextmanager
-async def gateway(answer: Answer) -> AsyncIterator[Gateway]:
-    made = Gateway(answer)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(made.serve(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    made.node = Node("gw-a", "e1", f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    try:
-        yield made
-    finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()
-
-
 @pytest.fixture
 async def forwarder() -> AsyncIterator[Forwarder]:
     made = Forwarder(Reach(GatewayCalls(secret=SECRET)), timeout_seconds=TIMEOUT_SECONDS)
     yield made
     await made.close()
+
+
+def refused(status: int) -> bytes:
+    return msgspec.msgpack.encode({"refused": status, "reason": "as the test wants it"})
 
 
 def push(message_id: str = "m", user: str = "u", data: bytes = b"x") -> Push:
@@ -146,26 +81,35 @@ async def outcome_of(forwarder: Forwarder, answer: bytes, *, count: int = 2) -> 
     async def give(_: Request) -> bytes:
         return answer
 
-    async with gateway(give) as made:
+    async with link_server(give) as made:
         return await results_of(forwarder, made.node, [push(f"m{n}") for n in range(count)])
 
 
-async def test_a_batch_is_one_post_that_names_the_node_it_is_meant_for(
+async def outcome_of_upgrade(forwarder: Forwarder, upgrade: bytes) -> Result:
+    async with link_server(upgrade=upgrade) as made:
+        (found,) = await results_of(forwarder, made.node, [push()])
+        assert made.requests == []
+        return found
+
+
+async def test_a_batch_is_a_frame_on_a_link_that_names_the_node_it_is_meant_for(
     forwarder: Forwarder,
 ) -> None:
     pushes = [Push("u", b"\xff\x00", "m1", "chat", "phone"), push("m2")]
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         assert await results_of(forwarder, made.node, pushes) == [1, 1]
     (request,) = made.requests
-    assert (request.method, request.path) == ("POST", "/push")
+    assert (request.method, request.path) == ("GET", "/push")
+    assert request.headers["host"] == made.node.address
     assert request.headers["authorization"] == f"Pushgate {proof(SECRET, made.node)}"
-    assert request.headers["content-type"] == "application/msgpack"
+    assert request.headers["connection"] == "Upgrade"
+    assert request.headers["upgrade"] == "pushgate-batch"
     assert (request.headers["pushgate-node"], request.headers["pushgate-epoch"]) == ("gw-a", "e1")
     assert request.pushes == pushes
 
 
 async def test_no_messages_are_a_question_whether_the_node_answers(forwarder: Forwarder) -> None:
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         assert await forwarder.forward(made.node, []) == []
         (request,) = made.requests
         assert request.pushes == []
@@ -181,7 +125,7 @@ async def test_a_message_that_some_connections_took_is_taken_in_part(forwarder: 
 async def test_a_node_that_refuses_the_secret_is_told_apart(
     forwarder: Forwarder, status: int
 ) -> None:
-    assert await outcome_of(forwarder, http(status)) == [REFUSED] * 2
+    assert await outcome_of_upgrade(forwarder, http(status)) == REFUSED
 
 
 async def test_each_message_has_its_own_result(forwarder: Forwarder) -> None:
@@ -196,7 +140,7 @@ async def test_each_message_has_its_own_result(forwarder: Forwarder) -> None:
 
 
 async def test_the_connection_is_kept_for_the_next_batch(forwarder: Forwarder) -> None:
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         for _ in range(5):
             assert await results_of(forwarder, made.node, [push()]) == [1]
     assert made.connections == 1
@@ -206,7 +150,7 @@ async def test_the_connection_is_kept_for_the_next_batch(forwarder: Forwarder) -
 
 
 async def batches_of(forwarder: Forwarder, pushes: list[Push]) -> list[Request]:
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         assert await results_of(forwarder, made.node, pushes) == [1] * len(pushes)
     assert [one.id for request in made.requests for one in request.pushes] == [
         one.id for one in pushes
@@ -264,38 +208,61 @@ async def test_batches_are_not_needlessly_small(patient: Forwarder) -> None:
 
 async def test_a_batch_that_fails_does_not_spoil_the_next(forwarder: Forwarder) -> None:
     async def fail_the_first(request: Request) -> bytes:
-        return http(503) if request.pushes[0].id == "m0" else await take_all(request)
+        return refused(500) if request.pushes[0].id == "m0" else await take_all(request)
 
-    async with gateway(fail_the_first) as made:
+    async with link_server(fail_the_first) as made:
         found = await results_of(forwarder, made.node, [push(f"m{n}") for n in range(1_500)])
-    assert found == [Failure("status-503")] * 1_000 + [1] * 500
+    assert found == [Failure("status-500")] * 1_000 + [1] * 500
+
+
+async def test_a_batch_over_the_limit_is_not_sent_and_ends_no_link(forwarder: Forwarder) -> None:
+    async with link_server(take_all) as made:
+        huge = push(data=b"x" * MAX_BATCH_BYTES)
+        assert await results_of(forwarder, made.node, [push(), huge, push()]) == [
+            1,
+            Failure("too-large"),
+            1,
+        ]
+        assert made.connections == 1
 
 
 # Answers
 
 
 async def test_a_node_that_is_another_has_nobody_of_these(forwarder: Forwarder) -> None:
-    assert await outcome_of(forwarder, http(421)) == [MISDIRECTED] * 2
+    assert await outcome_of_upgrade(forwarder, http(421)) == MISDIRECTED
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 429, 500, 502, 503, 204, 201])
-async def test_any_other_status_is_a_failure_under_its_name(
+@pytest.mark.parametrize("status", [400, 413, 421, 500, 503])
+async def test_a_batch_that_is_refused_fails_under_the_name_of_the_status(
     forwarder: Forwarder, status: int
 ) -> None:
-    answer = http(status) if status != 204 else b"HTTP/1.1 204 X\r\n\r\n"
-    assert await outcome_of(forwarder, answer) == [Failure(f"status-{status}")] * 2
+    assert await outcome_of(forwarder, refused(status)) == [Failure(f"status-{status}")] * 2
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("location", ["/elsewhere", "http://127.0.0.1:1/", "http://[", "\x00"])
-async def test_a_redirect_is_not_followed(forwarder: Forwarder, status: int, location: str) -> None:
-    async def redirect(_: Request) -> bytes:
-        return http(status, b"", f"location: {location}")
+@pytest.mark.parametrize("status", [200, 201, 204, 301, 302, 303, 307, 308, 400, 404, 405, 426])
+async def test_what_takes_no_link_gets_no_message_and_the_log_says_why(
+    forwarder: Forwarder, status: int
+) -> None:
+    upgrade = http(status, b"", "location: /elsewhere")
+    with capture_logs() as logged:
+        assert await outcome_of_upgrade(forwarder, upgrade) == NO_LINK
+    (said,) = [line for line in logged if line["log_level"] == "error"]
+    assert f"status {status}" in said["reason"]
+    assert "upgrade gateways before processors" in said["reason"]
 
-    async with gateway(redirect) as made:
-        (found,) = await results_of(forwarder, made.node, [push()])
-    assert isinstance(found, Failure)
-    assert {request.path for request in made.requests} == {"/push"}
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_a_node_that_can_take_no_link_now_is_unreachable(
+    forwarder: Forwarder, status: int
+) -> None:
+    assert await outcome_of_upgrade(forwarder, http(status)) == UNREACHABLE
+
+
+@pytest.mark.parametrize("fields", ["", "Upgrade: websocket", "Upgrade: pushgate-batches"])
+async def test_another_protocol_is_no_link(forwarder: Forwarder, fields: str) -> None:
+    upgrade = f"HTTP/1.1 101 X\r\nConnection: Upgrade\r\n{fields}\r\n\r\n".encode()
+    assert await outcome_of_upgrade(forwarder, upgrade) == NO_LINK
 
 
 GARBAGE = {
@@ -326,23 +293,25 @@ GARBAGE = {
 async def test_a_garbled_answer_is_a_failure_and_never_a_delivery(
     forwarder: Forwarder, name: str
 ) -> None:
-    found = await outcome_of(forwarder, http(200, GARBAGE[name]))
+    found = await outcome_of(forwarder, GARBAGE[name])
     assert found == [Failure("bad-answer")] * 2
 
 
 @pytest.mark.parametrize(
     "answer",
     [
+        b"",
         b"\x00\xff\r\n\r\n",
         b"SSH-2.0-OpenSSH\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-        http(200, b"\x1f\x8b garbage", "content-encoding: gzip"),
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/2 101 X\r\nUpgrade: pushgate-batch\r\n\r\n",
+        b"HTTP/1.1 101 X\r\n" + b"a: b\r\n" * 10_000,
     ],
+    ids=lambda answer: str(answer[:20]),
 )
-async def test_what_is_no_http_is_a_failure(forwarder: Forwarder, answer: bytes) -> None:
-    found = await outcome_of(forwarder, answer)
-    assert all(isinstance(result, Failure) for result in found)
+async def test_what_is_no_http_is_unreachable(forwarder: Forwarder, answer: bytes) -> None:
+    assert await outcome_of_upgrade(forwarder, answer) == UNREACHABLE
 
 
 # No answer
@@ -354,7 +323,7 @@ async def never(_: Request) -> bytes:
 
 
 async def test_a_gateway_that_does_not_answer_times_out_in_time(forwarder: Forwarder) -> None:
-    async with gateway(never) as made:
+    async with link_server(never) as made:
         began = time.monotonic()
         assert await results_of(forwarder, made.node, [push()]) == [Failure("timeout")]
         assert TIMEOUT_SECONDS * 0.9 <= time.monotonic() - began < TIMEOUT_SECONDS + 0.5
@@ -369,39 +338,29 @@ async def test_a_gateway_that_dribbles_its_answer_times_out_in_time(forwarder: F
 
 @asynccontextmanager
 async def dribble() -> AsyncIterator[Node]:
-    stop = asyncio.Event()
-
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Each byte comes within every time-out of a single read.
-        for byte in http(200, b"x" * 1_000):
-            if stop.is_set() or writer.is_closing():
-                break
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHING)
+        for byte in frame(0, bytes(1_000)):
             writer.write(bytes([byte]))
-            try:
-                await asyncio.wait_for(stop.wait(), TIMEOUT_SECONDS / 10)
-            except TimeoutError:
-                continue
-        writer.close()
+            await asyncio.sleep(TIMEOUT_SECONDS / 10)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield Node("gw-a", "e1", f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    finally:
-        stop.set()
-        server.close()
-        await server.wait_closed()
+    async with listening(serve) as node:
+        yield node
 
 
-async def test_many_batches_at_once_to_a_silent_gateway_all_time_out_in_time(
+async def test_all_batches_in_flight_to_a_silent_gateway_time_out_in_time(
     forwarder: Forwarder,
 ) -> None:
-    async with gateway(never) as made:
-        began = time.monotonic()
-        found = await asyncio.gather(
-            *(results_of(forwarder, made.node, [push()]) for _ in range(20))
-        )
-        assert found == [[Failure("timeout")]] * 20
-        assert time.monotonic() - began < TIMEOUT_SECONDS + 1.0
+    async with link_server(never) as made:
+        for _ in range(2):  # without a link, and on a new one
+            began = time.monotonic()
+            found = await asyncio.gather(
+                *(results_of(forwarder, made.node, [push()]) for _ in range(WINDOW))
+            )
+            assert found == [[Failure("timeout")]] * WINDOW
+            assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
 
 
 async def test_after_a_time_out_answers_do_not_get_mixed_up(forwarder: Forwarder) -> None:
@@ -414,7 +373,7 @@ async def test_after_a_time_out_answers_do_not_get_mixed_up(forwarder: Forwarder
         answered.set()
         return results(7)
 
-    async with gateway(by_id) as made:
+    async with link_server(by_id) as made:
         assert await results_of(forwarder, made.node, [push("slow")]) == [Failure("timeout")]
         timed_out.set()
         await answered.wait()
@@ -423,7 +382,7 @@ async def test_after_a_time_out_answers_do_not_get_mixed_up(forwarder: Forwarder
 
 
 async def test_nobody_there_is_unreachable(forwarder: Forwarder) -> None:
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         pass
     assert await results_of(forwarder, made.node, [push()] * 2) == [Failure("unreachable")] * 2
 
@@ -439,7 +398,7 @@ async def test_a_kept_connection_that_the_gateway_has_closed_is_no_failure(
             raise ConnectionError
         return await take_all(request)
 
-    async with gateway(hang_up_once) as made:
+    async with link_server(hang_up_once) as made:
         assert await results_of(forwarder, made.node, [push("m")]) == [1]
     assert hung_up == ["m"]
 
@@ -452,7 +411,7 @@ async def test_a_gateway_that_hangs_up_is_unreachable_and_the_next_batch_goes_th
             raise ConnectionError
         return await take_all(request)
 
-    async with gateway(hang_up) as made:
+    async with link_server(hang_up) as made:
         assert await results_of(forwarder, made.node, [push("first")]) == [Failure("unreachable")]
         assert await results_of(forwarder, made.node, [push("second")]) == [1]
 
@@ -486,7 +445,7 @@ async def test_an_address_that_nobody_can_have_is_a_failure_and_no_crash(
 async def test_a_node_outside_the_networks_gets_no_connection_and_another_does() -> None:
     calls = GatewayCalls(secret=SECRET, allowed=networks("127.0.0.0/8"))
     bounded = Forwarder(Reach(calls), timeout_seconds=TIMEOUT_SECONDS)
-    async with gateway(take_all) as inside:
+    async with link_server(take_all) as inside:
         for epoch, host in (("e1", "10.255.255.1"), ("e2", "[::1]")):
             outside = Node("rogue", epoch, f"{host}:1")
             found = await results_of(bounded, outside, [push(), push("n")])
@@ -506,7 +465,7 @@ async def test_a_name_that_means_another_address_after_a_failure_is_followed(
         return [(2, 1, 6, "", (meant.pop(0), 0))]
 
     monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", resolve)
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         port = made.node.address.rpartition(":")[2]
         named = Node("gw-a", "e1", f"gw-a.example:{port}")
         assert await results_of(bounded, named, [push()]) == [Failure("unreachable")]
@@ -521,7 +480,7 @@ async def test_a_proxy_of_the_environment_is_not_asked(
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         assert await results_of(forwarder, made.node, [push()]) == [1]
 
 
@@ -532,7 +491,7 @@ async def test_a_cancelled_forward_ends_at_once(forwarder: Forwarder) -> None:
         asked.set()
         return await never(request)
 
-    async with gateway(ask_for_ever) as made:
+    async with link_server(ask_for_ever) as made:
         task = asyncio.create_task(results_of(forwarder, made.node, [push()]))
         await asyncio.wait_for(asked.wait(), 5)
         task.cancel()
@@ -542,14 +501,14 @@ async def test_a_cancelled_forward_ends_at_once(forwarder: Forwarder) -> None:
 
 async def test_closing_twice_is_harmless() -> None:
     forwarder = Forwarder(Reach(GatewayCalls(secret=SECRET)), timeout_seconds=1.0)
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         await results_of(forwarder, made.node, [push()])
         await forwarder.close()
         await forwarder.close()
 
 
-async def test_clients_of_nodes_that_are_gone_are_closed_and_no_other(forwarder: Forwarder) -> None:
-    async with gateway(take_all) as kept, gateway(take_all) as gone:
+async def test_links_of_nodes_that_are_gone_are_closed_and_no_other(forwarder: Forwarder) -> None:
+    async with link_server(take_all) as kept, link_server(take_all) as gone:
         gone.node = Node("gone", "e1", gone.node.address)
         for made in (kept, gone):
             assert await results_of(forwarder, made.node, [push()]) == [1]
@@ -567,7 +526,7 @@ async def test_a_forward_under_way_outlives_its_nodes_lease(forwarder: Forwarder
         await go_on.wait()
         return await take_all(request)
 
-    async with gateway(take_later) as made:
+    async with link_server(take_later) as made:
         forwarding = asyncio.create_task(results_of(forwarder, made.node, [push()]))
         await asyncio.wait_for(asked.wait(), 5)
         await forwarder.retain(lambda _: False)
@@ -580,7 +539,7 @@ async def test_a_forward_under_way_outlives_its_nodes_lease(forwarder: Forwarder
 
 async def test_as_many_nodes_as_are_live_keep_their_connections(forwarder: Forwarder) -> None:
     nodes = [Node(f"gone-{number}", "e1", "127.0.0.1:1") for number in range(300)]
-    async with gateway(take_all) as kept:
+    async with link_server(take_all) as kept:
         assert await results_of(forwarder, kept.node, [push()]) == [1]
         for node in nodes:
             assert await results_of(forwarder, node, [push()]) == [Failure("unreachable")]
@@ -588,7 +547,7 @@ async def test_as_many_nodes_as_are_live_keep_their_connections(forwarder: Forwa
         assert kept.connections == 1
 
 
-async def test_a_new_client_loads_no_certificates(
+async def test_a_new_link_loads_no_certificates(
     forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -596,5 +555,5 @@ async def test_a_new_client_loads_no_certificates(
 
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", refuse)
     monkeypatch.setattr(ssl.SSLContext, "load_default_certs", refuse)
-    async with gateway(take_all) as made:
+    async with link_server(take_all) as made:
         assert await results_of(forwarder, made.node, [push()]) == [1]

@@ -52,7 +52,6 @@ async def test_a_url_is_made_once_and_anew_after_a_failure() -> None:
     reach = Reach(calls)
     for _ in range(3):
         assert await reach.url(inside()) == "http://127.0.0.1:8081"
-        reach.answered(inside(), 200)
     assert calls.made == 1
     reach.failed(inside(), TimeoutError())
     await reach.url(inside())
@@ -98,7 +97,7 @@ def test_a_refused_secret_is_logged_once_a_minute_with_the_cure(
     reach = Reach(Calls(), clock=lambda: now[0])
     for moment in (0.0, 59.0, 60.0):
         now[0] = moment
-        reach.answered(inside(), status)
+        reach.refused(inside(), status)
     assert len(entries) == 2
     for cure in ("PUSHGATE_INTERNAL_SECRET", "PUSHGATE_INTERNAL_AUTH=bearer", "upgrade gateways"):
         assert cure in entries[0]["reason"]
@@ -106,8 +105,6 @@ def test_a_refused_secret_is_logged_once_a_minute_with_the_cure(
 
 def test_what_has_nothing_to_do_with_trust_is_not_logged_here(entries: Entries) -> None:
     reach = Reach(Calls())
-    for status in (200, 413, 421, 500, 503):
-        reach.answered(inside(), status)
     for error in (TimeoutError(), ConnectionError(), ValueError()):
         reach.failed(inside(), error)
     assert entries == []
@@ -124,7 +121,8 @@ def test_a_fault_of_tls_is_logged_with_the_setting(entries: Entries) -> None:
 
 async def test_kinds_of_lines_do_not_hide_each_other(entries: Entries) -> None:
     reach = Reach(Calls(), clock=lambda: 0.0)
-    reach.answered(inside(), 403)
+    reach.refused(inside(), 403)
+    reach.takes_no_links(inside(), 404)
     with pytest.raises(OutsideNetworks):
         await reach.url(outside())
-    assert len(entries) == 2
+    assert len(entries) == 3
