@@ -36,6 +36,11 @@ class Lanes:
                 if message not in self._discarded:
                     yield message
 
+    @property
+    def count(self) -> int:
+        """The number of lanes."""
+        return len(self._queues)
+
     def put(self, message: Message) -> None:
         """Queue a message as the last of its lane."""
         self._queues[message.lane].append(message)

@@ -1,9 +1,12 @@
-"""One queue and one task for every gateway: one batch is under way while the next batch forms.
+"""One queue for every gateway: one batch is under way while the next batch forms.
+
+Under a backlog two are under way: the gateway has the second in hand when it has answered the
+first. They have no key in common (node_queue.py).
 
 A gateway that does not answer is silent. Its messages wait, in order, for as long as the node is
 present in the registry (live, or lost a short time ago), and messages for other gateways pass by.
 Silence is no proof of absence: a node may be frozen or cut off, and go on. A message in a queue can
-be withdrawn: a newer message has replaced it. A message of the batch that is under way can't.
+be withdrawn: a newer message has replaced it. A message of a batch that is under way can't.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence, Set
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -29,7 +32,8 @@ from processor.sending.forward import (
     Failure,
     Result,
 )
-from processor.sending.node_queue import Finished, NodeQueue
+from processor.sending.link import WINDOW
+from processor.sending.node_queue import Batch, Finished, NodeQueue
 from processor.tasks import Spawn
 from registry.directory import Node
 from registry.message import MAX_BATCH_MESSAGES, Push, boundary_of
@@ -39,6 +43,9 @@ from registry.message import MAX_BATCH_MESSAGES, Push, boundary_of
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _TRIAL_MESSAGES: Final = 20
+#: Messages that must be queued for a batch to go behind another that is under way: fewer make the
+#: next batch larger, and a larger batch costs less a message.
+_BEHIND_MESSAGES: Final = 250
 #: Bounds of what waits for one silent gateway, and for all of them together; a message beyond has
 #: the outcome `failed`, `unreachable`. A message takes some 1.2 KB beside its payload.
 MAX_WAITING_MESSAGES: Final = 65_536
@@ -88,15 +95,18 @@ class Forward(Protocol):
 
 
 class _Gateway:
-    """One gateway: its queue, the task that empties the queue, and the pauses while silent."""
+    """One gateway: its queue, the tasks that empty the queue, and the pauses while silent."""
 
     __slots__ = (
+        "behind",
         "failure",
+        "held_back",
         "node",
         "pause",
         "paused_until",
         "queue",
         "sleeping",
+        "under_way",
         "unproven",
         "waiting",
         "waiting_bytes",
@@ -108,6 +118,10 @@ class _Gateway:
         self.node = node
         self.queue = queue
         self.worker: asyncio.Task[None] | None = None
+        self.behind: asyncio.Task[None] | None = None  # sends behind the worker's batches
+        self.under_way: list[Batch] = []  # WINDOW at most
+        #: All that is queued is of users with messages under way, as far as a batch goes.
+        self.held_back = False
         self.failure: Failure | None = None  # why the gateway is silent; None: it answers
         self.paused_until = 0.0
         self.pause = 0.0  # the length of the last pause in seconds; 0 after an answer
@@ -116,6 +130,26 @@ class _Gateway:
         self.waiting_bytes = 0
         self.wake = asyncio.Event()
         self.sleeping = False  # the task waits for messages, or for a line
+
+    @property
+    def may_send(self) -> bool:
+        """Whether another batch may go now: alone, or behind one that is under way."""
+        if not self.under_way:
+            return True
+        return (
+            len(self.under_way) < WINDOW
+            and self.failure is None
+            and not self.unproven
+            and not self.held_back
+            and self.queue.outside_lines >= _BEHIND_MESSAGES
+        )
+
+    @property
+    def keys_under_way(self) -> Set[Hashable]:
+        """The keys of messages that are under way."""
+        if not self.under_way:
+            return frozenset()
+        return {message.key for batch in self.under_way for message in batch.messages}
 
     def silent_for(self, failure: Failure, now: float) -> None:
         """Note that the gateway did not answer: start the next pause."""
@@ -200,7 +234,7 @@ class Gateways:
         return [gateway.node for gateway in gateways if gateway.queue.withdraw(message)]
 
     def give_up(self, node: Node, messages: Collection[Message]) -> None:
-        """Let messages fail that wait at `node`, but for those of the batch under way."""
+        """Let messages fail that wait at `node`, but for those of batches under way."""
         gateway = self._gateways.get(node)
         if gateway is not None:
             failure = OVERLOADED if gateway.failure is None else UNREACHABLE
@@ -242,7 +276,8 @@ class Gateways:
 
     async def close(self) -> None:
         """Stop sending. Messages still in a queue get no result."""
-        workers = [g.worker for g in self._gateways.values() if g.worker is not None]
+        tasks = [task for g in self._gateways.values() for task in (g.worker, g.behind)]
+        workers = [task for task in tasks if task is not None]
         for worker in workers:
             worker.cancel()
         if workers:
@@ -291,9 +326,21 @@ class Gateways:
     async def _work(self, gateway: _Gateway) -> None:
         try:
             while gateway.queue or gateway.unproven:
-                await self._send_batch(gateway)
+                if gateway.may_send:
+                    await self._send_batch(gateway)
+                else:
+                    await gateway.sleep(None)  # until a batch has come back
         finally:
             gateway.worker = None
+
+    async def _work_behind(self, gateway: _Gateway) -> None:
+        """Send batches behind those of the worker, for as long as there are whole ones."""
+        try:
+            while gateway.under_way and gateway.may_send:
+                await self._send_batch(gateway)
+        finally:
+            gateway.behind = None
+            gateway.wake.set()
 
     async def _send_batch(self, gateway: _Gateway) -> None:
         now = self._clock()
@@ -301,39 +348,66 @@ class Gateways:
         if silent and now < gateway.paused_until:
             await gateway.sleep(gateway.paused_until - now)
             return
-        taken = gateway.queue.next_batch(_TRIAL_MESSAGES if silent else MAX_BATCH_MESSAGES, now)
-        if self._replaceable:
-            self._note_taken(gateway, taken)
-        is_due, boundaries = self._callbacks.is_due, gateway.queue.boundaries
-        # A boundary is given to no connection: without the boundary its attempt must not go out.
-        batch = [message for message in taken if is_due(message) or message in boundaries]
-        if len(batch) < len(taken):
-            sent = set(batch)
-            unsent = [message for message in taken if message not in sent]
-            self._finish(gateway, gateway.queue.leave(unsent, None))
-        if batch or gateway.unproven:
-            self._note(gateway, batch, await self._forward(gateway.node, batch, boundaries))
-        elif taken:
-            gateway.queue.returned((), (), now)  # nothing was left of the attempts of lines
+        limit = _TRIAL_MESSAGES if silent else MAX_BATCH_MESSAGES
+        taken = gateway.queue.next_batch(limit, now, keys_under_way=gateway.keys_under_way)
+        boundaries = gateway.queue.boundaries(taken)
+        batch = self._without_undue(gateway, taken, boundaries)
+        if batch.messages or gateway.unproven:
+            await self._send(gateway, batch, boundaries)
+        elif taken.messages:
+            gateway.queue.returned(batch, (), now)  # nothing was left of the attempts of lines
+        elif gateway.under_way:
+            gateway.held_back = True
         elif (due := gateway.queue.next_due()) is not None:
             gateway.sleeping = True
             await gateway.sleep(max(0.0, due - self._clock()))
             gateway.sleeping = False
 
-    def _note(self, gateway: _Gateway, batch: Sequence[Message], answer: Answer) -> None:
+    def _without_undue(
+        self, gateway: _Gateway, taken: Batch, boundaries: Collection[Message]
+    ) -> Batch:
+        """Finish the messages of a batch that are not sent any more; return the others.
+
+        A boundary is given to no connection: without the boundary its attempt must not go out.
+        """
+        if self._replaceable:
+            self._note_taken(gateway, taken.messages)
+        is_due = self._callbacks.is_due
+        batch = [message for message in taken.messages if is_due(message) or message in boundaries]
+        if len(batch) == len(taken.messages):
+            return taken
+        sent = set(batch)
+        unsent = [message for message in taken.messages if message not in sent]
+        self._finish(gateway, gateway.queue.leave(unsent, None))
+        return Batch(batch, taken.attempts)
+
+    async def _send(self, gateway: _Gateway, batch: Batch, boundaries: Collection[Message]) -> None:
+        """Send a batch, and note the answer; meanwhile another may go behind it."""
+        trial = gateway.failure is not None
+        gateway.under_way.append(batch)
+        if gateway.behind is None and gateway.may_send:
+            gateway.behind = self._spawn(self._work_behind(gateway))
+        try:
+            answer = await self._forward(gateway.node, batch.messages, boundaries)
+        finally:
+            gateway.under_way.remove(batch)
+            gateway.held_back = False
+        self._note(gateway, batch, answer, trial=trial)
+
+    def _note(self, gateway: _Gateway, batch: Batch, answer: Answer, *, trial: bool) -> None:
         """Note a node's answer to a batch, or that there was none."""
         now = self._clock()
         if isinstance(answer, Failure) and answer in _SILENT:
-            self._note_silence(gateway, batch, answer, now)
+            self._note_silence(gateway, batch, answer, now, trial=trial)
             return
         gateway.failure, gateway.pause, gateway.unproven = None, 0.0, False
         if answer == MISDIRECTED:
-            answer = [0] * len(batch)
+            answer = [0] * len(batch.messages)
         elif not isinstance(answer, Failure):
             self._presence.vouch(gateway.node)
-        results = [answer] * len(batch) if isinstance(answer, Failure) else answer
-        if gateway.queue.is_plain(results):
-            self._callbacks.answered(gateway.node, batch, results)
+        results = [answer] * len(batch.messages) if isinstance(answer, Failure) else answer
+        if gateway.queue.is_plain(batch, results):
+            self._callbacks.answered(gateway.node, batch.messages, results)
             return
         finished, waiting = gateway.queue.returned(batch, results, now)
         self._finish(gateway, finished)
@@ -341,21 +415,27 @@ class Gateways:
         self._callbacks.waiting(gateway.node, waiting)
 
     def _note_silence(
-        self, gateway: _Gateway, batch: Sequence[Message], failure: Failure, now: float
+        self, gateway: _Gateway, batch: Batch, failure: Failure, now: float, *, trial: bool
     ) -> None:
+        """Queue a batch again that the node did not answer; its messages wait from now on.
+
+        A batch that was under way with another falls silent with the other: nobody has tried again.
+        """
         begins = gateway.failure is None
-        gateway.silent_for(failure, now)
-        log.warning("a gateway does not answer", node=gateway.node.name, reason=failure.reason)
+        if begins or trial:
+            gateway.silent_for(failure, now)
+            log.warning("a gateway does not answer", node=gateway.node.name, reason=failure.reason)
         # A message that a newer message has replaced is not sent again. Whether the node has
         # delivered the replaced message is not known.
-        replaced = gateway.queue.leave([message for message in batch if message.replaced], failure)
-        batch = [message for message in batch if not message.replaced]
-        gateway.queue.put_back(batch)
-        self._note_queued(gateway, batch)
-        self._finish(gateway, replaced)
-        if begins:
+        replaced = [message for message in batch.messages if message.replaced]
+        finished = gateway.queue.leave(replaced, failure)
+        again = [message for message in batch.messages if not message.replaced]
+        gateway.queue.put_back(Batch(again, batch.attempts))
+        self._note_queued(gateway, again)
+        self._finish(gateway, finished)
+        if not trial:
             self._count_waiting()
-            self._callbacks.waiting(gateway.node, list(gateway.queue))
+            self._callbacks.waiting(gateway.node, list(gateway.queue) if begins else again)
         self._end_if_gone(gateway)
 
     def _end_if_gone(self, gateway: _Gateway) -> None:
@@ -370,7 +450,7 @@ class Gateways:
             gateway.unproven = False
             everything = set(gateway.queue)
             self._finish(gateway, gateway.queue.take_out(everything, GONE))
-        if gateway.worker is None:
+        if gateway.worker is None and gateway.behind is None:
             self._gateways.pop(gateway.node, None)
 
     def _finish(self, gateway: _Gateway, finished: Sequence[Finished]) -> None:

@@ -15,7 +15,7 @@ from processor.errors import ProcessorError
 from registry.frames import MAX_ANSWER_BYTES, BadFrame, FrameReader, frame_head, probe_peer
 
 #: The most batches of a link that are sent and not answered.
-WINDOW: Final = 1
+WINDOW: Final = 2
 
 
 class LinkEnded(ProcessorError):

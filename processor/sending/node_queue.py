@@ -1,17 +1,18 @@
 """The messages for one node, in order: those to send next, and those of users without room.
 
-Messages of one key leave in the order in which they came. Each message is in one place: in the
-lanes, among the messages taken from the lanes for the next batches, or in its user's line
-(lines.py).
+Messages of one key leave in the order in which they came, and no two batches under way have a key
+in common: whichever fails, or is refused in part, no later message of a key has gone past. Each
+message is in one place: in the lanes, among the messages taken from the lanes for the next batches,
+or in its user's line (lines.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence, Set
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from processor.reading.lanes import Lanes
 from processor.reading.message import Message
@@ -24,6 +25,14 @@ _LIST_BYTES: Final = 16
 #: Lines get this share of a batch at most, while other messages wait.
 _SHARE_OF_LINES: Final = 0.5
 
+
+class Batch(NamedTuple):
+    """Messages that go out together, and the keys of the lines with an attempt among them."""
+
+    messages: list[Message]
+    attempts: Sequence[Hashable] = ()
+
+
 #: A message that is finished on this node, and its result; None where the message was not sent.
 Finished = tuple[Message, Result | None]
 
@@ -31,7 +40,7 @@ Finished = tuple[Message, Result | None]
 class NodeQueue:
     """The messages for one node. Times are seconds of the caller's clock."""
 
-    __slots__ = ("_attempts", "_due", "_lanes", "_lines", "_numbers", "_taken", "patience_seconds")
+    __slots__ = ("_due", "_lanes", "_lines", "_numbers", "_taken", "patience_seconds")
 
     def __init__(self, weights: Sequence[int], *, patience_seconds: float) -> None:
         """`weights` are the weights of the lanes.
@@ -42,19 +51,18 @@ class NodeQueue:
         self._lanes = Lanes(weights)
         self._taken: list[Message] = []  # out of the lanes, for the next batches
         self._lines: dict[Hashable, Line] = {}  # by message key
-        self._attempts: list[Hashable] = []  # keys of lines with an attempt in the present batch
         #: A heap of lines by the time of their next attempt; rows of former times are skipped.
         self._due: list[tuple[float, int, Hashable]] = []
         self._numbers = count()
 
     def __len__(self) -> int:
-        return len(self._lanes) + len(self._taken) + self.in_lines
+        return self.outside_lines + self.in_lines
 
     def __bool__(self) -> bool:
         return bool(self._lanes) or bool(self._taken) or bool(self._lines)
 
     def __iter__(self) -> Iterator[Message]:
-        """Iterate over all messages but those of the batch under way, in no order."""
+        """Iterate over all messages but those of batches under way, in no order."""
         yield from self._taken
         yield from self._lanes
         for line in self._lines.values():
@@ -64,6 +72,11 @@ class NodeQueue:
     def in_lines(self) -> int:
         """How many messages wait in lines."""
         return sum(map(len, self._lines.values())) if self._lines else 0
+
+    @property
+    def outside_lines(self) -> int:
+        """How many messages wait for a batch, and for nothing else."""
+        return len(self._lanes) + len(self._taken)
 
     def put(self, message: Message) -> None:
         """Queue a message as the last of its lane; not for a user with a line."""
@@ -88,58 +101,60 @@ class NodeQueue:
             return None
         return self._due[0][0]
 
-    def next_batch(self, limit: int, now: float) -> list[Message]:
-        """Give out the messages of the next batch: `limit` at most, within MAX_BATCH_BYTES."""
+    def next_batch(
+        self, limit: int, now: float, *, keys_under_way: Set[Hashable] = frozenset()
+    ) -> Batch:
+        """Give out the messages of the next batch: `limit` at most, within MAX_BATCH_BYTES.
+
+        Messages of keys with messages in other batches under way stay in front of the queue.
+        """
         batch: list[Message] = []
+        attempts: list[Hashable] = []
         room = MAX_BATCH_BYTES - _LIST_BYTES
         if self._due:
             others = bool(self._taken) or bool(self._lanes)
-            room = self._attempt_lines(
-                batch, int(limit * _SHARE_OF_LINES) if others else limit, now
-            )
-        taken = self._taken or self._lanes.take(limit)
+            share = int(limit * _SHARE_OF_LINES) if others else limit
+            room = self._attempt_lines(batch, attempts, share, now)
+        taken, held = self._take(limit, keys_under_way)
         number = _fitting(taken, limit - len(batch), room, first_fits=not batch)
         if number == len(taken):
-            self._taken = []
-            return batch + taken if batch else taken
-        self._taken = taken[number:]
-        return batch + taken[:number]
+            self._taken = held
+            return Batch(batch + taken if batch else taken, attempts)
+        self._taken = held + taken[number:]
+        return Batch(batch + taken[:number], attempts)
 
-    @property
-    def boundaries(self) -> frozenset[Message]:
-        """The boundaries (lines.py) in the batch that `next_batch` gave out last."""
-        lines = [line for key in self._attempts if (line := self._lines.get(key)) is not None]
+    def boundaries(self, batch: Batch) -> frozenset[Message]:
+        """Return the boundaries (lines.py) in a batch that `next_batch` has just given out."""
+        lines = [line for key in batch.attempts if (line := self._lines.get(key)) is not None]
         return frozenset(boundary for line in lines if (boundary := line.boundary) is not None)
 
-    def is_plain(self, results: Sequence[Result]) -> bool:
+    def is_plain(self, batch: Batch, results: Sequence[Result]) -> bool:
         """Whether results are all of finished messages, so that `returned` need not sort them."""
-        return not self._attempts and not refuses(results)
+        return not batch.attempts and not refuses(results)
 
-    def put_back(self, batch: Sequence[Message]) -> None:
+    def put_back(self, batch: Batch) -> None:
         """Take a batch back that the node did not answer; the batch goes first again."""
-        for key in self._attempts:
+        for key in batch.attempts:
             if (line := self._lines.get(key)) is not None:
                 line.put_back()
                 self._schedule(key, line)
-        self._attempts = []
-        self._taken = [m for m in batch if m.key not in self._lines] + self._taken
+        self._taken = [m for m in batch.messages if m.key not in self._lines] + self._taken
 
     def returned(
-        self, batch: Sequence[Message], results: Sequence[Result], now: float
+        self, batch: Batch, results: Sequence[Result], now: float
     ) -> tuple[list[Finished], list[Message]]:
         """Take the results of a batch; return the finished messages, and those that begin to wait.
 
         Messages begin to wait for room that the node has refused, and later messages of the same
         key that are queued.
         """
-        keys = set(self._attempts)
-        self._attempts = []
-        for message, result in zip(batch, results, strict=True):
+        keys = set(batch.attempts)
+        for message, result in zip(batch.messages, results, strict=True):
             if message.key not in keys and refuses((result,)):
                 keys.add(message.key)
         finished: list[Finished] = []
         by_key: dict[Hashable, tuple[list[Message], list[Result]]] = {key: ([], []) for key in keys}
-        for message, result in zip(batch, results, strict=True):
+        for message, result in zip(batch.messages, results, strict=True):
             if message.key in by_key:
                 messages, its_results = by_key[message.key]
                 messages.append(message)
@@ -169,7 +184,7 @@ class NodeQueue:
         return finished
 
     def take_out(self, leaving: Collection[Message], result: Failure | None) -> list[Finished]:
-        """Take messages out, wherever they wait; those of the batch under way stay."""
+        """Take messages out, wherever they wait; those of batches under way stay."""
 
         def leaves(place: Place) -> Failure | bool | None:
             return result if place.message in leaving else False
@@ -184,7 +199,7 @@ class NodeQueue:
         return finished
 
     def withdraw(self, message: Message) -> bool:
-        """Take out one message that is not of the batch under way; no result is due.
+        """Take out one message that is not of a batch under way; no result is due.
 
         False, and nothing is done, where some connections of the node have taken the message.
         """
@@ -198,7 +213,7 @@ class NodeQueue:
         return True
 
     def leave(self, messages: Sequence[Message], result: Failure | None) -> list[Finished]:
-        """Return messages of the batch under way that end without an answer, with their results.
+        """Return messages of a batch under way that end without an answer, with their results.
 
         The result is `result`, or Partly where some connections had taken the message before.
         """
@@ -208,8 +223,29 @@ class NodeQueue:
             for message in messages
         ]
 
-    def _attempt_lines(self, batch: list[Message], limit: int, now: float) -> int:
-        """Add the attempts of lines that are due to an empty batch; return the bytes left."""
+    def _take(
+        self, limit: int, keys_under_way: Set[Hashable]
+    ) -> tuple[list[Message], list[Message]]:
+        """Return messages for the next batch, and messages held back, with no key in common."""
+        taken = self._taken or self._lanes.take(limit)
+        if not keys_under_way:
+            return taken, []
+        # Messages that were held back before must not make the batch small. (All lanes share out
+        # the room, and each gets a place.)
+        if self._taken and limit - len(taken) >= self._lanes.count:
+            taken = taken + self._lanes.take(limit - len(taken))
+        ready = [message for message in taken if message.key not in keys_under_way]
+        if len(ready) == len(taken):
+            return taken, []
+        return ready, [message for message in taken if message.key in keys_under_way]
+
+    def _attempt_lines(
+        self, batch: list[Message], attempts: list[Hashable], limit: int, now: float
+    ) -> int:
+        """Add attempts of lines that are due, and their keys, to an empty batch.
+
+        Return the bytes left in the batch.
+        """
         room = MAX_BATCH_BYTES - _LIST_BYTES
         while self._due and self._due[0][0] <= now and len(batch) < limit:
             due, _, key = heappop(self._due)
@@ -222,7 +258,7 @@ class NodeQueue:
             if not number:
                 self._schedule(key, line)
                 break
-            self._attempts.append(key)
+            attempts.append(key)
             batch += attempt[:number]
             room -= sum(push_size(message.push) for message in attempt[:number])
         return room

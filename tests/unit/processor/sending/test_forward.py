@@ -71,7 +71,7 @@ async def results_of(forwarder: Forwarder, node: Node, pushes: list[Push]) -> li
         queue.put(Message(Envelope(one, 0), PROGRESS, 0))
     results: list[Result] = []
     while queue:
-        batch = queue.next_batch(MAX_BATCH_MESSAGES, 0.0)
+        batch = queue.next_batch(MAX_BATCH_MESSAGES, 0.0).messages
         answer = await forwarder.forward(node, [message.push for message in batch])
         results += [answer] * len(batch) if isinstance(answer, Failure) else answer
     return results

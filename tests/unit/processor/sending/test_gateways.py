@@ -36,6 +36,8 @@ class Rig:
         self.lost_nodes: set[Node] = set()
         self.vouched: list[Node] = []
         self.calls: list[tuple[Node, int]] = []
+        self.batches: list[list[str]] = []  # the users of all messages, batch by batch
+        self.held: dict[Node, asyncio.Event] = {}  # nodes that answer once it is set
         self.results: list[Result | None] = []
         self.waiting: list[Message] = []
         self.due = True
@@ -60,7 +62,10 @@ class Rig:
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
         self.calls.append((node, len(pushes)))
+        self.batches.append([push.user for push in pushes])
         await asyncio.sleep(0)
+        if node in self.held:
+            await self.held[node].wait()
         if node in self.misdirected:
             return MISDIRECTED
         if self.refusal is not None:
@@ -69,10 +74,23 @@ class Rig:
 
     async def send(self, node: Node, count: int) -> None:
         """Send so many messages, and let everything happen that needs no time."""
-        for number in range(count):
-            message = Message(Envelope(Push("u", b"", "m"), 0), self.progress, number)
+        await self.send_to(node, ["u"] * count)
+
+    async def send_to(self, node: Node, users: Sequence[str]) -> None:
+        """Send a message to each of the users, and let everything happen that needs no time."""
+        for number, user in enumerate(users):
+            message = Message(Envelope(Push(user, b"", "m"), 0), self.progress, number)
             self.gateways.put(node, message)
         await turns()
+
+    async def hold(self, node: Node) -> asyncio.Event:
+        """Let a node be proven, and hold back its answers; give the event that lets them come."""
+        await self.send(node, 1)
+        self.held[node] = asyncio.Event()
+        self.calls.clear()
+        self.batches.clear()
+        self.results.clear()
+        return self.held[node]
 
     async def pass_time(self, now: float) -> None:
         """Let it be `now`, and let everything happen that is due."""
@@ -247,3 +265,105 @@ async def test_a_forwarder_that_raises_leaves_no_message_without_a_result(rig: R
     rig.answer = fail
     await rig.send(A, 2)
     assert rig.results == [Failure("error")] * 2
+
+
+# Two batches in flight
+
+CROWD = [f"u{number}" for number in range(3_000)]
+
+
+async def test_under_a_backlog_two_batches_are_under_way_and_no_third(rig: Rig) -> None:
+    answer = await rig.hold(A)
+    await rig.send_to(A, CROWD)
+    assert rig.calls == [(A, 1_000)] * 2
+    answer.set()
+    await turns()
+    assert rig.calls == [(A, 1_000)] * 3
+    assert rig.results == [1] * 3_000
+    gateway = rig.gateways._gateways[A]
+    assert (gateway.worker, gateway.behind, gateway.under_way) == (None, None, [])
+
+
+async def test_what_is_little_waits_for_the_batch_under_way(rig: Rig) -> None:
+    answer = await rig.hold(A)
+    await rig.send_to(A, CROWD[:1_100])
+    await rig.send_to(A, CROWD[1_100:1_200])
+    assert rig.calls == [(A, 1_000)]
+    answer.set()
+    await turns()
+    assert rig.calls == [(A, 1_000), (A, 200)]
+
+
+async def test_batches_under_way_have_no_user_in_common(rig: Rig) -> None:
+    answer = await rig.hold(A)
+    # The first batch has messages of every user below 500, twice; 200 of them come once more.
+    await rig.send_to(A, CROWD[:500] * 2 + CROWD[300:1_300])
+    first, second = rig.batches
+    assert first == CROWD[:500] * 2
+    assert second == CROWD[500:1_300]
+    answer.set()
+    await turns()
+    assert rig.batches[2:] == [CROWD[300:500]]
+    assert rig.results == [1] * 2_000
+
+
+async def test_the_messages_of_one_user_are_never_in_two_batches_under_way(rig: Rig) -> None:
+    answer = await rig.hold(A)
+    await rig.send(A, 3_000)
+    await rig.send(A, 500)
+    assert rig.calls == [(A, 1_000)]
+    answer.set()
+    await turns()
+    assert rig.calls == [(A, 1_000)] * 3 + [(A, 500)]
+    assert rig.results == [1] * 3_500
+
+
+async def test_two_batches_without_an_answer_are_one_silence_and_all_of_them_waits(
+    rig: Rig,
+) -> None:
+    answer = await rig.hold(A)
+    await rig.send_to(A, CROWD)
+    rig.silent = {A}
+    answer.set()
+    await turns()
+    assert rig.calls == [(A, 1_000)] * 2
+    gateway = rig.gateways._gateways[A]
+    assert gateway.pause == 0.5
+    assert {message.push.user for message in rig.waiting} == set(CROWD)
+    assert len(gateway.queue) == 3_000
+    rig.silent = set()
+    await rig.pass_time(0.6)
+    assert rig.calls[2:4] == [(A, 20), (A, 1_000)], "a trial goes alone"
+    assert rig.results == [1] * 3_000
+
+
+async def test_no_batch_goes_behind_a_trial(rig: Rig) -> None:
+    rig.silent = {A}
+    await rig.send_to(A, CROWD)
+    rig.held[A] = asyncio.Event()
+    await rig.pass_time(0.6)
+    assert rig.calls == [(A, 1_000), (A, 20)]
+    await rig.gateways.close()
+
+
+async def test_a_gateway_that_is_gone_is_kept_until_both_batches_have_come_back(rig: Rig) -> None:
+    answer = await rig.hold(A)
+    await rig.send_to(A, CROWD)
+    rig.gone = {A}
+    await rig.pass_time(0.1)
+    assert list(rig.gateways._gateways) == [A]
+    rig.silent = {A}
+    answer.set()
+    await turns()
+    assert len(rig.results) == 3_000
+    assert set(rig.results) == {GONE}
+    await rig.pass_time(0.2)
+    assert rig.gateways._gateways == {}
+
+
+async def test_closing_ends_both(rig: Rig) -> None:
+    await rig.hold(A)
+    await rig.send_to(A, CROWD)
+    await rig.gateways.close()
+    gateway = rig.gateways._gateways[A]
+    assert (gateway.worker, gateway.behind) == (None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -442,13 +443,18 @@ class Troubled(FakeForward):
         super().__init__()
         self.registry = registry
         self.trouble = 0.3
+        self.busy: Counter[Node] = Counter()  # batches under way
+        self.behind = 0  # batches that went behind another to the same node
         self.arrived: dict[tuple[str, Node], list[int]] = {}
         self.taken: set[int] = set()
 
     async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
         draw = self.registry.draw
+        self.behind += self.busy[node]
+        self.busy[node] += 1
         for _ in range(draw.randrange(8)):
             await asyncio.sleep(0)
+        self.busy[node] -= 1
         silent = draw.random() < self.trouble
         if silent and draw.random() < 0.5:
             return draw.choice([TIMEOUT, UNREACHABLE, REFUSED])
@@ -479,6 +485,29 @@ class Troubled(FakeForward):
 @pytest.mark.parametrize("seed", range(60))
 async def test_whatever_happens_the_order_holds_and_outcomes_are_true(seed: int) -> None:
     draw = random.Random(seed)
+    await survive_trouble(draw)
+
+
+@pytest.mark.parametrize("first_seed", range(60, 120, 10))
+async def test_whatever_happens_to_two_batches_in_flight_the_order_holds(
+    first_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The node takes the two batches in any order, and answers them in any order, or one, or none:
+    # more than a link allows.
+    behind = 0
+    for seed in range(first_seed, first_seed + 10):
+        draw = random.Random(seed)
+        monkeypatch.setattr(gateways_module, "MAX_BATCH_MESSAGES", draw.choice([2, 3, 5, 9]))
+        monkeypatch.setattr(gateways_module, "_BEHIND_MESSAGES", draw.choice([1, 2, 5]))
+        behind += await survive_trouble(draw, users="rstuvwxyz", most=40)
+    assert behind > 0, "none went behind another"
+
+
+async def survive_trouble(draw: random.Random, *, users: str = "uvw", most: int = 12) -> int:
+    """Let everything go wrong for a while; give how many batches went behind another.
+
+    At most so many messages come at once.
+    """
     registry = Restless(draw, places=[*ONE_NODE, (A, B), (B, C), (A, B, C)])
     forward = Troubled(registry)
     weights = draw.choice([(1,), (9, 1)])
@@ -488,12 +517,12 @@ async def test_whatever_happens_the_order_holds_and_outcomes_are_true(seed: int)
         number = 0
         for _ in range(40):
             for lane in range(len(rig.lanes)):
-                ids = range(number, number + draw.randrange(12))
+                ids = range(number, number + draw.randrange(most))
                 number = ids.stop
                 rig.take(
                     *(
                         envelope(
-                            f"{lane}-{draw.choice('uvw')}",
+                            f"{lane}-{draw.choice(users)}",
                             str(each),
                             collapse_key=draw.choice([None, None, None, "k"]),
                         )
@@ -506,12 +535,8 @@ async def test_whatever_happens_the_order_holds_and_outcomes_are_true(seed: int)
                 registry.gone = {draw.choice([A, B, C])} if draw.random() < 0.3 else set()
                 rig.dispatcher.observe([])
         forward.trouble, registry.gone = 0.0, set()
-        for _ in range(100):
-            rig.dispatcher.observe([])
-            await asyncio.sleep(0.001)
-            if len(rig.settled) == number:
-                break
-        await rig.all_settled()
+        # A user who is unknown at a second look-up is looked up again in the next second.
+        await until(lambda: len(observed(rig).settled) == number)
         assert not rig.dispatcher._waiting
         assert not rig.dispatcher._flights
         assert not rig.dispatcher._replaceable
@@ -526,3 +551,4 @@ async def test_whatever_happens_the_order_holds_and_outcomes_are_true(seed: int)
     for progress in rig.lanes:
         assert len(progress) == 0
         assert not progress.full
+    return forward.behind
