@@ -24,8 +24,8 @@ from registry.settings import CallSettings, InternalAuth
 #: What an operator should know where a gateway answers 401 or 403.
 REFUSED: Final = (
     "the gateway refuses the internal secret: it has another PUSHGATE_INTERNAL_SECRET, or is older "
-    "than this version and takes no proofs: upgrade gateways first, or set "
-    "PUSHGATE_INTERNAL_AUTH=bearer until they are upgraded"
+    "than this version and takes no proofs: upgrade gateways first (audits can go on with "
+    "PUSHGATE_INTERNAL_AUTH=bearer)"
 )
 #: What an operator should know where a TLS handshake with a gateway fails.
 NO_TLS: Final = (
