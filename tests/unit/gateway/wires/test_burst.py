@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 import pytest
@@ -141,3 +144,35 @@ async def test_before_its_head_is_out_a_connection_is_not_written_to() -> None:
     connection = SseConnection(identity(), FakeKeeper())
     assert direct(connection) == -1
     assert write_all([connection], [b"early"]) == []  # it waits for the handshake
+
+
+@pytest.mark.parametrize(
+    "sizes", [[700] * 200, [40_000, 40_000, 1], [1, 70_000, 1, 1], [9_000] * 9]
+)
+async def test_of_a_joined_write_the_kernel_may_take_any_part(
+    choice: Choice, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+    write = os.write
+
+    def taking(most: int, descriptor: int, data: bytes) -> int:
+        writes.append(len(data))
+        if not most:
+            raise BlockingIOError
+        return write(descriptor, data[:most])
+
+    datas = [bytes([65 + number % 26]) * size for number, size in enumerate(sizes)]
+    # In the midst of each message, before it, and behind it: none may be lost or come twice.
+    for most in sorted({edge + by for edge in accumulate(sizes, initial=0) for by in (0, 1)}):
+        async with crowd(choice, 2) as held:
+            (one, peer), (other, others_peer) = held
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", partial(taking, most))
+                connections = [one, other, *[one] * (len(datas) - 1)]
+                assert write_all(connections, [datas[0], b"x", *datas[1:]]) == []
+            expected = b"head\n" + b"".join(datas)
+            assert await read(peer, count=len(expected)) == expected
+            assert await read(others_peer, count=6) == b"head\nx"
+    if choice == "epoll":
+        assert max(writes) <= max(64 * 1024, *sizes), "what is joined is bounded"
+        assert max(writes) > sizes[0] or sizes[0] + sizes[1] > 64 * 1024, "messages are joined"
