@@ -2,23 +2,39 @@
 
 Pure book-keeping, with times passed in: seconds of one clock, CLOCK_MONOTONIC. Every client has a
 log that outlives its connections. A **session** is one connection, from the answer that opened it
-to its end as the client sees the end. What a client is owed follows from its sessions:
+to its end as the client sees the end. A session may end for three reasons (`Ending`); any other end
+is an error of its own ("connections that ended"). What a client is owed of a message follows from
+the session in which the message was published:
 
-CONNECTED: the session in which the message was published lived on until the end, or ended long
-    after the message's outcome. The message must arrive.
-MOVED: the session was cut (its node was killed, or cut off), and the client came back in time. The
-    message must arrive here or there.
-BETWEEN: as MOVED, but only a resume can bring the message, between two connections: the node took
-    the message just before the cut, and it is told as delivered, since it may be in the socket that
-    was lost; or it is told as offline before the client was back, and after the node had said that
-    the client is not there: it was started anew, or went on and saw the client's end; or the
-    client came back to a node that has another client of the user, which had the message before:
-    no node gets a message twice. Counted apart.
+CONNECTED: the session lived on, or ended more than a second after the message's outcome, or its
+    successor was open before it ended. The message must arrive.
+MOVED: the session ended before that, and the client came back in time. The message must arrive
+    here or there.
+Three standings are as MOVED, but only a resume can bring the message, between two connections. They
+are counted apart ("between"), and possible only for a session with an `Ending`:
+
+IN_SOCKET: told as delivered within a second before or after the end: the message may have been in
+    the socket that was lost. Not where a node drained: a goodbye comes behind all messages. After a
+    kill or a freeze only what was published before, since the node takes no more.
+IN_SESSION: told as delivered after the end of a poll session's connection, by a node that was not
+    killed, and before the client was back elsewhere: the session goes on for its grace, and takes
+    messages, but a balancer sends the next poll to another node.
+AWAY: told as offline after the node has said that the client is not there (`over`): the client has
+    left, or the node was started anew; and less than a second after the client was back.
+BESIDE: the user's other client has it, and was there alone; or, where the node was lost, and
+    messages wait for the client: the client came back to that other client's node, and no node gets
+    a message twice.
+
+And two owe nothing:
+
+UNREGISTERED: the session's node was cut off from the registry before the user was written there.
+    The answer comes after a second all the same (docs/protocol.md), and no processor can know of
+    the client. Nothing is owed until the registry has the user; counted apart.
 ABSENT: no session, or the client did not come back in time. Nothing is owed.
 
-Nothing else is excused, whatever its outcome is. An outcome is wrong where it is `offline` or
-`failed` for a user who has an owed client, `delivered` where no client got the message and none
-lost it with a socket, or where a message has not exactly one outcome.
+Nothing else is excused, whatever its outcome is. An outcome is wrong where it is not `delivered`
+for a user who has an owed client, `failed` for anybody with a client, `delivered` where no client
+got the message and none lost it with a socket, or where a message has not exactly one outcome.
 """
 
 from __future__ import annotations
@@ -32,7 +48,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-#: How long before a cut a message may have been told as delivered, and be lost with the socket.
+#: How far from a session's end a message may have been told as delivered, and be lost with the
+#: socket; and how long after a look-up its outcome may be told, on a busy machine.
 IN_SOCKET_SECONDS: Final = 1.0
 #: How many messages a finding shows.
 _SHOWN: Final = 5
@@ -43,8 +60,29 @@ class Standing(enum.Enum):
 
     CONNECTED = enum.auto()
     MOVED = enum.auto()
-    BETWEEN = enum.auto()
+    IN_SOCKET = enum.auto()
+    IN_SESSION = enum.auto()
+    AWAY = enum.auto()
+    BESIDE = enum.auto()
+    UNREGISTERED = enum.auto()
     ABSENT = enum.auto()
+
+
+_OWED: Final = frozenset({Standing.CONNECTED, Standing.MOVED})
+_BETWEEN: Final = frozenset(
+    {Standing.IN_SOCKET, Standing.IN_SESSION, Standing.AWAY, Standing.BESIDE}
+)
+#: What may have been delivered, and reached nobody.
+_TAKEN: Final = frozenset({Standing.IN_SOCKET, Standing.IN_SESSION})
+
+
+class Ending(enum.Enum):
+    """Why a session may end."""
+
+    NONE = "the fault does not concern the session"
+    CUT = "its node was killed, or has vanished"
+    LEFT = "the client gave it up by itself"
+    DRAINED = "its node drains, and says goodbye"
 
 
 class Told(NamedTuple):
@@ -59,65 +97,108 @@ class Arrival(NamedTuple):
 
     number: int
     at: float
-    session: int
+    session: Session
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session:
-    """One connection of a client."""
+    """One connection of a client. Times are infinite until they are known."""
 
     opened: float
     ended: float = math.inf
-    cut: float = math.inf  # when its node was killed or cut off, where the end came of that
-    node_lives: bool = True  # whether the node may have taken messages after the cut
-    beside_another: bool = False  # whether its node has another client of the user
-    gone: float = math.inf  # from when its node, started anew or thawed, says that it is over
+    ending: Ending = Ending.NONE
+    cut: float = math.inf  # when its node was killed or frozen, and took no more messages
+    gone: float = math.inf  # from when its node says that the client is not there
+    node: str | None = None  # where it is known
+    registered: float = -math.inf  # from when the registry has it
+    lingers: float = 0.0  # seconds for which its node takes messages after its end: a poll session
+
+    @property
+    def lost_at(self) -> float:
+        """When the socket was lost."""
+        return min(self.cut, self.ended)
+
+    @property
+    def over(self) -> float:
+        """From when its user, without another session, is offline."""
+        drained = self.ending is Ending.DRAINED
+        return self.ended - IN_SOCKET_SECONDS if drained else self.gone
+
+    def took(self, told: Told, published: float, *, back: float) -> Standing | None:
+        """Return where a message that is told as delivered may have been when it was lost.
+
+        `back` is when the client's next session opened.
+        """
+        is_soon = told.at <= self.lost_at + IN_SOCKET_SECONDS and published <= self.cut
+        if is_soon and self.ending is not Ending.DRAINED:
+            return Standing.IN_SOCKET
+        ends_at = min(self.ended + self.lingers, back) + IN_SOCKET_SECONDS
+        lingers = self.lingers and self.cut == math.inf and told.at <= ends_at
+        return Standing.IN_SESSION if lingers else None
 
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One client's sessions, and all that it got in them."""
+    """One client's sessions, and all that it got in them; `lingers` as a session's."""
 
+    lingers: float = 0.0
     sessions: list[Session] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
 
-    def open(self, now: float) -> None:
-        """Begin a session."""
-        self.sessions.append(Session(now))
+    def open(self, now: float) -> Session:
+        """Begin a session; an earlier one may go on for a while."""
+        self.sessions.append(Session(now, lingers=self.lingers))
+        return self.sessions[-1]
 
-    def end(self, now: float) -> None:
-        """End the session."""
-        self.sessions[-1].ended = now
+    def end(self, session: Session, now: float) -> None:
+        """End a session."""
+        session.ended = now
 
-    def arrive(self, number: int, now: float) -> None:
-        """Note a message in the session."""
-        self.arrivals.append(Arrival(number, now, len(self.sessions) - 1))
+    def arrive(self, number: int, now: float, session: Session | None = None) -> None:
+        """Note a message in a session, the newest if nothing else is said."""
+        self.arrivals.append(Arrival(number, now, session or self.sessions[-1]))
 
     @property
     def is_connected(self) -> bool:
         """Whether a session is open."""
-        return bool(self.sessions) and self.sessions[-1].ended == math.inf
+        return any(session.ended == math.inf for session in self.sessions)
 
-    def standing(self, published: float, told: Told | None, *, back_seconds: float) -> Standing:
+    @property
+    def open_sessions(self) -> list[Session]:
+        """The sessions that have not ended."""
+        return [session for session in self.sessions if session.ended == math.inf]
+
+    def standing(
+        self,
+        published: float,
+        told: Told | None,
+        *,
+        back_seconds: float,
+        elsewhere: Collection[Session] = (),
+    ) -> Standing:
         """Say what the client is owed of a message: see the module.
 
         `told` is an outcome of the message, `delivered` where the message has that one. A client
-        that comes back after more than `back_seconds` was absent.
+        that comes back after more than `back_seconds` was absent. `elsewhere` are sessions of the
+        user's other clients that brought the message.
         """
         index = bisect_right(self.sessions, published, key=lambda session: session.opened) - 1
         if index < 0:
             return Standing.ABSENT
-        session = self.sessions[index]
-        if session.ended == math.inf:
+        session, *following = self.sessions[index : index + 2]
+        if published < session.registered:
+            return Standing.UNREGISTERED
+        if session.ended == math.inf or (following and following[0].opened <= session.ended):
             return Standing.CONNECTED
-        cut = min(session.cut, session.ended)
-        if told is not None and told.at < cut - IN_SOCKET_SECONDS:
+        if told is not None and told.at < session.lost_at - IN_SOCKET_SECONDS:
             return Standing.CONNECTED
-        following = self.sessions[index + 1 : index + 2]
-        if not following or following[0].opened > session.ended + back_seconds:
+        returned = following[0] if following else None
+        if session.ending is not Ending.NONE and told is not None:
+            between = _between(told, published, session, returned, elsewhere)
+            if between is not None:
+                return between
+        if returned is None or returned.opened > session.lost_at + back_seconds:
             return Standing.ABSENT
-        if told is not None and _is_the_resumes(told, published, session, following[0]):
-            return Standing.BETWEEN
         return Standing.MOVED
 
     def repeats(self) -> int:
@@ -134,7 +215,7 @@ class Client:
             furthest = max(furthest, number)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class User:
     """A user's messages in Kafka's order, and the user's clients."""
 
@@ -151,15 +232,22 @@ class User:
         self.told.append([])
         return len(self.published) - 1
 
-    def cut(self, now: float, *, node_lives: bool) -> list[Session]:
-        """Note that the nodes of the user's clients may be cut off; return the sessions.
-
-        A session that lives on is judged as if nothing had been: only an end makes the cut count.
-        """
-        sessions = [client.sessions[-1] for client in self.clients if client.is_connected]
+    def mark(self, ending: Ending, **times: float) -> list[Session]:
+        """Note that a fault concerns the user's open sessions; return those. See `spare`."""
+        sessions = [session for client in self.clients for session in client.open_sessions]
         for session in sessions:
-            session.cut, session.node_lives = now, node_lives
+            session.ending = ending
+            for name, at in times.items():
+                setattr(session, name, at)
         return sessions
+
+
+def spare(sessions: Collection[Session]) -> int:
+    """Take the mark off sessions that a fault did not end; return the number of the others."""
+    for session in sessions:
+        if session.ended == math.inf:
+            session.ending, session.cut, session.gone = Ending.NONE, math.inf, math.inf
+    return sum(session.ended < math.inf for session in sessions)
 
 
 @dataclass(slots=True)
@@ -169,12 +257,14 @@ class Findings:
     published: int = 0
     owed: int = 0  # copies: messages times the clients that they were for
     lost: int = 0
-    between: int = 0
+    between: Counter[str] = field(default_factory=Counter)  # by the standing, in words
+    unregistered: int = 0
     told: Counter[str] = field(default_factory=Counter)
     told_wrongly: Counter[str] = field(default_factory=Counter)
     disordered: int = 0
     repeated: int = 0
     ended_sessions: int = 0
+    strays: int = 0  # of these: sessions that the fault did not concern
     away_seconds: float = 0.0  # the longest time between two sessions of a client
     never_back: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -191,12 +281,19 @@ def judge(users: Collection[User], *, back_seconds: float) -> Findings:
     findings = Findings()
     for user in users:
         _judge_clients(findings, user)
-        arrived = [{arrival.number for arrival in client.arrivals} for client in user.clients]
+        arrived = [_sessions_by_message(client) for client in user.clients]
         for number, acknowledged in enumerate(user.acknowledged):
             if acknowledged:
-                here = [number in numbers for numbers in arrived]
+                here = [sessions.get(number, []) for sessions in arrived]
                 _judge_message(findings, user, number, here, back_seconds)
     return findings
+
+
+def _sessions_by_message(client: Client) -> dict[int, list[Session]]:
+    sessions: dict[int, list[Session]] = {}
+    for arrival in client.arrivals:
+        sessions.setdefault(arrival.number, []).append(arrival.session)
+    return sessions
 
 
 def latencies(users: Collection[User], *, since: float, until: float) -> list[float]:
@@ -230,26 +327,39 @@ def _judge_clients(findings: Findings, user: User) -> None:
         sessions = client.sessions
         for before, after in itertools.pairwise(sessions):
             findings.away_seconds = max(findings.away_seconds, after.opened - before.ended)
-        findings.ended_sessions += sum(session.ended < math.inf for session in sessions)
+        ended = [session for session in sessions if session.ended < math.inf]
+        findings.ended_sessions += len(ended)
+        for session in ended:
+            if session.ending is Ending.NONE:
+                findings.strays += 1
+                findings.show("connections that ended", f"{user.name} at {session.node}")
         findings.never_back += not client.is_connected
 
 
 def _judge_message(
-    findings: Findings, user: User, number: int, here: list[bool], back_seconds: float
+    findings: Findings, user: User, number: int, here: list[list[Session]], back_seconds: float
 ) -> None:
+    """Judge one message; `here` has, for each client, the sessions that brought the message."""
     published, outcomes = user.published[number], user.told[number]
     told = min(outcomes, key=lambda told: told.kind != "delivered", default=None)
     standings = [
-        client.standing(published, told, back_seconds=back_seconds) for client in user.clients
+        client.standing(
+            published,
+            told,
+            back_seconds=back_seconds,
+            elsewhere=[s for other in here if other is not sessions for s in other],
+        )
+        for client, sessions in zip(user.clients, here, strict=True)
     ]
     findings.published += 1
     findings.told.update(told.kind for told in outcomes)
     name = f"{user.name}.{number}"
-    for standing, arrived in zip(standings, here, strict=True):
-        findings.owed += standing is not Standing.ABSENT
-        if not arrived and standing is Standing.BETWEEN:
-            findings.between += 1
-        elif not arrived and standing is not Standing.ABSENT:
+    for standing, sessions in zip(standings, here, strict=True):
+        findings.owed += standing in _OWED or standing in _BETWEEN
+        if not sessions and standing in _BETWEEN:
+            findings.between[standing.name.lower().replace("_", " ")] += 1
+        findings.unregistered += not sessions and standing is Standing.UNREGISTERED
+        if not sessions and standing in _OWED:
             findings.lost += 1
             findings.show("lost", f"{name} ({', '.join(t.kind for t in outcomes) or 'untold'})")
     for wrong in _wrong_outcomes(outcomes, standings, arrived=any(here)):
@@ -264,15 +374,32 @@ def _wrong_outcomes(
     kinds = {told.kind for told in outcomes}
     if len(outcomes) != 1:
         yield "untold" if not outcomes else "told twice"
-    if {Standing.CONNECTED, Standing.MOVED} & set(standings):
-        yield from (kind for kind in ("offline", "failed") if kind in kinds)
-        if "delivered" in kinds and not arrived and Standing.BETWEEN not in standings:
+    may_be = {"delivered"} if _OWED & set(standings) else {"delivered", "offline"}
+    if standings:  # a user without a client that is read: nobody can say
+        yield from sorted(kinds - may_be)
+        if "delivered" in kinds and not arrived and not _TAKEN & set(standings):
             yield "delivered to nobody"
 
 
-def _is_the_resumes(told: Told, published: float, session: Session, following: Session) -> bool:
-    """Whether a message of a session that was cut is one that only a resume can bring."""
+def _between(
+    told: Told,
+    published: float,
+    session: Session,
+    returned: Session | None,
+    elsewhere: Collection[Session],
+) -> Standing | None:
+    """Return the standing of a message that only a resume can bring, or None where it is owed."""
+    back = returned.opened if returned is not None else math.inf
     if told.kind == "offline":
-        return told.at >= session.gone
-    may_have_taken = session.node_lives or published <= min(session.cut, session.ended)
-    return told.kind == "delivered" and (may_have_taken or following.beside_another)
+        is_away = session.over <= told.at <= back + IN_SOCKET_SECONDS
+        return Standing.AWAY if is_away else None
+    if told.kind != "delivered":
+        return None
+    if taken := session.took(told, published, back=back):
+        return taken
+    if session.ending is Ending.CUT:
+        nodes = {other.node for other in elsewhere} - {None}
+        is_beside = returned is not None and returned.node in nodes
+    else:
+        is_beside = bool(elsewhere)
+    return Standing.BESIDE if is_beside else None

@@ -1,9 +1,10 @@
 """Clients of all kinds that come back by themselves: cheap ones, 1,500 in the drill's own process.
 
 They share the parsers of the benchmarks' raw clients. A client that loses its connection waits as
-the browser client does, 0.5–5 s at first, and connects anew; its log goes on. A client that hears
-nothing for three heartbeats (a poll: for its wait and as long) gives its connection up, as a page
-does on a network that is silent.
+the browser client does, 0.5–5 s at first, and connects anew; its log goes on. A client that is told
+to reconnect (`pushgate.v1`, SSE) opens its next connection before it closes the first. A client
+that hears nothing for three heartbeats (a poll: for its wait and as long) gives its connection up,
+as a page does on a network that is silent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from loadtest.clients import Client as Parser
 from loadtest.clients import PollClient, SseClient, WebSocketClient
 from loadtest.processes import LoadtestError
 from pushgate.embedded import LOOPBACK
-from tests.drill.accounts import Client, User
+from tests.drill.accounts import Client, Ending, Session, User
 from tests.support.clients import eventually, token
 
 #: Bytes of a payload: the number among the user's messages, the user, and filler.
@@ -32,6 +33,10 @@ PAYLOAD_BYTES: Final = 200
 _MISSED_HEARTBEATS: Final = 3
 _HANDSHAKE_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = (0.5, 5.0)
+#: How long a poll session goes on without a poll (PUSHGATE_POLL_GRACE_SECONDS' default).
+_POLL_GRACE_SECONDS: Final = 30.0
+#: How long a client keeps its first connection when its second is open, as pushgate.js does.
+_OVERLAP_SECONDS: Final = 1.0
 #: Connections that are opened at once: as many as one turn of a gateway's backlog takes.
 _AT_ONCE: Final = 100
 _WATCH_SECONDS: Final = 0.5
@@ -52,6 +57,15 @@ class _V1Frame(msgspec.Struct):
     control: str | None = None
 
 
+class _Control(msgspec.Struct):
+    """A control frame, or a control event's data, of which only `reconnect` has `after_ms`."""
+
+    after_ms: int | None = None
+
+
+_control: Final = msgspec.json.Decoder(_Control).decode
+
+
 class _V1Client(WebSocketClient):
     """A WebSocket with the subprotocol `pushgate.v1`."""
 
@@ -62,8 +76,7 @@ class _V1Client(WebSocketClient):
 
         def take(frame: bytes) -> None:
             decoded = decode(frame)
-            if decoded.control is None:
-                on_message(decoded.data.encode())
+            on_message(frame if decoded.control else decoded.data.encode())
 
         super().__init__(take)
 
@@ -101,11 +114,13 @@ class _Connection(asyncio.Protocol):
         if isinstance(self._parser, PollClient):
             self._parser.polls_with(member.token)
         self._transport: asyncio.Transport | None = None
-        self._has_session = False
+        self.session: Session | None = None  # from the gateway's answer on
         self.heard = time.monotonic()
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
+        #: Done when the client is told to reconnect; in how many seconds.
+        self.parted: asyncio.Future[float] = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request."""
@@ -127,8 +142,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the session, if there was one."""
-        if self._has_session:
-            self._member.account.end(time.monotonic())
+        if self.session is not None:
+            self._member.account.end(self.session, time.monotonic())
         for future in (self.opened, self.ended):
             if not future.done():
                 future.set_result(None)
@@ -138,28 +153,31 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    @property
-    def has_session(self) -> bool:
-        """Whether the gateway has answered."""
-        return self._has_session
-
-    def _open(self) -> None:
-        if not self._has_session:
-            self._has_session = True
-            self._member.account.open(time.monotonic())
-            self.opened.set_result(None)
+    def _open(self) -> Session:
+        if self.session is None:
+            self.session = self._member.account.open(time.monotonic())
+            if not self.opened.done():
+                self.opened.set_result(None)
+        return self.session
 
     def _take(self, data: bytes) -> None:
-        """Note one message; data of control events has no number before a colon."""
+        """Note one message, or heed a control frame or event, whose data is a JSON object."""
+        if data.startswith(b"{"):
+            self._heed(_control(data))
+            return
         number, colon, rest = data.partition(b":")
         if not colon:
             return
-        self._open()  # a message behind the answer's head, in the same segment
+        session = self._open()  # a message behind the answer's head, in the same segment
         user = rest.partition(b":")[0].decode()
         if user == self._member.user and data == payload(user, int(number)):
-            self._member.account.arrive(int(number), time.monotonic())
+            self._member.account.arrive(int(number), time.monotonic(), session)
         else:
             self._member.strange += 1
+
+    def _heed(self, control: _Control) -> None:
+        if control.after_ms is not None and not self.parted.done():
+            self.parted.set_result(control.after_ms / 1_000)
 
 
 @dataclass(slots=True, eq=False)
@@ -176,64 +194,90 @@ class Member:
     async def run(self, port: int, at_once: asyncio.Semaphore) -> None:
         """Connect, and connect again after every end, until cancelled."""
         while True:
-            async with at_once:
-                connection = self.connection = await self._connect(port)
-            if connection.has_session:
-                await connection.ended
+            current: _Connection | None = await self._connect(port, at_once)
+            while current is not None and current.session is not None:
+                self.connection = current
+                current = await self._until_over(current, port, at_once)
             await asyncio.sleep(random.uniform(*_FIRST_DELAY_SECONDS))
 
     def is_silent(self, now: float, *, patience_seconds: float) -> bool:
         """Whether nothing has come for longer than the gateway should be silent."""
-        if self.connection is None or not self.connection.has_session:
+        if self.connection is None or self.connection.session is None:
             return False
         return now - self.connection.heard > patience_seconds
 
-    async def _connect(self, port: int) -> _Connection:
+    async def _until_over(
+        self, connection: _Connection, port: int, at_once: asyncio.Semaphore
+    ) -> _Connection | None:
+        """Return when a connection is over: with its successor if the client was told to move."""
+        try:
+            await asyncio.wait(
+                (connection.ended, connection.parted), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not connection.parted.done():
+                return None
+            await asyncio.sleep(connection.parted.result())
+            while not connection.ended.done():
+                successor = await self._connect(port, at_once)
+                if successor.session is not None:
+                    self.connection = successor  # what the client gives up from now on
+                    await asyncio.sleep(_OVERLAP_SECONDS)
+                    return successor
+                await asyncio.sleep(random.uniform(*_FIRST_DELAY_SECONDS))
+            return None
+        finally:
+            connection.abort()
+
+    async def _connect(self, port: int, at_once: asyncio.Semaphore) -> _Connection:
         """Return a connection that has a session, or had none in time and is closed."""
         connection = _Connection(self)
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(_HANDSHAKE_SECONDS):
-                await loop.create_connection(lambda: connection, LOOPBACK, port)
-                await asyncio.shield(connection.opened)
-        except (OSError, TimeoutError):
-            connection.abort()
+        async with at_once:
+            try:
+                async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                    await loop.create_connection(lambda: connection, LOOPBACK, port)
+                    await asyncio.shield(connection.opened)
+            except (OSError, TimeoutError):
+                connection.abort()
         return connection
 
 
 class Crowd:
     """All clients, and the users that they are of."""
 
-    def __init__(self, prefix: str, clients: int, *, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, prefix: str, clients: int, *, heartbeat_seconds: float, latecomers: int = 0
+    ) -> None:
         """Every tenth user has two clients; `clients` are all of them.
 
-        `heartbeat_seconds` is the gateways' setting of that name.
+        `heartbeat_seconds` is the gateways' setting of that name. `latecomers` are as many users
+        more, of one client each, who connect when they are let in.
         """
         self._patience_seconds = _MISSED_HEARTBEATS * heartbeat_seconds
         self._poll_patience_seconds = self._patience_seconds + _PollClient.wait_seconds
         self.users: list[User] = []
         self.members: list[Member] = []
+        self._start: Callable[[Member], object] | None = None  # while connected
         while len(self.members) < clients:
-            name = f"{prefix}-{len(self.users)}"
-            credential = token(name, ttl_seconds=_TOKEN_SECONDS)
-            user = User(name, [])
-            for _ in range(2 if len(self.users) % 10 == 0 else 1):
-                account = Client()
-                kind = MIX[len(self.members) % len(MIX)]
-                self.members.append(Member(name, kind, account, credential))
-                user.clients.append(account)
-            self.users.append(user)
+            self._add_user(f"{prefix}-{len(self.users)}", 2 if len(self.users) % 10 == 0 else 1)
+        self._punctual = len(self.members)
+        self.latecomers = [self._add_user(f"{prefix}-late-{n}", 1) for n in range(latecomers)]
 
     @asynccontextmanager
     async def connected(self, port: int, *, timeout_seconds: float) -> AsyncIterator[None]:
         """Connect all to `port`, and keep them connected."""
         at_once = asyncio.Semaphore(_AT_ONCE)
+        punctual = self.members[: self._punctual]
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(member.run(port, at_once)) for member in self.members]
-            running.append(tasks.create_task(self._watch()))
+            running = [tasks.create_task(self._watch())]
+            self._start = lambda member: running.append(
+                tasks.create_task(member.run(port, at_once))
+            )
+            for member in punctual:
+                self._start(member)
             try:
                 await eventually(
-                    lambda: all(member.account.is_connected for member in self.members),
+                    lambda: all(member.account.is_connected for member in punctual),
                     "every client is connected",
                     timeout_seconds=timeout_seconds,
                 )
@@ -243,10 +287,22 @@ class Crowd:
                     task.cancel()
                 self._close()
 
-    def move(self, users: Sequence[str]) -> None:
-        """Let these users' clients give up their connections, and connect anew."""
+    def let_in(self) -> None:
+        """Let the latecomers connect."""
+        assert self._start is not None, "the others are connected"
+        for member in self.members[self._punctual :]:
+            self._start(member)
+
+    def move(self, users: Sequence[User], *, node_sees: bool = True) -> None:
+        """Let these users' clients give up their connections, and connect anew.
+
+        `node_sees` is whether their nodes see the ends, so that the users are offline meanwhile.
+        """
+        names = {user.name for user in users}
+        for user in users:
+            user.mark(Ending.LEFT, **({"gone": time.monotonic()} if node_sees else {}))
         for member in self.members:
-            if member.user in users and member.connection is not None:
+            if member.user in names and member.connection is not None:
                 member.connection.abort()
 
     def strange(self) -> int:
@@ -262,6 +318,17 @@ class Crowd:
                 patience = poll if member.kind == "poll" else stream
                 if member.is_silent(now, patience_seconds=patience) and member.connection:
                     member.connection.abort()
+
+    def _add_user(self, name: str, clients: int) -> User:
+        credential = token(name, ttl_seconds=_TOKEN_SECONDS)
+        user = User(name, [])
+        for _ in range(clients):
+            kind = MIX[len(self.members) % len(MIX)]
+            account = Client(lingers=_POLL_GRACE_SECONDS if kind == "poll" else 0.0)
+            self.members.append(Member(name, kind, account, credential))
+            user.clients.append(account)
+        self.users.append(user)
+        return user
 
     def _close(self) -> None:
         for member in self.members:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
+import math
 import os
 import random
 import re
@@ -30,7 +31,10 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from tests.drill.accounts import Findings, Told, User, judge
+from pushgate.embedded import LOOPBACK
+from registry.directory import TIMINGS
+from registry.redis_store import RedisRegistry
+from tests.drill.accounts import Findings, Session, Told, User, judge
 from tests.drill.crowd import Crowd, payload
 from tests.support.haproxy import haproxy
 from tests.support.processes import (
@@ -50,8 +54,7 @@ _SAMPLE_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 2.0
 #: After the last outcome: how long copies that are still missing may take.
 _ARRIVAL_SECONDS: Final = 10.0
-#: How long a client may take to come back and be owed what was published meanwhile.
-BACK_SECONDS: Final = 15.0
+_LOOK_SECONDS: Final = 0.1
 
 T = TypeVar("T")
 
@@ -74,7 +77,18 @@ class Plan:
     processors: int = 2
     heartbeat_seconds: float = 25.0
     lost_node_seconds: int = 30
+    drain_seconds: int = 0  # the window of a drain
+    latecomers: int = 0  # users more, who connect while the fault lasts
     hops: frozenset[Hop] = frozenset()
+
+    @property
+    def back_seconds(self) -> float:
+        """How long after a cut a client may come back and is owed all that came meanwhile.
+
+        A node without a goodbye counts for its lease and PUSHGATE_LOST_NODE_SECONDS; the lease may
+        have been renewed a heartbeat before the cut.
+        """
+        return TIMINGS.lease_seconds - TIMINGS.heartbeat_seconds + self.lost_node_seconds
 
 
 @dataclass(slots=True)
@@ -130,6 +144,8 @@ class Stage:
     partitions: dict[str, int] = field(default_factory=dict)  # of users who were published to
     #: Resident bytes of every process that runs, by its pid, with their times.
     memory: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
+    #: Resident bytes of all gateways together, of moments at which all run, with the times.
+    gateway_memory: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def processes(self) -> list[PushgateProcess]:
@@ -145,24 +161,60 @@ class Stage:
         """Do what blocks in the stage's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def users_at(self, node: Node) -> list[User]:
-        """Return the crowd's users with a connection to a node."""
+    async def users_at(self, node: Node) -> dict[User, int]:
+        """Return the crowd's users with connections to a node, and the numbers of those."""
         here = await self._connections(node)
-        return [user for user in self.crowd.users if user.name in here]
+        return {user: here[user.name] for user in self.crowd.users if user.name in here}
 
     async def is_at(self, node: Node, user: User) -> bool:
         """Whether a node has a connection of a user."""
         async with self._http() as http:
             return (await http.get(f"{_url(node)}/push/{user.name}")).status_code == 200
 
-    async def note_neighbours(self) -> None:
-        """Note of which sessions the node has another client of the same user, now."""
-        by_name = {user.name: user for user in self.crowd.users}
+    async def kick(self, user: User) -> None:
+        """End a user's connections at all nodes, as an operator does."""
+        async with self._http() as http:
+            for node in self.nodes:
+                await http.delete(f"{_url(node)}/connections/{user.name}")
+
+    async def listens(self, node: Node) -> bool:
+        """Whether a node's process takes connections from processors."""
+        try:
+            _, writer = await asyncio.open_connection(LOOPBACK, node.process.internal_port)
+        except OSError:
+            return False
+        writer.transport.abort()
+        return True
+
+    async def note_nodes(self) -> None:
+        """Note the nodes of the users' sessions, where all of a user are at one node."""
+        places: dict[User, list[tuple[Node, int]]] = {}
         for node in self.nodes:
             if node.runs:
-                for name, count in (await self._connections(node)).items():
-                    for client in by_name[name].clients if count > 1 else ():
-                        client.sessions[-1].beside_another = True
+                for user, count in (await self.users_at(node)).items():
+                    places.setdefault(user, []).append((node, count))
+        for user, ((node, count), *elsewhere) in places.items():
+            sessions = [one for each in user.clients for one in each.open_sessions]
+            for session in sessions if len(sessions) == count and not elsewhere else ():
+                session.node = node.process.name
+
+    async def note_registered(self, users: Collection[User]) -> None:
+        """Note from when the registry has the sessions of these users, until cancelled.
+
+        Each of the users has one client. A session that is seen first when the registry has it
+        already was in the registry before the client was answered.
+        """
+        seen: set[Session] = set()
+        store = RedisRegistry(self.valkey.url, lost_seconds=self.plan.lost_node_seconds)
+        try:
+            while True:
+                for user in users:
+                    for session in user.clients[0].open_sessions[-1:]:
+                        await self._look_up(store, user, session, is_new=session not in seen)
+                        seen.add(session)
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            await store.close()
 
     def silence(self, node: Node, hop: Hop, *directions: Direction) -> None:
         """Lose everything on a hop, in these directions or else in both."""
@@ -204,7 +256,7 @@ class Stage:
     async def settle(self, timeout_seconds: float) -> Findings:
         """Return the findings once all is told and has arrived, or when the time is up."""
         deadline = time.monotonic() + timeout_seconds
-        await self.note_neighbours()
+        await self.note_nodes()
         await self._read_outcomes(deadline)
         deadline = min(deadline, time.monotonic() + _ARRIVAL_SECONDS)
         while True:
@@ -236,18 +288,43 @@ class Stage:
         """Note every process's memory once a second, until cancelled."""
         while True:
             now = time.monotonic()
-            for process in self.processes:
-                if process.returncode is None:
-                    samples = self.memory.setdefault(process.pid, [])
-                    samples.append((now, process.resident_bytes))
+            sizes = {process: resident_bytes(process) for process in self.processes}
+            for process, size in sizes.items():
+                if size is not None:
+                    self.memory.setdefault(process.pid, []).append((now, size))
+            gateways = [sizes[node.process] for node in self.nodes]
+            if None not in gateways:
+                self.gateway_memory.append((now, sum(filter(None, gateways))))
             await asyncio.sleep(_SAMPLE_SECONDS)
 
-    def growth(self, processes: Collection[PushgateProcess], since: float) -> float:
-        """Return the fastest growth of these processes since then, in MB a minute.
+    def processor_growth(self, since: float) -> float:
+        """Return the growth of the faster growing processor since then, in MB a minute.
 
-        Of those that live since then: between the medians of the first and the last quarter.
+        Between the medians of the first and the last quarter of the time.
         """
-        return max((_growth(self.memory.get(each.pid, []), since) for each in processes), default=0)
+        return max(_growth(self.memory[each.pid], since) for each in self.processors)
+
+    def gateway_growth(self, since: float) -> float:
+        """Return the same of all gateways together.
+
+        Together, since clients go from one to another, and each killed process has a successor.
+        """
+        return _growth(self.gateway_memory, since)
+
+    async def _look_up(
+        self, store: RedisRegistry, user: User, session: Session, *, is_new: bool
+    ) -> None:
+        """Note that the registry has a session, if it has."""
+        if is_new:
+            session.registered = math.inf
+        if session.registered < math.inf:
+            return
+        for node in self.nodes:
+            if session.node is None and await self.is_at(node, user):
+                session.node = node.process.name
+        (nodes,) = await store.lookup([user.name])
+        if session.node in [node.name for node in nodes or ()]:
+            session.registered = -math.inf if is_new else time.monotonic()
 
     async def _connections(self, node: Node) -> dict[str, int]:
         """Ask a node for its users, with their numbers of connections."""
@@ -262,7 +339,7 @@ class Stage:
         return httpx.AsyncClient(headers=headers, trust_env=False, verify=False, timeout=10.0)
 
     def _judge(self) -> Findings:
-        findings = judge(self.users, back_seconds=BACK_SECONDS)
+        findings = judge(self.users, back_seconds=self.plan.back_seconds)
         if strange := self.crowd.strange():
             findings.told_wrongly["to another user, or altered"] = strange
         return findings
@@ -319,7 +396,12 @@ async def staged(plan: Plan, bootstrap: str) -> AsyncIterator[Stage]:
     What is to be judged has to be judged inside: when left, clients end too.
     """
     topic = f"drill-{uuid.uuid4().hex[:12]}"
-    crowd = Crowd(topic, plan.clients, heartbeat_seconds=plan.heartbeat_seconds)
+    crowd = Crowd(
+        topic,
+        plan.clients,
+        heartbeat_seconds=plan.heartbeat_seconds,
+        latecomers=plan.latecomers,
+    )
     async with AsyncExitStack() as stack:
         await _create_topics(bootstrap, topic, f"{topic}.outcomes", f"{topic}.dead")
         thread = stack.enter_context(ThreadPoolExecutor(1))
@@ -335,9 +417,13 @@ async def staged(plan: Plan, bootstrap: str) -> AsyncIterator[Stage]:
         stage.port = await stage.aside(partial(stack.enter_context, before_nodes))
         connected = crowd.connected(stage.port, timeout_seconds=_CONNECT_SECONDS)
         await stack.enter_async_context(connected)
-        sampling = asyncio.create_task(stage.sample_memory())
-        stack.callback(sampling.cancel)
-        yield stage
+        # A group: without one, a sampler that fails would leave a row with little memory to judge.
+        async with asyncio.TaskGroup() as tasks:
+            sampling = tasks.create_task(stage.sample_memory())
+            try:
+                yield stage
+            finally:
+                sampling.cancel()
 
 
 def _url(node: Node) -> str:
@@ -360,6 +446,7 @@ async def _start_processes(stage: Stage, stack: AsyncExitStack) -> None:
             redis_url=redis_url,
             heartbeat_seconds=plan.heartbeat_seconds,
             lost_node_seconds=plan.lost_node_seconds,
+            drain_seconds=plan.drain_seconds,
             **settings,
         )
         targets = {
@@ -396,6 +483,16 @@ async def _create_topics(bootstrap: str, *topics: str) -> None:
         await admin.create_topics([NewTopic(topic, _PARTITIONS, 1) for topic in topics])
     finally:
         await admin.close()
+
+
+def resident_bytes(process: PushgateProcess) -> int | None:
+    """Return a process's memory, or None where it does not run: it may end at any time."""
+    if process.returncode is not None:
+        return None
+    try:
+        return process.resident_bytes
+    except (FileNotFoundError, ProcessLookupError, IndexError):  # gone, or a zombie without memory
+        return None
 
 
 def _growth(samples: list[tuple[float, int]], since: float) -> float:

@@ -10,6 +10,7 @@ from tests.drill.crowd import payload
 from tests.drill.faults import Lengths
 from tests.drill.rows import ROWS, Row, run
 from tests.drill.stage import Plan, staged
+from tests.support.clients import eventually
 from tests.support.kafka import KafkaServer
 
 pytestmark = pytest.mark.anyio
@@ -22,22 +23,17 @@ IN_SHORT = ("1", "4", "10-processor")
 async def test_a_fault_under_load_loses_nothing_and_tells_nothing_wrongly(
     real_kafka: KafkaServer, row: Row
 ) -> None:
-    plan = Plan(
-        clients=150,
-        rate=100.0,
-        lost_node_seconds=5,
-        heartbeat_seconds=row.heartbeat_seconds,
-        hops=row.hops,
-    )
+    plan = row.plan(150, 100.0, lost_node_seconds=5)
     result = await run(row, plan, SHORT, real_kafka.bootstrap, timed=False)
     assert not result.broken
 
 
 async def test_what_goes_wrong_is_found_from_end_to_end(real_kafka: KafkaServer) -> None:
     """The control: without it, a drill that sees nothing would pass."""
-    plan = Plan(clients=20, gateways=2, lost_node_seconds=5)
+    plan = Plan(clients=20, gateways=2, lost_node_seconds=5, latecomers=1)
     async with staged(plan, real_kafka.bootstrap) as stage:
-        dropped, repeated, swapped, altered = stage.users[1:5]  # of one client each
+        dropped, repeated, swapped, altered, kicked = stage.users[1:6]  # of one client each
+        (late,) = stage.crowd.latecomers
         for user in stage.users:
             await stage.send(user)
         await stage.send(dropped, headers={"push-device": "nobody's"})
@@ -45,7 +41,9 @@ async def test_what_goes_wrong_is_found_from_end_to_end(real_kafka: KafkaServer)
         for number in (2, 1):
             await stage.send(swapped, payload(swapped.name, number))
         await stage.send(altered, payload(swapped.name, 1))
-        findings = await stage.settle(timeout_seconds=10.0)
+        await stage.kick(kicked)
+        await eventually(lambda: kicked.clients[0].sessions[1:], "back", timeout_seconds=10.0)
+        findings = await stage.settle(timeout_seconds=5.0)
     assert findings.examples["lost"] == [
         f"{dropped.name}.1 (offline)",
         f"{repeated.name}.1 (delivered)",
@@ -58,4 +56,6 @@ async def test_what_goes_wrong_is_found_from_end_to_end(real_kafka: KafkaServer)
     }
     assert findings.repeated == 1
     assert findings.examples["out of order"] == [f"{swapped.name}.1"]
-    assert findings.never_back == 0
+    assert findings.examples["connections that ended"] == [f"{kicked.name} at None"]
+    assert findings.never_back == 1  # the latecomer was not let in
+    assert late.told[0][0].kind == "offline"

@@ -24,7 +24,7 @@ from tests.support.processes import GatewayProcess
 from tests.support.proxy import Direction, KafkaProxy, Proxy
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartGateway, StartProcessor
-from tests.system.steps import outcomes, publish, take, until_outcomes
+from tests.system.steps import publish, take, until_outcomes
 from tests.system.traffic import (
     Publisher,
     measure,
@@ -341,17 +341,41 @@ async def test_processors_that_come_and_go_and_are_killed_lose_nothing_and_keep_
     assert ledger.slowest(users(seated)) < 10.0
 
 
+async def published_until_known(
+    registry: RedisRegistry, ledger: Ledger, newcomers: list[str], *, timeout_seconds: float
+) -> set[str]:
+    """Return what was published to these users before the registry had each of them."""
+    unknown = set(newcomers)
+    early: set[str] = set()
+
+    async def all_known() -> bool:
+        asked = sorted(unknown)
+        await registry.refresh()
+        for user, nodes in zip(asked, await registry.lookup(asked), strict=True):
+            if nodes:
+                early.update(name for name in ledger.names() if name.startswith(f"{user}."))
+                unknown.discard(user)
+        return not unknown
+
+    await eventually(all_known, "all are in the registry", timeout_seconds=timeout_seconds)
+    return early
+
+
 async def test_a_partition_between_gateways_and_redis_either_way_costs_nobody_anything(
+    kafka: KafkaServer,
     valkey: RedisServer,
     start_gateway: StartGateway,
     start_processor: StartProcessor,
+    registry: RedisRegistry,
     backend: AIOKafkaProducer,
     topic: str,
     user: str,
 ) -> None:
+    """Nor newcomers, once their gateway could register them, which a processor must know of."""
     ledger, newcomers_ledger = Ledger(), Ledger()
     publisher = Publisher(backend, topic, ledger)
-    processor = start_processor()
+    publisher_to_newcomers = Publisher(backend, topic, newcomers_ledger)
+    start_processor(outcomes_topic=f"{topic}.outcomes")
     async with Proxy(valkey.port) as unheard, Proxy(valkey.port) as unanswered:
         urls = [f"redis://{proxy.address}/0" for proxy in (unheard, unanswered)]
         gateways = [
@@ -359,7 +383,7 @@ async def test_a_partition_between_gateways_and_redis_either_way_costs_nobody_an
             for redis_url in urls
         ]
         seated = seats(user, gateways, CLIENTS)
-        newcomers = seats(f"{user}-newcomer", gateways, 2)
+        newcomers = seats(f"{user}-newcomer", gateways, 4)
         async with reading(ledger, seated):
             await publisher.to_each(users(seated))
             await until_all_arrived(ledger, timeout_seconds=10.0)
@@ -368,22 +392,31 @@ async def test_a_partition_between_gateways_and_redis_either_way_costs_nobody_an
             async with publisher.steadily(users(seated)):
                 await fault_lasts(FAULT_SECONDS / 2)
                 async with reading(newcomers_ledger, newcomers):
-                    await fault_lasts(FAULT_SECONDS / 2)
-                    unheard.release()
-                    unanswered.release()
-                    await until_reached(
-                        Publisher(backend, topic, newcomers_ledger),
-                        newcomers_ledger,
-                        users(newcomers),
-                        timeout_seconds=5.0 + SLACK_SECONDS,
+                    async with publisher_to_newcomers.steadily(users(newcomers)):
+                        await fault_lasts(FAULT_SECONDS / 2)
+                        unheard.release()
+                        unanswered.release()
+                        early = await published_until_known(
+                            registry,
+                            newcomers_ledger,
+                            users(newcomers),
+                            timeout_seconds=5.0 + SLACK_SECONDS,
+                        )
+                        await fault_lasts(SLACK_SECONDS)
+                    await until_all_arrived(
+                        newcomers_ledger, timeout_seconds=SLACK_SECONDS, excused=early
                     )
             await until_all_arrived(ledger, timeout_seconds=SLACK_SECONDS)
         for gateway in gateways:
             await asyncio.to_thread(gateway.terminate)
     ledger.check()
-    newcomers_ledger.check(excused=newcomers_ledger.missing())  # nobody knew of them yet
+    await check_told_delivered(kafka, f"{topic}.outcomes", ledger)
+    newcomers_ledger.check(excused=early)
+    missing = set(newcomers_ledger.missing())
+    told_newcomers = await told(kafka, f"{topic}.outcomes", newcomers_ledger)
+    assert {name for name, kinds in told_newcomers.items() if kinds == {"offline"}} == missing
+    assert {name for name, kinds in told_newcomers.items() if kinds != {"delivered"}} == missing
     assert ledger.slowest(users(seated)) < SLACK_SECONDS
-    assert {kind for kind, _ in await outcomes(processor)} <= {"delivered", "offline"}
 
 
 async def test_a_partition_between_processor_and_gateways_either_way_costs_others_nothing(

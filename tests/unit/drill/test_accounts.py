@@ -1,8 +1,20 @@
 """The drill's negative controls: what goes wrong with one message is found, and named rightly."""
 
+import math
+
 import pytest
 
-from tests.drill.accounts import Client, Findings, Standing, Told, User, judge, latencies
+from tests.drill.accounts import (
+    Client,
+    Ending,
+    Findings,
+    Standing,
+    Told,
+    User,
+    judge,
+    latencies,
+    spare,
+)
 
 BACK_SECONDS = 6.0
 
@@ -39,8 +51,15 @@ def findings_of(user: User) -> Findings:
 
 
 def clean(findings: Findings) -> bool:
-    wrong = findings.lost, findings.told_wrongly, findings.disordered, findings.repeated
-    return not any(wrong)
+    return not any(
+        (
+            findings.lost,
+            findings.told_wrongly,
+            findings.disordered,
+            findings.repeated,
+            findings.strays,
+        )
+    )
 
 
 def test_what_arrives_and_is_told_is_clean() -> None:
@@ -84,7 +103,8 @@ def test_a_message_has_one_outcome() -> None:
 def test_a_repeat_in_one_session_is_found_and_a_repeat_in_the_next_is_none() -> None:
     client = Client()
     user = connected(user_of(client))
-    client.end(20.0)
+    (session,) = user.mark(Ending.LEFT)
+    client.end(session, 20.0)
     client.open(21.0)
     client.arrive(9, 21.1)
     assert clean(findings_of(told(user)))
@@ -101,77 +121,206 @@ def test_a_late_message_is_out_of_order() -> None:
     assert findings.examples["out of order"] == ["alice.2"]
 
 
-def moved(*, node_lives: bool = False) -> User:
-    """Give a user whose session is cut at 3.1 s, and who is back at 5.4 s, without messages 3–5."""
+def moved(ending: Ending = Ending.CUT, *, cut: float = 3.1, back: float = 5.4) -> User:
+    """Give a user whose session ends at 3.2 s, and who is back at 5.4 s, without messages 3–5."""
     client = Client()
-    client.open(-1.0)
+    session = client.open(-1.0)
     user = user_of(client)
     for number in range(3):
         client.arrive(number, number + 0.5)
-    user.cut(3.1, node_lives=node_lives)
-    client.end(3.2)
-    client.open(5.4)
+    user.mark(ending, cut=cut)
+    client.end(session, 3.2)
+    client.open(back)
     for number in range(6, 10):
         client.arrive(number, number + 0.5)
     return user
 
 
+def beside(user: User, *, at: str) -> Client:
+    """Give the user a second client, at the node where the first came back or at another."""
+    user.clients[0].sessions[1].node = "here"
+    client = Client()
+    client.open(-1.0).node = at
+    for number in range(len(user.published)):
+        client.arrive(number, number + 0.5)
+    user.clients.append(client)
+    return client
+
+
 def test_what_a_killed_node_had_taken_is_between_two_connections() -> None:
     findings = findings_of(told(moved()))
-    assert findings.between == 1  # message 3: published before the cut
+    assert findings.between == {"in socket": 1}  # message 3: published before the cut
     assert findings.lost == 2
     assert findings.told_wrongly == {"delivered to nobody": 2}
+    assert findings.strays == 0
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_session_that_no_fault_concerned_excuses_nothing(arrived: bool) -> None:
+    user = moved(Ending.NONE)
+    if arrived:
+        connected(user)
+        user.clients[0].arrivals.sort(key=lambda arrival: arrival.number)
+    findings = findings_of(told(user))
+    assert (findings.lost, findings.between.total()) == (0 if arrived else 3, 0)
+    assert findings.strays == 1
+    assert findings.examples["connections that ended"] == ["alice at None"]
 
 
 def test_what_was_told_long_before_the_cut_must_have_arrived() -> None:
     user = moved()
     user.clients[0].arrivals = user.clients[0].arrivals[1:]
-    user.clients[0].sessions[0].cut = 3.1
     findings = findings_of(told(user))
-    assert (findings.lost, findings.between) == (3, 1)
+    assert (findings.lost, findings.between.total()) == (3, 1)
 
 
-def test_a_frozen_node_may_have_taken_more_after_its_freeze() -> None:
-    findings = findings_of(told(moved(node_lives=True)))
-    assert (findings.lost, findings.between) == (0, 3)
+def test_what_was_told_long_after_the_cut_must_have_arrived() -> None:
+    user = told(moved())
+    user.told[3] = [Told("delivered", 4.3)]
+    findings = findings_of(user)
+    assert (findings.lost, findings.between.total()) == (3, 0)
+
+
+def test_what_a_client_leaves_behind_is_between_for_a_second() -> None:
+    user = told(moved(Ending.LEFT, cut=math.inf))
+    user.told[4] = [Told("delivered", 4.1)]  # before its node has seen the end
+    findings = findings_of(user)
+    assert (findings.lost, findings.between.total()) == (1, 2)
+    user.told[4] = [Told("delivered", 4.3)]
+    findings = findings_of(user)
+    assert (findings.lost, findings.between.total()) == (2, 1)
+
+
+def test_a_node_that_drains_delivers_all_that_it_tells_so() -> None:
+    findings = findings_of(told(moved(Ending.DRAINED, cut=math.inf)))
+    assert (findings.lost, findings.between.total()) == (3, 0)
+    assert findings.told_wrongly == {"delivered to nobody": 3}
+
+
+def test_a_poll_session_takes_messages_until_its_client_is_back() -> None:
+    user = told(moved(Ending.DRAINED, cut=math.inf))
+    user.clients[0].sessions[0].lingers = 30.0
+    user.told[5] = [Told("delivered", 6.5)]
+    findings = findings_of(user)
+    assert (findings.lost, findings.between) == (1, {"in session": 2})
+    user = told(moved())
+    user.clients[0].sessions[0].lingers = 30.0
+    assert findings_of(user).lost == 2  # a killed node takes nothing
+
+
+def test_between_a_drains_goodbye_and_the_next_connection_a_user_is_offline() -> None:
+    offline = {f"m{number}": "offline" for number in (3, 4, 5)}
+    findings = findings_of(told(moved(Ending.DRAINED, cut=math.inf), **offline))
+    assert (findings.lost, findings.between.total()) == (0, 3)
     assert not findings.told_wrongly
+    early = findings_of(told(moved(Ending.DRAINED, cut=math.inf), m1="offline", **offline))
+    assert early.told_wrongly == {"offline": 1}
+
+
+def test_a_client_whose_next_connection_is_open_misses_nothing() -> None:
+    user = moved(Ending.DRAINED, cut=math.inf, back=2.9)
+    findings = findings_of(told(user, m3="offline"))
+    assert (findings.lost, findings.between.total()) == (3, 0)
+    assert findings.told_wrongly == {"offline": 1, "delivered to nobody": 2}
 
 
 @pytest.mark.parametrize("kind", ["offline", "failed"])
 def test_a_user_who_comes_back_in_time_is_not_offline(kind: str) -> None:
     findings = findings_of(told(moved(), m3=kind, m4=kind, m5=kind))
-    assert (findings.lost, findings.between) == (3, 0)
+    assert (findings.lost, findings.between.total()) == (3, 0)
     assert findings.told_wrongly == {kind: 3}
     assert findings.away_seconds == pytest.approx(2.2)
 
 
 def test_a_client_that_comes_back_to_where_the_user_had_it_already_needs_a_resume() -> None:
     user = moved()
-    user.clients[0].sessions[1].beside_another = True
+    beside(user, at="here")
     findings = findings_of(told(user))
-    assert (findings.lost, findings.between) == (0, 3)
+    assert (findings.lost, findings.between.total()) == (0, 3)
+
+
+@pytest.mark.parametrize("at", ["elsewhere", None])
+def test_a_client_that_comes_back_to_another_node_gets_what_waited(at: str | None) -> None:
+    user = moved()
+    beside(user, at=at or "").sessions[0].node = at
+    findings = findings_of(told(user))
+    assert (findings.lost, findings.between.total()) == (2, 1)
 
 
 def test_once_a_node_has_said_that_a_client_is_gone_the_client_may_be_offline() -> None:
     user = moved()
     user.clients[0].sessions[0].gone = 4.1
     findings = findings_of(told(user, m3="offline", m4="offline", m5="offline"))
-    assert (findings.lost, findings.between) == (1, 2)  # message 3 was told at 3.2
+    assert (findings.lost, findings.between.total()) == (1, 2)  # message 3 was told at 3.2
     assert findings.told_wrongly == {"offline": 1}
 
 
-def test_a_user_who_stays_away_is_offline() -> None:
+def test_a_user_who_has_been_back_for_a_second_is_not_offline() -> None:
     user = moved()
-    user.clients[0].sessions[1].opened = 9.5
+    user.clients[0].sessions[0].gone = 4.1
+    told(user, m4="offline", m5="offline")
+    user.told[5] = [Told("offline", 6.5)]
+    assert findings_of(user).told_wrongly == {"offline": 1}
+
+
+def test_a_user_who_stays_away_is_offline() -> None:
+    user = moved(back=9.5)
     user.clients[0].arrivals = user.clients[0].arrivals[:3]
     findings = findings_of(told(user, **{f"m{number}": "offline" for number in range(3, 10)}))
     assert clean(findings)
-    assert findings.owed == 2  # messages 0 and 1: message 2 was told within a second of the cut
+    assert findings.owed == 3  # of message 2, told within a second of the cut, a resume's
+
+
+def test_what_nobody_got_was_not_delivered_though_nobody_was_owed_it() -> None:
+    user = moved(back=9.5)
+    user.clients[0].arrivals = user.clients[0].arrivals[:3]
+    findings = findings_of(told(user))
+    assert findings.lost == 0
+    assert findings.told_wrongly == {"delivered to nobody": 6}  # but for message 3, in the socket
+    never_there = findings_of(told(user_of(Client())))
+    assert never_there.told_wrongly == {"delivered to nobody": 10}
+
+
+def test_nothing_fails_for_who_is_not_there() -> None:
+    findings = findings_of(told(user_of(Client()), "offline", m4="failed"))
+    assert findings.told_wrongly == {"failed": 1}
+
+
+def test_who_has_no_client_that_is_read_is_judged_by_outcomes_alone() -> None:
+    assert clean(findings_of(told(user_of(), m4="failed", m5="offline")))
+
+
+def test_until_the_registry_has_a_session_nothing_is_owed() -> None:
+    client = Client()
+    client.open(-1.0).registered = 4.5
+    user = user_of(client)
+    for number in range(5, 10):
+        client.arrive(number, number + 0.5)
+    offline = {f"m{number}": "offline" for number in range(5)}
+    findings = findings_of(told(user, **offline))
+    assert clean(findings)
+    assert (findings.unregistered, findings.owed) == (5, 5)
+    client.sessions[0].registered = 3.5
+    findings = findings_of(user)
+    assert (findings.unregistered, findings.lost) == (4, 1)
+    assert findings.told_wrongly == {"offline": 1}
+
+
+def test_a_session_that_outlives_the_fault_is_judged_as_any_other() -> None:
+    client, other = Client(), Client()
+    sessions = [client.open(-1.0), other.open(-1.0)]
+    user = user_of(client, other)
+    assert user.mark(Ending.CUT, cut=3.1, gone=4.0) == sessions
+    client.end(sessions[0], 3.2)
+    assert spare(sessions) == 1
+    assert [session.ending for session in sessions] == [Ending.CUT, Ending.NONE]
+    assert (sessions[1].cut, sessions[1].gone) == (math.inf, math.inf)
 
 
 def test_a_user_who_was_still_there_was_not_offline_though_the_user_never_comes_back() -> None:
     user = connected(user_of(Client()), without=4)
-    user.clients[0].end(9.9)
+    (session,) = user.mark(Ending.LEFT, gone=9.9)
+    user.clients[0].end(session, 9.9)
     findings = findings_of(told(user, m4="offline"))
     assert findings.told_wrongly == {"offline": 1}
     assert findings.lost == 1

@@ -1,0 +1,37 @@
+"""The drill looks at memory while processes are killed, and says so where it can't look."""
+
+from contextlib import closing
+
+import pytest
+
+from tests.drill.faults import most_in_a_second
+from tests.drill.stage import resident_bytes
+from tests.support.processes import PushgateProcess
+
+
+class Dying(PushgateProcess):
+    """A process that ends between the question whether it runs and the look at its memory."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("dying", {}, operators_port=0)
+        self.error = error
+
+    @property
+    def resident_bytes(self) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), ProcessLookupError(), IndexError()])
+def test_a_process_that_has_just_ended_has_no_memory(error: Exception) -> None:
+    with closing(Dying(error)) as process:
+        assert resident_bytes(process) is None
+
+
+def test_what_else_goes_wrong_is_raised() -> None:
+    with closing(Dying(ValueError("no number"))) as process, pytest.raises(ValueError, match="no"):
+        resident_bytes(process)
+
+
+def test_reconnects_are_counted_in_the_fullest_second_whenever_that_begins() -> None:
+    assert most_in_a_second([]) == 0
+    assert most_in_a_second([9.0, 0.0, 0.9, 1.5, 1.6, 1.8, 3.0]) == 4
