@@ -21,9 +21,9 @@ IN_SESSION: told as delivered after the end of a poll session's connection, by a
     messages, but a balancer sends the next poll to another node.
 AWAY: told as offline after the node has said that the client is not there (`over`): the client has
     left, or the node was started anew; and less than a second after the client was back.
-BESIDE: the user's other client has it, and was there alone; or, where the node was lost, and
-    messages wait for the client: the client came back to that other client's node, and no node gets
-    a message twice.
+BESIDE: the user's other client has it, and was there alone (`over`). While the node is lost,
+    messages wait for the client: then only where the client came back to that other client's node,
+    since no node gets a message twice.
 
 And two owe nothing:
 
@@ -397,9 +397,9 @@ def _between(
         return None
     if taken := session.took(told, published, back=back):
         return taken
-    if session.ending is Ending.CUT:
+    if session.over <= told.at <= back + IN_SOCKET_SECONDS:
+        is_beside = bool(elsewhere)
+    else:
         nodes = {other.node for other in elsewhere} - {None}
         is_beside = returned is not None and returned.node in nodes
-    else:
-        is_beside = bool(elsewhere)
     return Standing.BESIDE if is_beside else None

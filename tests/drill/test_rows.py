@@ -15,7 +15,7 @@ from tests.support.kafka import KafkaServer
 
 pytestmark = pytest.mark.anyio
 
-SHORT = Lengths(baseline=2.0, frozen=5.0, partition=5.0, aftermath=2.0)
+SHORT = Lengths(baseline=2.0, killed=17.0, frozen=5.0, partition=5.0, aftermath=1.0)
 IN_SHORT = ("1", "4", "10-processor")
 
 

@@ -247,6 +247,14 @@ def test_a_client_that_comes_back_to_another_node_gets_what_waited(at: str | Non
     assert (findings.lost, findings.between.total()) == (2, 1)
 
 
+def test_once_a_node_was_started_anew_the_users_other_client_is_there_alone() -> None:
+    user = moved()
+    beside(user, at="elsewhere")
+    user.clients[0].sessions[0].gone = 4.1
+    findings = findings_of(told(user))
+    assert (findings.lost, findings.between) == (0, {"in socket": 1, "beside": 2})
+
+
 def test_once_a_node_has_said_that_a_client_is_gone_the_client_may_be_offline() -> None:
     user = moved()
     user.clients[0].sessions[0].gone = 4.1
