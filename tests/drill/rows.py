@@ -33,7 +33,7 @@ class Bounds:
     away_seconds: float | None = None  # between two connections of a client
     recovered_seconds: float | None = None  # from the fault's end to the last late message
     registered_seconds: float | None = None  # from the fault's end until the registry has everybody
-    growth_mb_a_minute: float | None = None  # of each processor, and of all gateways together
+    growth_mb_a_minute: float | None = None  # of each processor; of the largest gateway
 
 
 Strike = Callable[[Stage, Lengths], Awaitable[Fault]]
@@ -238,7 +238,7 @@ def _timed(result: Result) -> Iterator[str]:
             bounds.registered_seconds,
         ),
         "MB a minute of a processor: ": (result.growth_mb_a_minute, bounds.growth_mb_a_minute),
-        "MB a minute of all gateways: ": (
+        "MB a minute of the largest gateway: ": (
             result.gateway_growth_mb_a_minute,
             bounds.growth_mb_a_minute,
         ),

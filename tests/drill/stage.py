@@ -55,6 +55,8 @@ _QUIET_SECONDS: Final = 2.0
 #: After the last outcome: how long copies that are still missing may take.
 _ARRIVAL_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.1
+#: What a gateway remembers of each message that it delivered (gateway/connections/repeats.py).
+_REMEMBERED_BYTES: Final = 75
 
 T = TypeVar("T")
 
@@ -144,7 +146,7 @@ class Stage:
     partitions: dict[str, int] = field(default_factory=dict)  # of users who were published to
     #: Resident bytes of every process that runs, by its pid, with their times.
     memory: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
-    #: Resident bytes of all gateways together, of moments at which all run, with the times.
+    #: The same of all gateways, the killed ones too.
     gateway_memory: list[tuple[float, int]] = field(default_factory=list)
 
     @property
@@ -292,9 +294,9 @@ class Stage:
             for process, size in sizes.items():
                 if size is not None:
                     self.memory.setdefault(process.pid, []).append((now, size))
-            gateways = [sizes[node.process] for node in self.nodes]
-            if None not in gateways:
-                self.gateway_memory.append((now, sum(filter(None, gateways))))
+            for node in self.nodes:
+                if (size := sizes[node.process]) is not None:
+                    self.gateway_memory.append((now, size))
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     def processor_growth(self, since: float) -> float:
@@ -305,11 +307,13 @@ class Stage:
         return max(_growth(self.memory[each.pid], since) for each in self.processors)
 
     def gateway_growth(self, since: float) -> float:
-        """Return the same of all gateways together.
+        """Return how fast the size of the largest gateway has grown since then, in MB a minute.
 
-        Together, since clients go from one to another, and each killed process has a successor.
+        No gateway's own growth, since few live long where they are killed. Without what a gateway
+        remembers of messages on purpose, up to a window.
         """
-        return _growth(self.gateway_memory, since)
+        remembered = _REMEMBERED_BYTES * self.plan.rate / self.plan.gateways * 60 / 1e6
+        return peak_growth(self.gateway_memory, since) - remembered
 
     async def _look_up(
         self, store: RedisRegistry, user: User, session: Session, *, is_new: bool
@@ -493,6 +497,16 @@ def resident_bytes(process: PushgateProcess) -> int | None:
         return process.resident_bytes
     except (FileNotFoundError, ProcessLookupError, IndexError):  # gone, or a zombie without memory
         return None
+
+
+def peak_growth(samples: Collection[tuple[float, int]], since: float) -> float:
+    """Return how fast the largest size has grown since then, in MB a minute."""
+    before = max((size for at, size in samples if at < since), default=0)
+    later = [(at, size) for at, size in samples if at >= since]
+    if not later or not before:
+        return 0.0
+    minutes = (max(at for at, _ in later) - since) / 60
+    return (max(size for _, size in later) - before) / 1e6 / minutes
 
 
 def _growth(samples: list[tuple[float, int]], since: float) -> float:

@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 
 from tests.drill.faults import most_in_a_second
-from tests.drill.stage import resident_bytes
+from tests.drill.stage import peak_growth, resident_bytes
 from tests.support.processes import PushgateProcess
 
 
@@ -30,6 +30,13 @@ def test_a_process_that_has_just_ended_has_no_memory(error: Exception) -> None:
 def test_what_else_goes_wrong_is_raised() -> None:
     with closing(Dying(ValueError("no number"))) as process, pytest.raises(ValueError, match="no"):
         resident_bytes(process)
+
+
+def test_growth_of_the_largest_is_that_of_whichever_process() -> None:
+    begun = [(0.0, 82_000_000), (0.0, 80_000_000)]
+    restarted = [(60.0, 70_000_000), (90.0, 85_000_000), (130.0, 81_000_000)]
+    assert peak_growth([*begun, *restarted], 10.0) == pytest.approx(1.5)  # 3 MB in two minutes
+    assert peak_growth(begun, 10.0) == 0.0
 
 
 def test_reconnects_are_counted_in_the_fullest_second_whenever_that_begins() -> None:
