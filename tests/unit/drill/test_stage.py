@@ -1,11 +1,14 @@
-"""The drill looks at memory while processes are killed, and says so where it can't look."""
+"""What the drill measures: memory of processes that are killed, times, p99 ratios."""
 
+import math
 from contextlib import closing
 
 import pytest
 
+from tests.drill.accounts import Findings
 from tests.drill.faults import most_in_a_second
-from tests.drill.stage import peak_growth, resident_bytes
+from tests.drill.rows import ROWS, Result
+from tests.drill.stage import Plan, peak_growth, resident_bytes
 from tests.support.processes import PushgateProcess
 
 
@@ -42,3 +45,20 @@ def test_growth_of_the_largest_is_that_of_whichever_process() -> None:
 def test_reconnects_are_counted_in_the_fullest_second_whenever_that_begins() -> None:
     assert most_in_a_second([]) == 0
     assert most_in_a_second([9.0, 0.0, 0.9, 1.5, 1.6, 1.8, 3.0]) == 4
+
+
+def test_a_client_is_owed_what_comes_while_its_node_counts() -> None:
+    assert Plan(lost_node_seconds=30).back_seconds == 43.0  # the lease is 2 s old when it is cut
+
+
+def result_of(*p99s: tuple[float, float]) -> Result:
+    return Result(ROWS[0], Plan(), Findings(), list(p99s), 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_one_bad_pair_is_no_ratio() -> None:
+    pairs = [(0.1, 0.11), (0.1, 0.5), (0.1, 0.12)]
+    assert result_of(*pairs).p99_ratio == pytest.approx(1.2)
+
+
+def test_where_nothing_is_compared_there_is_no_ratio() -> None:
+    assert math.isnan(result_of().p99_ratio)
