@@ -186,6 +186,7 @@ async def vanish(stage: Stage, lengths: Lengths) -> Fault:
     fault = Fault()
 
     async def silence() -> None:
+        node.vanished = True
         for hop in Hop:
             stage.silence(node, hop)
 

@@ -99,11 +99,12 @@ class Node:
 
     process: GatewayProcess
     proxies: dict[Hop, Proxy]
+    vanished: bool = False  # for good: it may hold connections whose ends it never sees
 
     @property
-    def runs(self) -> bool:
-        """Whether its process runs."""
-        return self.process.returncode is None
+    def serves(self) -> bool:
+        """Whether its process runs, and clients may reach it."""
+        return self.process.returncode is None and not self.vanished
 
     @property
     def port(self) -> int:
@@ -192,7 +193,7 @@ class Stage:
         """Note the nodes of the users' sessions, where all of a user are at one node."""
         places: dict[User, list[tuple[Node, int]]] = {}
         for node in self.nodes:
-            if node.runs:
+            if node.serves:
                 for user, count in (await self.users_at(node)).items():
                     places.setdefault(user, []).append((node, count))
         for user, ((node, count), *elsewhere) in places.items():
