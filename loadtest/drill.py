@@ -18,8 +18,8 @@ let in, and could not register yet.
 What could fool the drill: clients and publisher are in one process, and share two cores with the
 servers, so that p99 is of the machine as much as of the gateways; it is compared within one row
 only. Growth is that of the faster growing processor, between the first and the last quarter of
-the fault's time, and that of the largest gateway over the largest before; short rows end before
-caches are full.
+the fault's time, and that of the largest gateway over the largest before. It counts from a minute
+of load on, and is 0 in rows that end before.
 
     python -m loadtest.drill [--rows 1 4 …] [--clients 1500] [--rate 400] [--save]
 """

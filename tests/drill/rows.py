@@ -23,6 +23,9 @@ from tests.drill.stage import Hop, Plan, Stage, staged
 #: After a fault, and the time that a lost node has: how long everything may take to arrive and to
 #: be told.
 _SETTLE_SECONDS: Final = 30.0
+#: How long processes may grow under load: caches fill, and the first clients who come back all at
+#: once take 2–4 MB for good.
+_WARM_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +172,8 @@ async def run(
         async with stage.publishing(stage.crowd.users, plan.rate):
             await asyncio.sleep(lengths.baseline)
             fault = await row.strike(stage, lengths)
-        grown = stage.processor_growth(fault.began), stage.gateway_growth(fault.began)
+        warm = max(fault.began, began + _WARM_SECONDS)
+        grown = stage.processor_growth(warm), stage.gateway_growth(warm)
         findings = await stage.settle(LEASE_SECONDS + plan.lost_node_seconds + _SETTLE_SECONDS)
         findings.told_wrongly.update(fault.wrong)
         result = Result(
