@@ -86,7 +86,7 @@ class Ending(enum.Enum):
 
 
 class Told(NamedTuple):
-    """One outcome of a message: its kind, and when the kind was known."""
+    """One outcome of a message: its kind, with a reason behind `failed`, and when it was known."""
 
     kind: str
     at: float

@@ -125,6 +125,7 @@ class _Report(msgspec.Struct):
     id: str
     outcome: str
     settled_ms: int
+    reason: str | None = None  # of what failed
 
 
 @dataclass(slots=True)
@@ -314,7 +315,7 @@ class Stage:
         remembers of messages on purpose, up to a window.
         """
         remembered = _REMEMBERED_BYTES * self.plan.rate / self.plan.gateways * 60 / 1e6
-        return peak_growth(self.gateway_memory, since) - remembered
+        return max(0.0, peak_growth(self.gateway_memory, since) - remembered)
 
     async def _look_up(
         self, store: RedisRegistry, user: User, session: Session, *, is_new: bool
@@ -390,7 +391,8 @@ class Stage:
                     name, _, number = report.id.rpartition(".")
                     if name in by_name:
                         at = report.settled_ms / 1000 - wall
-                        by_name[name].told[int(number)].append(Told(report.outcome, at))
+                        kind = " ".join(filter(None, (report.outcome, report.reason)))
+                        by_name[name].told[int(number)].append(Told(kind, at))
                         waiting.discard((name, int(number)))
 
 
