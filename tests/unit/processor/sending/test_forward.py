@@ -1,10 +1,13 @@
 """One batch to one gateway over a real link: what each answer, and the lack of one, means."""
 
 import asyncio
+import socket
 import ssl
+import struct
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import msgspec
 import pytest
@@ -163,6 +166,32 @@ async def patient() -> AsyncIterator[Forwarder]:
     made = Forwarder(Reach(GatewayCalls(secret=SECRET)), timeout_seconds=20.0)
     yield made
     await made.close()
+
+
+@contextmanager
+def resetting() -> Iterator[Node]:
+    """Reset every connection as soon as it is made, as the kernel does for a killed process."""
+
+    def reset_all() -> None:
+        with suppress(OSError):
+            while True:
+                accepted, _ = listener.accept()
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                accepted.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=reset_all)
+        thread.start()
+        yield Node("gw-a", "e1", f"127.0.0.1:{listener.getsockname()[1]}")
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+async def test_a_connection_that_is_reset_as_it_is_made_is_no_answer(patient: Forwarder) -> None:
+    """Some 2 % of such connections are closed before this process has looked at them."""
+    with resetting() as node:
+        answers = {repr(await patient.forward(node, [push()])) for _ in range(400)}
+    assert answers == {repr(UNREACHABLE)}
 
 
 async def test_a_batch_has_at_most_a_thousand_messages(patient: Forwarder) -> None:
