@@ -81,6 +81,23 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """The figures of messages at a fixed rate.
+
+    `delays` are the sorted seconds from acknowledgement to client, without those of the first
+    second; `…_us` is CPU time a message in microseconds.
+    """
+
+    delays: list[float]
+    processor_us: float
+    gateway_us: float
+
+    def percentile_ms(self, percent: int) -> float:
+        """Return a percentile of the delays, in milliseconds."""
+        return quantiles(self.delays, n=100, method="inclusive")[percent - 1] * 1e3
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The messages of one round, and where Kafka and Redis are.
 
@@ -221,22 +238,26 @@ def _time(stage: Stage) -> tuple[float, Cpu]:
     return took, Cpu(after.processor - before.processor, after.gateway - before.gateway)
 
 
-def delay(plan: Plan) -> list[float]:
-    """Publish at the plan's rate; return the sorted seconds from acknowledgement to client.
-
-    The first second is left out.
-    """
+def pace(plan: Plan) -> Pace:
+    """Publish at the plan's rate while both processes run."""
     with _stage(plan, timed=True) as stage, tempfile.TemporaryDirectory() as directory:
         stage.processor.start()
         times = Path(directory, "acknowledged")
+        before = stage.cpu()
         with stage.publishing(rate=plan.rate, times=times):
             seconds = plan.messages / plan.rate + _PATIENCE_SECONDS
             stage.crowd.until(lambda: stage.ledger.count >= plan.messages, seconds=seconds)
+            after = stage.cpu()
         stage.check()
         acknowledged = array("d", times.read_bytes())
         pairs = zip(acknowledged, stage.ledger.arrived, strict=True)
-        # Connections and caches warm up in the first second.
-        return sorted(arrived - sent for sent, arrived in list(pairs)[int(plan.rate) :])
+        us_a_message = 1e6 / plan.messages
+        return Pace(
+            # Connections and caches warm up in the first second.
+            sorted(arrived - sent for sent, arrived in list(pairs)[int(plan.rate) :]),
+            (after.processor - before.processor) * us_a_message,
+            (after.gateway - before.gateway) * us_a_message,
+        )
 
 
 async def _administer(kafka: str, work: Callable[[Any], Any]) -> None:
@@ -283,19 +304,21 @@ def _report_throughput(plan: Plan, rounds: int, report: Report) -> None:
 
 
 def _report_latency(plan: Plan, report: Report) -> None:
-    delays = delay(plan)
-    percentiles = quantiles(delays, n=100, method="inclusive")
-    p50, p99 = percentiles[49] * 1e3, percentiles[98] * 1e3
+    paced = pace(plan)
+    p50, p99, most = paced.percentile_ms(50), paced.percentile_ms(99), paced.delays[-1] * 1e3
     report.figures["latency"] = {
         "messages": plan.messages,
         "rate": plan.rate,
         "p50_ms": p50,
         "p99_ms": p99,
-        "max_ms": delays[-1] * 1e3,
+        "max_ms": most,
+        "processor_us": paced.processor_us,
+        "gateway_us": paced.gateway_us,
     }
     report.line(
         f"at {plan.rate:,.0f} messages/s, acknowledged → client: p50 {p50:.1f} ms, "
-        f"p99 {p99:.1f} ms, most {delays[-1] * 1e3:.1f} ms"
+        f"p99 {p99:.1f} ms, most {most:.1f} ms; CPU a message: "
+        f"processor {paced.processor_us:.1f} µs, gateway {paced.gateway_us:.1f} µs"
     )
     report.bound(f"p50 ≤ {P50_MS:g} ms", holds=p50 <= P50_MS)
     report.bound(f"p99 ≤ {P99_MS:g} ms", holds=p99 <= P99_MS)
