@@ -182,7 +182,7 @@ class Link(asyncio.Protocol):
         self._links.forget(self, self._end_reason)
 
     def _go_on(self) -> None:
-        """Deliver the next batch, read on, or close: the one place where a link's state changes."""
+        """Deliver the next batch, read on, or close: the one place that decides."""
         waits = self._frames.has_next
         if self._serving is not None:
             self._read(not waits)

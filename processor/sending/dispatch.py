@@ -60,6 +60,7 @@ class _Flight:
     """
 
     __slots__ = (
+        "first_offset",
         "first_round",
         "pending_answers",
         "taken_since",
@@ -68,8 +69,9 @@ class _Flight:
         "waiting_in_front",
     )
 
-    def __init__(self, round_number: int) -> None:
+    def __init__(self, round_number: int, first_offset: int) -> None:
         self.first_round = round_number  # the dispatcher's round in which the flight took off
+        self.first_offset = first_offset  # of the first message of the flight
         self.unsettled = 0  # messages of the flight without an outcome
         self.to_send: list[Message] = []  # messages to look up and forward, in this or a next round
         self.pending_answers = 0  # answers of nodes that are still awaited
@@ -258,7 +260,8 @@ class Dispatcher:
         """
         flight = self._flights.get(message.key)
         if flight is None:
-            flight = self._flights[message.key] = _Flight(self._round_number)
+            flight = _Flight(self._round_number, message.offset)
+            self._flights[message.key] = flight
             flights.append(flight)
         elif flight.first_round != self._round_number:
             # Earlier messages of the key are under way already.
@@ -298,7 +301,7 @@ class Dispatcher:
             nodes = nodes_by_user[user]
             if nodes is not None:
                 for key in keys:
-                    without_nodes += self._offer_waiting(self._waiting.of(key), nodes)
+                    without_nodes += self._offer_waiting(key, nodes)
         # A message that waits may be offered twice: with a flight of its key, and by itself.
         self._settle(list(dict.fromkeys(without_nodes)))
         if self._unknown and self._timer is None:
@@ -316,9 +319,17 @@ class Dispatcher:
             messages = sorted((*waiting, *messages), key=_by_offset)
         return [message for message in messages if not self._send(flight, message, nodes)]
 
-    def _offer_waiting(self, messages: Sequence[Message], nodes: Sequence[Node]) -> list[Message]:
-        """Queue messages that wait for nodes that they were not offered to, as `_offer` does."""
-        messages = sorted(messages, key=_by_offset)
+    def _offer_waiting(self, key: Hashable, nodes: Sequence[Node]) -> list[Message]:
+        """Queue messages that wait for nodes that they were not offered to, as `_offer` does.
+
+        Messages that have left a flight under way stay behind the flight's earlier messages, which
+        may be offered to further nodes yet: `_offer` takes all of them, in the flight's next round,
+        or a later second.
+        """
+        messages = sorted(self._waiting.of(key), key=_by_offset)
+        flight = self._flights.get(key)
+        if flight is not None and messages and messages[-1].offset > flight.first_offset:
+            return []
         return [message for message in messages if not self._send(None, message, nodes)]
 
     def _send(self, flight: _Flight | None, message: Message, nodes: Sequence[Node]) -> bool:

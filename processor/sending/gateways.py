@@ -43,8 +43,9 @@ from registry.message import MAX_BATCH_MESSAGES, Push, boundary_of
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _TRIAL_MESSAGES: Final = 20
-#: Messages that must be queued for a batch to go behind another that is under way: fewer make the
-#: next batch larger, and a larger batch costs less a message.
+#: Messages that must be queued for a batch to go behind another that is under way. Fewer wait, and
+#: make the next batch larger: the fixed costs of a batch, some 110 µs on both sides, are then below
+#: 0.5 µs a message.
 _BEHIND_MESSAGES: Final = 250
 #: Bounds of what waits for one silent gateway, and for all of them together; a message beyond has
 #: the outcome `failed`, `unreachable`. A message takes some 1.2 KB beside its payload.
@@ -325,11 +326,12 @@ class Gateways:
 
     async def _work(self, gateway: _Gateway) -> None:
         try:
-            while gateway.queue or gateway.unproven:
-                if gateway.may_send:
+            while (to_send := gateway.queue or gateway.unproven) or gateway.behind is not None:
+                if to_send and gateway.may_send:
                     await self._send_batch(gateway)
                 else:
-                    await gateway.sleep(None)  # until a batch has come back
+                    # Until a batch has come back: its messages may be in the queue again then.
+                    await gateway.sleep(None)
         finally:
             gateway.worker = None
 

@@ -1,7 +1,7 @@
 """One held connection to one gateway, for batches and their answers: a link.
 
-Requests of HTTP have a fixed price: httpx takes 1.2 ms of CPU for one, and the gateway 0.2 to 0.3
-ms, however few the messages. registry/frames.py says what a link is on the wire.
+Requests of HTTP have a fixed price: httpx takes 0.6 to 1.2 ms of CPU for one, and the gateway 0.2,
+however few the messages. registry/frames.py says what a link is on the wire.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from processor import metrics
 from processor.errors import ProcessorError
 from registry.frames import MAX_ANSWER_BYTES, BadFrame, FrameReader, frame_head, probe_peer
 
-#: The most batches of a link that are sent and not answered.
+#: The most batches of a link that are sent and not answered: with two the gateway always has work
+#: under a backlog, and more make no difference (docs/design.md, "Why links").
 WINDOW: Final = 2
 
 

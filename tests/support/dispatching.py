@@ -14,6 +14,7 @@ from processor.reading.message import Message
 from processor.reading.progress import Progress
 from processor.sending.dispatch import Dispatcher
 from processor.sending.forward import (
+    NO_LINK,
     REFUSED,
     TIMEOUT,
     UNREACHABLE,
@@ -112,7 +113,7 @@ class FakeForward:
         answer = self._answers.get(node, answers(1))
         results = [answer(push) for push in pushes]
         said = results or [answer(Push("", b"", ""))]  # a question whether the node answers
-        silent = next((r for r in said if r in (TIMEOUT, UNREACHABLE, REFUSED)), None)
+        silent = next((r for r in said if r in (TIMEOUT, UNREACHABLE, REFUSED, NO_LINK)), None)
         return silent if isinstance(silent, Failure) else results
 
     def to(self, node: Node) -> list[list[str]]:

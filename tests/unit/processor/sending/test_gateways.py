@@ -38,6 +38,7 @@ class Rig:
         self.calls: list[tuple[Node, int]] = []
         self.batches: list[list[str]] = []  # the users of all messages, batch by batch
         self.held: dict[Node, asyncio.Event] = {}  # nodes that answer once it is set
+        self.silent_behind: asyncio.Event | None = None  # holds the second answer back
         self.results: list[Result | None] = []
         self.waiting: list[Message] = []
         self.due = True
@@ -63,9 +64,12 @@ class Rig:
     async def forward(self, node: Node, pushes: Sequence[Push]) -> Answer:
         self.calls.append((node, len(pushes)))
         self.batches.append([push.user for push in pushes])
+        number = len(self.calls)
         await asyncio.sleep(0)
         if node in self.held:
             await self.held[node].wait()
+        if number == 2 and self.silent_behind is not None:
+            await self.silent_behind.wait()
         if node in self.misdirected:
             return MISDIRECTED
         if self.refusal is not None:
@@ -335,6 +339,24 @@ async def test_two_batches_without_an_answer_are_one_silence_and_all_of_them_wai
     await rig.pass_time(0.6)
     assert rig.calls[2:4] == [(A, 20), (A, 1_000)], "a trial goes alone"
     assert rig.results == [1] * 3_000
+
+
+async def test_what_comes_back_of_the_second_batch_alone_is_sent_again(rig: Rig) -> None:
+    answer = await rig.hold(A)
+    await rig.send_to(A, CROWD[:2_000])
+    second = asyncio.Event()
+    rig.silent_behind = second  # the second batch stays unanswered until then
+    answer.set()
+    await turns()
+    assert rig.results == [1] * 1_000
+    rig.silent = {A}
+    second.set()
+    await turns()
+    assert len(rig.waiting) == 1_000
+    rig.silent = set()
+    await rig.pass_time(0.6)
+    assert rig.results == [1] * 2_000
+    await rig.pass_time(0.7)
 
 
 async def test_no_batch_goes_behind_a_trial(rig: Rig) -> None:
