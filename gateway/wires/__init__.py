@@ -16,14 +16,18 @@ CONTROL_BYTES: Final = 16_384
 
 
 class Wire(Protocol):
-    """A held socket, as the holder sees it. Nothing is received before `listen`."""
+    """A held socket, as the holder sees it.
+
+    Nothing is received before `listen`; the peer's end is noticed before, too. Bytes ahead of such
+    an end are discarded.
+    """
 
     #: The socket's descriptor, for a write directly to the kernel while the backlog is empty and
     #: the wire is not closing; otherwise -1. See burst.py.
     direct: int
 
     def listen(self) -> None:
-        """Begin to receive; bytes that came earlier wait in the kernel."""
+        """Begin to receive; bytes that came earlier have waited."""
 
     def write(self, data: bytes) -> bool:
         """Hand one message to the kernel or the bounded backlog, in order.

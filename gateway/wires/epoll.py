@@ -27,7 +27,8 @@ log = structlog.get_logger("gateway.wires.epoll")
 
 _READ_BYTES: Final = 65_536
 _EVENTS_A_TURN: Final = 256
-_READING: Final = select.EPOLLIN | select.EPOLLRDHUP
+_ENDING: Final = select.EPOLLRDHUP  # the peer's end alone: bytes wait in the kernel
+_READING: Final = select.EPOLLIN | _ENDING
 _WRITING: Final = select.EPOLLOUT
 
 
@@ -59,7 +60,9 @@ class EpollSet:
         transport.abort()  # closes the transport's descriptor; the duplicate keeps the socket open
         if descriptor >= len(self._wires):
             self._wires += [None] * (descriptor + 1 - len(self._wires))
-        return EpollWire(self, descriptor, holder, send_buffer_bytes)
+        wire = EpollWire(self, descriptor, holder, send_buffer_bytes)
+        self.watch(descriptor, wire, _ENDING)
+        return wire
 
     def watch(self, descriptor: int, wire: EpollWire, events: int) -> None:
         """Report `events` to the wire from now on, and no other events."""
@@ -269,7 +272,7 @@ class EpollWire:
             self.direct = self._descriptor
 
     def _watch(self) -> None:
-        reading = _READING if self._listening or self._closing else 0
+        reading = _READING if self._listening or self._closing else _ENDING
         self._set.watch(self._descriptor, self, reading | (_WRITING if self._unsent else 0))
 
 

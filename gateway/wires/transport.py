@@ -14,12 +14,14 @@ from gateway.wires.kernel import acknowledged_bytes, set_user_timeout, unacknowl
 #: Bytes that may wait in the transport. Further writes wait in the wire, where writes can be
 #: dropped.
 _TRANSPORT_BYTES: Final = 16_384
+#: Bytes of the peer that are kept before `listen`. More wait in the kernel, and hide its end.
+_EARLY_BYTES: Final = 65_536
 
 
 class TransportWire(asyncio.Protocol):
     """Holds a transport that HTTP gave up (with uvloop about 1.2 KB in all)."""
 
-    __slots__ = ("_closing", "_holder", "_limit", "_paused", "_transport", "_unsent")
+    __slots__ = ("_closing", "_early", "_holder", "_limit", "_paused", "_transport", "_unsent")
 
     #: The transport alone writes to its socket.
     direct: int = -1
@@ -32,13 +34,18 @@ class TransportWire(asyncio.Protocol):
         self._unsent: Backlog | None = None
         self._paused = False
         self._closing = False
+        # Bytes that came before `listen`; None from then on. A transport that does not read does
+        # not notice the peer's end.
+        self._early: bytes | None = b""
         transport.set_write_buffer_limits(high=_TRANSPORT_BYTES)
-        transport.pause_reading()
         transport.set_protocol(self)
 
     def listen(self) -> None:
         """Begin to receive."""
+        early, self._early = self._early, None
         self._transport.resume_reading()
+        if early:
+            self.data_received(early)
 
     def write(self, data: bytes) -> bool:
         """Hand a message to the transport or the backlog; False when gone, or it won't fit."""
@@ -119,9 +126,15 @@ class TransportWire(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Pass inbound bytes to the holder."""
-        if not self._closing:
+        """Pass inbound bytes to the holder; keep them before `listen`."""
+        if self._closing:
+            return
+        if self._early is None:
             self._holder.received(data)
+            return
+        self._early += data
+        if len(self._early) > _EARLY_BYTES:
+            self._transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Let further writes wait in the backlog."""

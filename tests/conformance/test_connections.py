@@ -1,18 +1,25 @@
 """Who gets a message, and what the registry says of them, on every transport."""
 
 import asyncio
+import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
 
+from pushgate.embedded import LOOPBACK
 from registry.redis_store import RedisRegistry
+from tests.conformance.steps import metric
 from tests.support.clients import (
     Pusher,
     bearer,
     connect,
     eventually,
+    head,
     open_sse,
     open_websocket,
+    pusher_to,
+    upgrade_headers,
     wire_to,
 )
 from tests.support.processes import GatewayProcess
@@ -108,6 +115,34 @@ async def test_the_registry_knows_the_user_before_the_handshake_answers(
         async with connect(transport, gateway.port, name):
             (nodes,) = await registry.lookup([name])
             assert [node.name for node in nodes or ()] == [gateway.name]
+
+
+@pytest.mark.parametrize("stream", ["ws-plain", "sse"])
+async def test_clients_that_gave_up_while_a_gateway_was_frozen_are_not_held(
+    start_gateway: Callable[..., GatewayProcess], stream: str, user: str
+) -> None:
+    """A message for one of them would count as delivered, and be lost."""
+    gateway = start_gateway()
+    transport, asks = {
+        "sse": ("sse", head("GET", "/sse", bearer(user))),
+        "ws-plain": ("websocket", head("GET", "/ws", upgrade_headers() | bearer(user))),
+    }[stream]
+    opened = f'pushgate_gateway_connections_opened_total{{transport="{transport}"}}'
+    gateway.freeze()
+    try:
+        for _ in range(20):
+            with socket.create_connection((LOOPBACK, gateway.port), timeout=5) as plug:
+                plug.sendall(asks)
+    finally:
+        gateway.thaw()
+    async with (
+        connect(stream, gateway.port, f"{user}-there") as client,
+        pusher_to(gateway.internal_port) as pusher,
+    ):
+        assert await metric(pusher, opened) == 1
+        assert await pusher.push([{"user": user, "data": "x"}]) == [0]
+        await pusher.push_one(f"{user}-there", b"for who is there")
+        assert (await client.message()).payload == b"for who is there"
 
 
 @pytest.mark.parametrize("stream", ["ws-plain", "ws-v1", "sse"])

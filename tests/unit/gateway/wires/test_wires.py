@@ -451,11 +451,39 @@ async def test_nothing_is_received_before_listen(choice: Literal["epoll", "trans
         assert holder.got == b"early"
 
 
+async def test_a_flood_before_listen_waits_in_the_kernel(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    flood = b"".join(b"%07d\n" % number for number in range(500_000))
+    async with held(choice) as (wire, holder, peer):
+        loop = asyncio.get_running_loop()
+        sending = loop.create_task(loop.sock_sendall(peer, flood))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(sending), 0.2)
+        assert holder.got == b""
+        wire.listen()
+        await asyncio.wait_for(sending, 5)
+        await eventually(lambda: len(holder.got) == len(flood), "all of it has come")
+        assert holder.got == flood
+
+
 async def test_a_peer_that_ends_is_lost(choice: Literal["epoll", "transport"]) -> None:
     async with held(choice) as (wire, holder, peer):
         wire.listen()
         peer.close()
         await asyncio.wait_for(holder.gone.wait(), 5)
+        assert not wire.write(b"x")
+
+
+async def test_a_peer_that_ends_before_listen_is_lost(
+    choice: Literal["epoll", "transport"],
+) -> None:
+    """Its handshake is not answered yet: a message for it must not count as delivered."""
+    async with held(choice) as (wire, holder, peer):
+        peer.send(b"early")
+        peer.shutdown(socket.SHUT_WR)
+        await asyncio.wait_for(holder.gone.wait(), 5)
+        assert holder.got == b""
         assert not wire.write(b"x")
 
 
