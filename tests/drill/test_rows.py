@@ -41,8 +41,10 @@ async def test_what_goes_wrong_is_found_from_end_to_end(real_kafka: KafkaServer)
         for number in (2, 1):
             await stage.send(swapped, payload(swapped.name, number))
         await stage.send(altered, payload(swapped.name, 1))
+        (client,) = kicked.clients
+        await eventually(lambda: client.arrivals, "its message is there", timeout_seconds=10.0)
         await stage.kick(kicked)
-        await eventually(lambda: kicked.clients[0].sessions[1:], "back", timeout_seconds=10.0)
+        await eventually(lambda: client.sessions[1:], "back", timeout_seconds=10.0)
         findings = await stage.settle(timeout_seconds=5.0)
     assert findings.examples["lost"] == [
         f"{dropped.name}.1 (offline)",
