@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
 from processor.outcomes.outcome import Outcome, outcome_of
@@ -158,7 +158,7 @@ class Rig:
             forward,
             self._settled,
             registry,
-            spawn=asyncio.create_task,
+            spawn=self._spawn,
             weights=weights,
             batch_messages=batch_messages,
             patience_seconds=patience_seconds,
@@ -169,8 +169,20 @@ class Rig:
             Progress(TopicPartition(f"t{lane}", 0), lane=lane) for lane in range(len(weights))
         ]
         self.settled: list[Message] = []
+        self.faults: list[BaseException] = []  # of the dispatcher's tasks
         self._taken = 0
         self._news = asyncio.Event()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self.ended)
+        return task
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Keep the fault that has ended a task."""
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            self.faults.append(fault)
 
     def take(self, *envelopes: Envelope, lane: int = 0) -> list[Message]:
         messages = []
@@ -206,12 +218,15 @@ class Rig:
 @asynccontextmanager
 async def running(rig: Rig) -> AsyncIterator[Rig]:
     run = asyncio.create_task(rig.dispatcher.run())
+    run.add_done_callback(rig.ended)
     try:
         yield rig
     finally:
         run.cancel()
         await asyncio.wait((run,))
         await rig.whereabouts.close()
+        for fault in rig.faults:
+            raise fault
 
 
 async def dispatch(
