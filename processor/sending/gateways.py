@@ -357,7 +357,7 @@ class Gateways:
         if batch.messages or gateway.unproven:
             await self._send(gateway, batch, boundaries)
         elif taken.messages:
-            gateway.queue.returned(batch, (), now)  # nothing was left of the attempts of lines
+            return  # none of them is sent any more: there may be others
         elif gateway.under_way:
             gateway.held_back = True
         elif (due := gateway.queue.next_due()) is not None:
@@ -381,7 +381,7 @@ class Gateways:
         sent = set(batch)
         unsent = [message for message in taken.messages if message not in sent]
         self._finish(gateway, gateway.queue.leave(unsent, None))
-        return Batch(batch, taken.attempts)
+        return gateway.queue.narrowed(taken, batch)
 
     async def _send(self, gateway: _Gateway, batch: Batch, boundaries: Collection[Message]) -> None:
         """Send a batch, and note the answer; meanwhile another may go behind it."""

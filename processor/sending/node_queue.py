@@ -132,12 +132,22 @@ class NodeQueue:
         """Whether results are all of finished messages, so that `returned` need not sort them."""
         return not batch.attempts and not refuses(results)
 
+    def narrowed(self, batch: Batch, messages: list[Message]) -> Batch:
+        """Return a batch that goes out with fewer messages.
+
+        A line without a message among them has no attempt under way: while the batch is, another
+        may take the line's next attempt.
+        """
+        keys = {message.key for message in messages}
+        for key in batch.attempts:
+            if key not in keys:
+                self._end_attempt(key)
+        return Batch(messages, [key for key in batch.attempts if key in keys])
+
     def put_back(self, batch: Batch) -> None:
         """Take a batch back that the node did not answer; the batch goes first again."""
         for key in batch.attempts:
-            if (line := self._lines.get(key)) is not None:
-                line.put_back()
-                self._schedule(key, line)
+            self._end_attempt(key)
         self._taken = [m for m in batch.messages if m.key not in self._lines] + self._taken
 
     def returned(
@@ -262,6 +272,12 @@ class NodeQueue:
             batch += attempt[:number]
             room -= sum(push_size(message.push) for message in attempt[:number])
         return room
+
+    def _end_attempt(self, key: Hashable) -> None:
+        """Note that the attempt of a line, where the key still has one, gets no answer."""
+        if (line := self._lines.get(key)) is not None:
+            line.put_back()
+            self._schedule(key, line)
 
     def _schedule(self, key: Hashable, line: Line) -> None:
         """Note when a line is due; forget an empty line."""
