@@ -8,7 +8,6 @@ in their order, and each batch is answered before the next begins.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -20,7 +19,7 @@ from starlette.types import Scope
 from gateway import metrics
 from gateway.connections.node import GatewayNode
 from gateway.http.detach import DETACH, FLUSH, Detached
-from gateway.http.head import Head
+from gateway.http.head import Head, asks_for
 from gateway.http.responses import END_HEAD, start_head
 from gateway.push import BadBatch, Pusher
 from registry.frames import LINK_PROTOCOL, BadFrame, Frame, FrameReader, frame_head, probe_peer
@@ -28,6 +27,9 @@ from registry.message import BATCH_MEDIA_TYPE, MAX_BATCH_BYTES
 
 #: How long a processor may take to close its half of a link after this node's half is closed.
 _FAREWELL_SECONDS: Final = 1.0
+#: How long a frame may stay incomplete (twice that at most, behind other frames): a processor gives
+#: a batch up sooner (PUSHGATE_FORWARD_TIMEOUT_SECONDS), and a part of a frame takes up to 4 MiB.
+_FRAME_SECONDS: Final = 10.0
 _MEDIA_TYPE: Final = BATCH_MEDIA_TYPE.encode("ascii")
 _UPGRADE: Final = {"Connection": "Upgrade", "Upgrade": LINK_PROTOCOL}
 _SWITCHING: Final = start_head(101, _UPGRADE) + END_HEAD
@@ -55,7 +57,7 @@ class Links:
                 the goodbye.
         """
         head = Head(scope)
-        if not _asks_for_link(head.fields):
+        if not asks_for(head.fields, LINK_PROTOCOL):
             raise HTTPException(426, f"batches are posted, or sent on a {LINK_PROTOCOL}", _UPGRADE)
         if head.has_body:
             raise HTTPException(413, "no body is taken here")
@@ -100,6 +102,7 @@ class Link(asyncio.Protocol):
 
     __slots__ = (
         "_end_reason",
+        "_frame_timer",
         "_frames",
         "_full",
         "_links",
@@ -115,6 +118,7 @@ class Link(asyncio.Protocol):
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._frames = FrameReader(most_bytes=MAX_BATCH_BYTES)
+        self._frame_timer: asyncio.TimerHandle | None = None  # runs while a frame is incomplete
         self._serving: asyncio.Task[None] | None = None  # delivers, and answers
         self._reading = False  # False: bytes wait in the kernel
         self._full = False  # answers wait for the processor to read
@@ -159,8 +163,7 @@ class Link(asyncio.Protocol):
         """
         self._peer_closed = True
         if self._end_reason is None:
-            cut = self._frames and not self._frames.has_next
-            self._end_reason = "broken" if cut else "closed"
+            self._end_reason = "broken" if self._frames.is_incomplete else "closed"
         self._go_on()
         return self._transport.can_write_eof()
 
@@ -177,12 +180,14 @@ class Link(asyncio.Protocol):
         """Take note that the socket is gone; a delivery that has begun goes on to its end."""
         if self._end_reason is None:
             self._end_reason = "closed" if exc is None and not self._frames else "broken"
+        self._time_frame()
         if self._end_reason == "broken":
             self._log(str(exc or "the processor stopped in the middle of a frame"))
         self._links.forget(self, self._end_reason)
 
     def _go_on(self) -> None:
         """Deliver the next batch, read on, or close: the one place that decides."""
+        self._time_frame()
         waits = self._frames.has_next
         if self._serving is not None:
             self._read(not waits)
@@ -195,6 +200,25 @@ class Link(asyncio.Protocol):
             self._close()
         else:
             self._read(True)
+
+    def _time_frame(self) -> None:
+        """Start the time limit of an incomplete frame, or stop it where there is none."""
+        is_incomplete = self._end_reason is None and self._frames.is_incomplete
+        if self._frame_timer is None:
+            if is_incomplete:
+                self._frame_timer = self._loop.call_later(
+                    _FRAME_SECONDS, self._look_at_frame, self._frames.next_number
+                )
+        elif not is_incomplete:
+            self._frame_timer.cancel()
+            self._frame_timer = None
+
+    def _look_at_frame(self, number: int) -> None:
+        """End the link if frame `number` is still incomplete; otherwise look at the next."""
+        self._frame_timer = None
+        if self._frames.is_incomplete and self._frames.next_number == number:
+            self._refuse("stalled", f"a frame stayed incomplete for {_FRAME_SECONDS:g} s")
+        self._go_on()
 
     async def _serve(self) -> None:
         """Deliver and answer the batches that have arrived, in their order."""
@@ -276,9 +300,3 @@ class Link(asyncio.Protocol):
         else:
             transport.write_eof()
         self._loop.call_later(_FAREWELL_SECONDS, transport.abort)
-
-
-def _asks_for_link(fields: Mapping[str, str]) -> bool:
-    """Whether a request asks for the protocol of links alone (RFC 9110 §7.8)."""
-    tokens = {token.strip().lower() for token in fields.get("connection", "").split(",")}
-    return "upgrade" in tokens and fields.get("upgrade", "").lower() == LINK_PROTOCOL

@@ -97,6 +97,16 @@ class FrameReader:
             return True
         return end is not None
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a part of a frame has arrived, and the rest is still to come."""
+        return bool(self._arrived) and not self.has_next
+
+    @property
+    def next_number(self) -> int:
+        """The number of the frame that `next` returns next."""
+        return self._next_number
+
     def next(self) -> Frame | None:
         """Take out the next frame; None until all of it has arrived.
 

@@ -45,6 +45,12 @@ def refusal(version: str, fields: Sequence[tuple[bytes, bytes]]) -> tuple[int, s
     return None
 
 
+def asks_for(fields: Mapping[str, str], protocol: str) -> bool:
+    """Whether a request's fields ask to upgrade to the protocol, and no other (RFC 9110 §7.8)."""
+    connection = {token.strip().lower() for token in fields.get("connection", "").split(",")}
+    return "upgrade" in connection and fields.get("upgrade", "").lower() == protocol
+
+
 class Head:
     """A request's method, client address and header fields; names of fields are in lower case.
 

@@ -22,7 +22,7 @@ from gateway.connections.delivery import Delivery, json_form
 from gateway.connections.identity import Identity
 from gateway.entry.entry import Entry
 from gateway.errors import GatewayError
-from gateway.http.head import Head
+from gateway.http.head import Head, asks_for
 from gateway.http.responses import END_HEAD, field_lines, start_head
 from gateway.transports.inbound import Inbound
 
@@ -73,8 +73,7 @@ def answer_handshake(
     Raises:
         BadHandshake: the request is no opening handshake of version 13.
     """
-    connection = {token.strip().lower() for token in headers.get("connection", "").split(",")}
-    if headers.get("upgrade", "").lower() != "websocket" or "upgrade" not in connection:
+    if not asks_for(headers, "websocket"):
         raise BadHandshake(426, "connect with a WebSocket client")
     if headers.get("sec-websocket-version") != "13":
         raise BadHandshake(426, "WebSocket version 13 is spoken here")

@@ -53,15 +53,20 @@ class EpollSet:
         """Take a transport's socket out of the event loop; the transport ends.
 
         Raises:
-            OSError: no descriptor is left; the transport is unchanged.
+            OSError: no descriptor is left, or no watch (epoll(7)); the transport is unchanged.
         """
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
-        transport.set_protocol(_UNHEARD)
-        transport.abort()  # closes the transport's descriptor; the duplicate keeps the socket open
         if descriptor >= len(self._wires):
             self._wires += [None] * (descriptor + 1 - len(self._wires))
         wire = EpollWire(self, descriptor, holder, send_buffer_bytes)
-        self.watch(descriptor, wire, _ENDING)
+        try:
+            self.watch(descriptor, wire, _ENDING)
+        except OSError:
+            self._wires[descriptor] = None
+            os.close(descriptor)
+            raise
+        transport.set_protocol(_UNHEARD)
+        transport.abort()  # closes the transport's descriptor; the duplicate keeps the socket open
         return wire
 
     def watch(self, descriptor: int, wire: EpollWire, events: int) -> None:

@@ -214,12 +214,13 @@ class Consumer:
         begun = [each for each in self._partitions.values() if each.committable is not None]
         await self._revoke()
         if self._stopping:  # else the claims go with the next subscription
-            claims = {each.partition: self._handover.claims[each.partition] for each in begun}
+            claims = self._handover.claims
             room = self._commits.room_bytes
             await self._commits.leave(
                 {
-                    partition: (settled.before, word_of(settled, most_bytes=room))
-                    for partition, settled in claims.items()
+                    each.partition: (settled.before, word_of(settled, most_bytes=room))
+                    for each in begun
+                    if (settled := claims.get(each.partition)) is not None
                 }
             )
 

@@ -369,11 +369,11 @@ class WebSocketSeat:
     name = "ws"
 
     def __init__(self, page: Page, gateway: ScriptedGateway) -> None:
-        self._page = page
+        self.page = page
         self._gateway = gateway
 
     async def open(self) -> None:
-        self._held = await connect(self._page, self._gateway)
+        self._held = await connect(self.page, self._gateway)
 
     async def say_hello(self) -> None:
         await self._held.send(control="hello", heartbeat_ms=5_000)
@@ -395,57 +395,62 @@ class StreamSeat:
     name = "sse"
 
     def __init__(self, page: Page, gateway: ScriptedGateway) -> None:
-        self._page = page
+        self.page = page
 
     async def open(self) -> None:
-        await self._page.evaluate(STREAMS)
-        await watch(self._page, "sse", "t1")
-        await self._page.until("seen.sse.connection.state === 'open'")
+        await self.page.evaluate(STREAMS)
+        await watch(self.page, "sse", "t1")
+        await self.page.until("seen.sse.connection.state === 'open'")
 
     async def say_hello(self) -> None:
-        await say(self._page, 0, "event: pushgate.cursor\ndata: 5000\n\n")
+        await say(self.page, 0, "event: pushgate.cursor\ndata: 5000\n\n")
 
     beat = say_hello
 
     async def message(self, push_id: str) -> None:
-        await say(self._page, 0, f"id: {push_id}\ndata: {push_id}\n\n")
+        await say(self.page, 0, f"id: {push_id}\ndata: {push_id}\n\n")
 
     async def is_left_for_another(self) -> None:
-        await self._page.until("streams[0].aborted && streams.length === 2")
+        await self.page.until("streams[0].aborted && streams.length === 2")
 
 
-@pytest.mark.parametrize("seat_class", [WebSocketSeat, StreamSeat])
-async def test_a_silent_network_is_noticed_ten_seconds_after_a_heartbeat_was_due(
-    chromium: Chromium,
-    origin: GatewayProcess,
-    seat_class: type[WebSocketSeat] | type[StreamSeat],
-) -> None:
+@pytest.fixture(params=[WebSocketSeat, StreamSeat])
+async def seat(
+    request: pytest.FixtureRequest, chromium: Chromium, origin: GatewayProcess
+) -> AsyncIterator[WebSocketSeat | StreamSeat]:
+    """Give an open connection of a page whose clock stands still."""
     async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
         await page.evaluate(CLOCK)
-        seat = seat_class(page, gateway)
-        errors = f"seen.{seat.name}.errors"
-        await seat.open()
-        await page.evaluate("pass(9_999)")
-        await seat.say_hello()
-        await seat.message("1")
-        await messages(page, seat.name, 1)
-        await page.evaluate("pass(14_000)")
-        await seat.beat()
-        await seat.message("2")
-        await messages(page, seat.name, 2)
-        await page.evaluate("pass(1_000)")  # overdue without the heartbeat
-        await page.evaluate("pass(3_600_000)")  # frozen: what came meanwhile is not read yet
-        await seat.message("3")
-        await messages(page, seat.name, 3)
-        await page.evaluate("pass(2_000)")
-        await page.evaluate("pass(12_999)")
-        assert await page.evaluate(errors) == []
-        await page.evaluate("pass(1)")
-        await page.until(f"{errors}.length")
-        (noticed,) = await page.evaluate(errors)
-        assert (noticed["reason"], noticed["status"]) == ("nothing came for too long", None)
-        await page.evaluate("pass(5_000)")
-        await seat.is_left_for_another()
+        opened: WebSocketSeat | StreamSeat = request.param(page, gateway)
+        await opened.open()
+        yield opened
+
+
+async def test_a_silent_network_is_noticed_ten_seconds_after_a_heartbeat_was_due(
+    seat: WebSocketSeat | StreamSeat,
+) -> None:
+    page, errors = seat.page, f"seen.{seat.name}.errors"
+    await page.evaluate("pass(9_999)")
+    await seat.say_hello()
+    await seat.message("1")
+    await messages(page, seat.name, 1)
+    await page.evaluate("pass(14_000)")
+    await seat.beat()
+    await seat.message("2")
+    await messages(page, seat.name, 2)
+    await page.evaluate("pass(1_000)")  # overdue without the heartbeat
+    await page.evaluate("pass(3_600_000)")  # frozen: what came meanwhile is not read yet
+    await seat.message("3")
+    await messages(page, seat.name, 3)
+    await page.evaluate("pass(2_000)")
+    await page.evaluate("pass(12_999)")
+    assert await page.evaluate(errors) == []
+    await page.evaluate("pass(1)")
+    await page.until(f"{errors}.length")
+    (noticed,) = await page.evaluate(errors)
+    assert (noticed["reason"], noticed["status"]) == ("nothing came for too long", None)
+    await page.evaluate("pass(5_000)")
+    await seat.is_left_for_another()
 
 
 @pytest.fixture
@@ -481,19 +486,12 @@ async def test_a_gateway_that_never_answers_is_given_up_after_ten_seconds_at_eac
         assert await told(page, transport) == ["error", "error"]
 
 
-@pytest.mark.parametrize("seat_class", [WebSocketSeat, StreamSeat])
 async def test_a_gateway_that_is_silent_once_it_has_answered_is_given_up_after_ten_seconds(
-    chromium: Chromium,
-    origin: GatewayProcess,
-    seat_class: type[WebSocketSeat] | type[StreamSeat],
+    seat: WebSocketSeat | StreamSeat,
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
-        await page.evaluate(CLOCK)
-        seat = seat_class(page, gateway)
-        await seat.open()
-        await given_up_after_ten_seconds(page, seat.name)
-        await page.evaluate("pass(5_000)")
-        await seat.is_left_for_another()
+    await given_up_after_ten_seconds(seat.page, seat.name)
+    await seat.page.evaluate("pass(5_000)")
+    await seat.is_left_for_another()
 
 
 async def test_while_the_second_is_not_answered_the_first_goes_on_and_another_is_tried(

@@ -7,6 +7,7 @@ import pytest
 
 from registry.directory import Node
 from registry.redis_store import RedisRegistry
+from tests.support.clock import Clock
 from tests.support.timings import AnyTimings
 from tests.support.valkey import RedisServer
 
@@ -16,19 +17,9 @@ NODE = Node("gw-a", "e1", "10.0.0.1:8081")
 LOST_SECONDS = 30.0
 
 
-class Clock:
-    """A processor's monotonic clock, moved by the test; seconds."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_000.0)
 
 
 @pytest.fixture

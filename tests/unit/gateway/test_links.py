@@ -358,6 +358,37 @@ async def test_a_processor_that_stops_in_the_middle_of_a_frame_is_told_of(node: 
     assert node.pusher.bodies == [batch("u")]
 
 
+async def test_a_processor_that_never_completes_a_frame_is_closed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.links._FRAME_SECONDS", 0.2)
+    client, other = await node.link(), await node.link()
+    with capture_logs() as logged:
+        other.send(frame(0, batch("u")))
+        assert await other.answer() == {"results": [0]}
+        client.send(frame(0, batch("v")) + frame(1, batch("w"))[:-1])
+        assert await client.answer() == {"results": [0]}
+        await client.ended()
+        client.writer.close()
+        await eventually(lambda: len(node.links._links) == 1, "the link is forgotten")
+    assert [line["reason"] for line in logged] == ["a frame stayed incomplete for 0.2 s"]
+    assert node.pusher.bodies == [batch("u"), batch("v")]
+    other.send(frame(1, batch("x")))  # a link that is idle between two frames is not stalled
+    assert await other.answer() == {"results": [0]}
+    other.writer.close()
+
+
+async def test_the_time_limit_of_a_frame_is_not_that_of_the_next(node: Node) -> None:
+    client = await node.link()
+    client.send(frame(0, batch("u")) + frame(1, batch("v"))[:-1])
+    assert await client.answer() == {"results": [0]}
+    (link,) = node.links._links
+    link._look_at_frame(0)  # the limit of frame 0 is over; frame 1 is incomplete
+    client.send(frame(1, batch("v"))[-1:])
+    assert await client.answer() == {"results": [0]}
+    client.writer.close()
+
+
 async def test_a_processor_that_has_closed_its_half_gets_its_answers(node: Node) -> None:
     client = await node.link()
     node.pusher.go_on.clear()

@@ -3,21 +3,14 @@
 import pytest
 
 from registry.doubt import Doubt
+from tests.support.clock import Clock
 
 NOW = 1_800_000_000
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(50.0)
 
 
 @pytest.fixture

@@ -2,17 +2,10 @@
 
 import pytest
 
+from tests.support.clock import Clock
 from tests.support.ledger import Ledger
 
 NAMES = [str(number) for number in range(10)]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def ledger_of(arrived: list[str]) -> Ledger:

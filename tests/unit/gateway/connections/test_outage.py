@@ -8,20 +8,13 @@ from structlog.testing import capture_logs
 from gateway.connections.outage import Outage
 from registry.directory import RegistryRefuses, RegistryUnavailable
 from registry.refusals import CURES
+from tests.support.clock import Clock
 
 SILENT = RegistryUnavailable("no answer", where="redis.internal:6379")
 FULL = RegistryRefuses("OOM", "command not allowed", where="redis.internal:6379")
 UNREACHABLE = "can't reach the registry; clients stay, trying on"
 REFUSED = "the registry refuses writes; clients stay, trying on"
 BACK = "registry is back; every entry is asserted again"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

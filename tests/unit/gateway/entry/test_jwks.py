@@ -29,6 +29,7 @@ from gateway.entry.jwks import (
 from gateway.settings import AuthSettings
 from pushgate.embedded import LOOPBACK
 from tests.support.clients import eventually
+from tests.support.clock import Clock
 from tests.support.issuer import KeyServer, SigningKey, key_set, response
 from tests.support.processes import free_port
 
@@ -38,15 +39,6 @@ RSA, OTHER_RSA, EC = SigningKey.rsa("r"), SigningKey.rsa("r2"), SigningKey.ec("e
 AT_ONCE = 0.02
 """A refresh interval that also bounds the back-off: tests wait for what comes of it."""
 NEVER = 3_600.0
-
-
-class Clock:
-    """A time that a test moves."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -67,7 +59,7 @@ async def ring_of(
 ) -> AsyncIterator[KeyRing]:
     """Give a ring that does not run yet."""
     where = FileSource(str(source)) if isinstance(source, Path) else UrlSource(source)
-    ring = KeyRing(where, refresh_seconds=refresh_seconds, clock=clock or Clock())
+    ring = KeyRing(where, refresh_seconds=refresh_seconds, clock=clock or Clock(1_000.0))
     try:
         yield ring
     finally:
@@ -285,7 +277,7 @@ BAD_ANSWERS: dict[str, bytes] = {
 async def test_a_bad_answer_changes_no_key(
     server: KeyServer, name: str, logs: list[EventDict]
 ) -> None:
-    clock = Clock()
+    clock = Clock(1_000.0)
     async with ring_of(server.url, clock=clock) as ring:
         assert await ring.renew()
         server.answer = BAD_ANSWERS[name]
@@ -446,7 +438,7 @@ async def test_a_new_key_is_found_on_demand(server: KeyServer) -> None:
 
 
 async def test_however_many_ask_there_is_one_reading_in_five_seconds(server: KeyServer) -> None:
-    clock = Clock()
+    clock = Clock(1_000.0)
     async with ring_of(server.url, clock=clock) as ring:
         server.gate.clear()
         askers = [asyncio.create_task(ring.renew()) for _ in range(100)]
@@ -488,7 +480,7 @@ async def test_one_who_goes_away_takes_the_reading_from_nobody(server: KeyServer
 
 async def test_the_ring_runs_on_when_asked_in_an_outage(server: KeyServer) -> None:
     server.answer = b""
-    clock = Clock()
+    clock = Clock(1_000.0)
     async with running(server.url, clock=clock) as ring:
         await eventually(lambda: server.requests, "a request")
         assert not await ring.renew()
@@ -501,7 +493,7 @@ async def test_the_ring_runs_on_when_asked_in_an_outage(server: KeyServer) -> No
 
 async def test_closing_ends_a_reading_and_all_who_wait(server: KeyServer) -> None:
     server.gate.clear()
-    clock = Clock()
+    clock = Clock(1_000.0)
     async with ring_of(server.url, clock=clock) as ring:
         asker = asyncio.create_task(ring.renew())
         await eventually(lambda: server.requests, "a request")

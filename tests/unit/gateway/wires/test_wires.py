@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -515,3 +516,41 @@ async def test_a_holder_that_fails_loses_its_own_connection(
             await asyncio.wait_for(holder.gone.wait(), 5)
     finally:
         loop.set_exception_handler(None)
+
+
+def descriptors() -> int:
+    """Give how many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class NoWatches:
+    """An epoll set that has no watch left (epoll_ctl(2), ENOSPC)."""
+
+    def register(self, *_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+
+async def test_where_no_watch_is_left_a_socket_is_held_over_its_transport(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    ours, peer = socket.socketpair()
+    peer.setblocking(False)
+    transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+    wires = Wires("epoll", loop=loop, send_buffer_bytes=LIMIT)
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(wires._epoll, "_epoll", NoWatches())
+        wire = wires.hold(transport, holder := Holder())
+    assert descriptors() == before
+    wire.listen()
+    assert wire.write(b"here")
+    assert await loop.sock_recv(peer, 10) == b"here"
+    await loop.sock_sendall(peer, b"there")
+    await asyncio.wait_for(holder.heard.wait(), 5)
+    assert holder.got == b"there"
+    wire.abort()
+    await asyncio.wait_for(holder.gone.wait(), 5)
+    wires.close()
+    peer.close()
+    ours.close()

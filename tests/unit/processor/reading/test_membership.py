@@ -7,22 +7,13 @@ import asyncio
 import pytest
 
 from processor.reading.membership import DOUBT_SECONDS, Membership
+from tests.support.clock import Clock
 
 pytestmark = pytest.mark.anyio
 
 
-class Clock:
-    """Time that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_membership_is_certain_for_the_session_time_out_after_the_last_heartbeat() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     membership = Membership(clock=clock)
     assert not membership.certain
     membership.confirm(sent_at=100.0)
@@ -33,7 +24,7 @@ def test_a_membership_is_certain_for_the_session_time_out_after_the_last_heartbe
 
 
 def test_a_late_answer_confirms_from_the_time_of_sending() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     membership = Membership(clock=clock)
     membership.confirm(sent_at=100.0)
     clock.now = 110.0
@@ -44,7 +35,7 @@ def test_a_late_answer_confirms_from_the_time_of_sending() -> None:
 
 
 def test_after_a_silence_other_members_are_in_doubt_for_a_while() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     membership = Membership(clock=clock)
     for _ in range(4):
         clock.now += 1.5
@@ -58,7 +49,7 @@ def test_after_a_silence_other_members_are_in_doubt_for_a_while() -> None:
 
 
 async def test_certainty_is_waited_for() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     membership = Membership(clock=clock)
     assert not await membership.certainty(timeout_seconds=0.01)
     waiting = asyncio.create_task(membership.certainty())
