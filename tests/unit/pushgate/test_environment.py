@@ -130,10 +130,16 @@ def test_all_names_that_no_command_knows_are_one_remark() -> None:
     assert re.findall(r"(PUSHGATE\w*) \(nearest", remark) == ["PUSHGATE_A", "PUSHGATE_B"]
 
 
+def all_commands() -> list[click.Command]:
+    context = click.Context(cli)
+    found = [cli.get_command(context, name) for name in cli.list_commands(context)]
+    return [command for command in found if command is not None]
+
+
 def test_what_any_command_knows_is_known_to_all() -> None:
     helps = [
         parameter.help or ""
-        for command in cli.commands.values()
+        for command in all_commands()
         for parameter in command.params
         if isinstance(parameter, click.Option)
     ]
@@ -150,10 +156,10 @@ def started(
     """Run a server's command up to the start; give its settings, and what it has logged."""
     made: list[Any] = []
     # The log stays as the tests have it.
-    monkeypatch.setattr("pushgate.cli.logs.configure", lambda **_: None)
-    monkeypatch.setattr("pushgate.cli._serve", lambda make: made.append(make()))
-    for server in ("Gateway", "Processor"):
-        monkeypatch.setattr(f"pushgate.cli.{server}", lambda settings: settings)
+    monkeypatch.setattr("pushgate.commands.running.logs.configure", lambda **_: None)
+    module = f"pushgate.commands.{command}"
+    monkeypatch.setattr(f"{module}.serve", lambda make: made.append(make()))
+    monkeypatch.setattr(f"{module}.{command.title()}", lambda settings: settings)
     with capture_logs() as entries:
         result = CliRunner().invoke(cli, [command], env={**SECRET_VARIABLES, **variables})
     assert result.exit_code == 0, result.output

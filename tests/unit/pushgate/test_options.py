@@ -218,7 +218,9 @@ def test_every_setting_has_a_flag_a_variable_and_a_sentence(command: str, name: 
     assert field.description
     assert field.description[0].isupper() or field.description.startswith("host:port")
     assert field.description.endswith(".")
-    parameters = {option: one for one in cli.commands[command].params for option in one.opts}
+    found = cli.get_command(click.Context(cli), command)
+    assert found is not None
+    parameters = {option: one for one in found.params for option in one.opts}
     option = parameters[f"--{name.replace('_', '-')}"]
     assert isinstance(option, click.Option)
     assert option.help is not None

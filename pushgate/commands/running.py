@@ -1,0 +1,92 @@
+"""What the commands share: their settings, the run of a server, and the run of a tool."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import click
+import structlog
+import uvloop
+from pydantic_settings import BaseSettings
+
+from pushgate import logs
+from pushgate.descriptors import raise_limit
+from pushgate.environment import remarks
+from pushgate.options import load
+from pushgate.settings import LogSettings
+
+log = structlog.get_logger("pushgate")
+
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+def load_settings(
+    settings: type[_Settings], flags: dict[str, Any], *, files: tuple[str, ...] = ()
+) -> _Settings:
+    """Build a command's settings, and warn of variables that are no settings.
+
+    Servers warn in their log, which is configured here; tools on standard error. Where a setting
+    stops the start, its message has the warnings: a misspelt name may be the cause.
+
+    Raises:
+        click.UsageError: a value is bad, or a setting is missing.
+    """
+    # A worker says nothing: its parent has warned already.
+    warnings = remarks(os.environ) if "PUSHGATE_WORKER_INDEX" not in os.environ else []
+    try:
+        loaded = load(settings, flags, files=files)
+    except click.UsageError as error:
+        raise click.UsageError("\n".join((error.message, *warnings))) from None
+    if isinstance(loaded, LogSettings):
+        logs.configure(as_json=loaded.log_json)
+        for warning in warnings:
+            log.warning(warning)
+    else:
+        for warning in warnings:
+            click.echo(f"Warning: {warning}", err=True)
+    return loaded
+
+
+class Server(Protocol):
+    """A gateway, or a processor."""
+
+    def stop(self) -> None:
+        """Begin to leave."""
+
+    async def run(self) -> None:
+        """Serve until it has left."""
+
+
+def serve(make: Callable[[], Server]) -> None:
+    """Run a server until a signal ends it. `make` makes it, inside the event loop."""
+    raise_limit()  # before a gateway derives its own limits
+
+    async def until_stopped() -> None:
+        try:
+            server = make()
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
+        # Objects that exist by now stay until the exit. Frozen, they are left out of full
+        # collections, which then look only at objects that connections and messages bring.
+        gc.collect()
+        gc.freeze()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, server.stop)
+        await server.run()
+
+    uvloop.run(until_stopped())
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a tool's work; Ctrl-C ends it with status 130, as shells expect."""
+    try:
+        uvloop.run(work)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,44 @@
+"""The command line: which commands there are, and what a command imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from pushgate.cli import cli
+
+
+def test_the_help_lists_every_command_with_a_sentence() -> None:
+    result = CliRunner().invoke(cli, ["--help"])
+    assert result.exit_code == 0
+    listed = result.output.partition("Commands:")[2].split("\n")
+    sentences = {line.split()[0]: line.split()[1:] for line in listed if line.strip()}
+    assert set(sentences) == {"dev", "gateway", "processor", "send", "listen", "token", "audit"}
+    assert all(sentences.values())
+
+
+def test_a_name_that_is_no_commands_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["running"])
+    assert result.exit_code == 2
+    assert "No such command 'running'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        ("gateway", ("aiokafka", "processor.server", "pushgate.client")),
+        ("processor", ("sse_starlette", "gateway.server", "pushgate.client")),
+        ("token", ("aiokafka", "redis", "gateway.server", "processor.server")),
+    ],
+)
+def test_a_command_imports_no_other_commands_packages(
+    command: str, unneeded: tuple[str, ...]
+) -> None:
+    code = f"import sys, pushgate.commands.{command}; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert not set(unneeded) & set(run.stdout.split())
