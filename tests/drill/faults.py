@@ -107,10 +107,10 @@ async def kill(stage: Stage, lengths: Lengths) -> Fault:
     node = random.choice(stage.nodes)
     fault = Fault()
     others = await _others(stage, node)
-    await _kill(stage, fault, node)
+    killed = await _kill(stage, fault, node)
     await _lasts(lengths.killed - _END_SECONDS)
     fault.ended = time.monotonic()
-    fault.others.append(Period(others, fault.began, fault.ended))
+    fault.others.append(Period(others, killed, fault.ended))
     fault.wrong.update(await stage.audit())
     return fault
 
@@ -119,10 +119,9 @@ async def kill_often(stage: Stage, lengths: Lengths) -> Fault:
     """Row 2: SIGKILL a random gateway, and start it again, over and over."""
     fault = Fault()
     for _ in range(lengths.kills):
-        killed = time.monotonic()
         node = random.choice(stage.nodes)
         others = [user for user in await _others(stage, node) if _is_whole(user)]
-        await _kill(stage, fault, node, and_then=partial(_restart, stage, node))
+        killed = await _kill(stage, fault, node, and_then=partial(_restart, stage, node))
         await _lasts(killed + lengths.between_kills - time.monotonic())
         fault.others.append(Period(others, killed, time.monotonic()))
     await _lasts(lengths.killed)
@@ -251,13 +250,21 @@ async def _kill(
     node: Node,
     *,
     and_then: Callable[[], Awaitable[float]] | None = None,
-) -> None:
-    """SIGKILL a gateway; `and_then` starts it again, and returns when the new process was there."""
+) -> float:
+    """SIGKILL a gateway; return when that was.
+
+    The drill's own questions to the nodes, which hold up all clients, come before that time.
+    `and_then` starts the gateway again, and returns when the new process was there.
+    """
+    killed = 0.0
 
     async def kill() -> None:
+        nonlocal killed
+        killed = time.monotonic()
         await stage.aside(node.process.kill)
 
     await _cut(stage, fault, node, kill, within_seconds=_END_SECONDS, and_then=and_then)
+    return killed
 
 
 async def _cut(
