@@ -1,11 +1,12 @@
 """This checkout beside another one, in pairs: memory, handshakes, pushes, throughput and latency.
 
-Measured: the figures of `idle`, `handshakes`, `push`, `singles`, `throughput` and, as `paced`, of
-`throughput --latency` at 2,000 and 200 messages a second, by the same clients, of gateways and
-processors that are started from this checkout and from the other checkout. The two checkouts take
-turns, and the order changes from pair to pair. A figure is the ratio of a pair, this checkout to
-the other, and the median of all pairs is held against the bound: no more than 3 % worse. Bytes,
-microseconds and milliseconds are better when smaller, rates when larger.
+Measured: the figures of `idle`, `handshakes`, `push`, `singles` and `throughput`; of `throughput`
+with three gateways and with outcomes; as `paced`, of `throughput --latency` at 2,000 and 200
+messages a second; as `rest`, for how long idle processors and gateways run. The clients are the
+same, gateways and processors are started from this checkout and from the other one. The two
+checkouts take turns, and the order changes from pair to pair. A figure is the ratio of a pair, this
+checkout to the other, and the median of all pairs is held against the bound: no more than 3 %
+worse. Bytes, microseconds and milliseconds are better when smaller, rates when larger.
 
 What could fool this benchmark: a machine whose speed drifts within a pair. All pairs are shown, so
 a wide spread is seen. CPU time is counted in ticks of 10 ms: with the default sizes a round uses
@@ -26,7 +27,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import redis
 
@@ -53,10 +54,20 @@ _PUSHED: Final = 200_000
 _SINGLES: Final = 20_000
 _MOVED: Final = 300_000
 _USERS: Final = 5_000
+#: The variants of throughput: the number of gateways, and whether outcomes are told.
+_THROUGHPUTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "throughput": {},
+    "throughput-3": {"gateways": 3},
+    "throughput-outcomes": {"outcomes": True},
+}
 #: Messages a second, for how long and to how many users.
 _RATES: Final = (2_000.0, 200.0)
 _PACED_SECONDS: Final = 15
 _PACED_USERS: Final = 1_000
+#: Numbers of gateways that idle beside a processor, for how long and with how many users.
+_RESTING: Final = (1, 20)
+_REST_SECONDS: Final = 15
+_RESTING_USERS: Final = 100
 
 #: One round of a benchmark: a checkout → its figures by name.
 Round = Callable[[Path], Mapping[str, float]]
@@ -95,8 +106,19 @@ def _singles(redis_url: str, checkout: Path) -> dict[str, float]:
     return {"µs": singles.push_each(GatewayTarget(gateway), singles.Plan(1_000, _SINGLES))}
 
 
-def _throughput(redis_url: str, kafka: str, checkout: Path) -> dict[str, float]:
-    plan = throughput.Plan(kafka, redis_url, _USERS, _MOVED // _USERS, rate=0.0, checkout=checkout)
+def _throughput(
+    redis_url: str, kafka: str, checkout: Path, *, gateways: int = 1, outcomes: bool = False
+) -> dict[str, float]:
+    plan = throughput.Plan(
+        kafka,
+        redis_url,
+        _USERS,
+        _MOVED // _USERS,
+        rate=0.0,
+        checkout=checkout,
+        gateways=gateways,
+        outcomes=outcomes,
+    )
     moved = throughput.move(plan)
     return {
         "messages/s": moved.messages_per_second,
@@ -116,6 +138,18 @@ def _paced(rate: float, redis_url: str, kafka: str, checkout: Path) -> dict[str,
         "processor µs": paced.processor_us,
         "gateway µs": paced.gateway_us,
         "both µs": paced.processor_us + paced.gateway_us,
+    }
+
+
+def _rest(gateways: int, redis_url: str, kafka: str, checkout: Path) -> dict[str, float]:
+    plan = throughput.Plan(
+        kafka, redis_url, _RESTING_USERS, 1, rate=0.0, checkout=checkout, gateways=gateways
+    )
+    ran = throughput.rest(plan, seconds=_REST_SECONDS)
+    milliseconds = 1e3 / _REST_SECONDS
+    return {
+        "processor ms a second": ran.processor * milliseconds,
+        "gateways ms a second": ran.gateway * milliseconds,
     }
 
 
@@ -148,7 +182,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.beside")
     parser.add_argument("other", type=Path, help="another checkout of pushgate, with its .venv")
     parser.add_argument(
-        "--only", default="idle,handshakes,push,singles,throughput,paced", help="a comma list"
+        "--only",
+        default="idle,handshakes,push,singles,throughput,paced",
+        help=f"a comma list, also of rest, {', '.join(_THROUGHPUTS)}",
     )
     parser.add_argument("--pairs", type=int, default=7, help="of each benchmark")
     parser.add_argument("--save", action="store_true", help="keep the figures in results/")
@@ -161,17 +197,22 @@ def main() -> None:
         registry = stack.enter_context(redis.Redis.from_url(server.url))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         certificate = Certificate.make(directory)
-        if {"throughput", "paced"}.intersection(only):  # on both cores, before this process's one
+        # On both cores, before this process leaves one of them to the servers.
+        if {"paced", "rest", *_THROUGHPUTS}.intersection(only):
             kafka = start_kafka(dict(os.environ))
             stack.callback(kafka.stop)
             if kafka.kind == "embedded":
                 raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
-            if "throughput" in only:
-                run = partial(_throughput, server.url, kafka.bootstrap)
-                compare("throughput", run, other, arguments.pairs, report)
+            for name, variant in _THROUGHPUTS.items():
+                if name in only:
+                    run = partial(_throughput, server.url, kafka.bootstrap, **variant)
+                    compare(name, run, other, arguments.pairs, report)
             for rate in _RATES if "paced" in only else ():
                 run = partial(_paced, rate, server.url, kafka.bootstrap)
                 compare(f"paced {rate:g}/s", run, other, arguments.pairs, report)
+            for gateways in _RESTING if "rest" in only else ():
+                run = partial(_rest, gateways, server.url, kafka.bootstrap)
+                compare(f"rest, {gateways} gateways", run, other, arguments.pairs, report)
             kafka.stop()
         for kind in ("ws", "sse") if "idle" in only else ():
             run_idle = partial(_idle, kind, server.url, certificate)

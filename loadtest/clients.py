@@ -203,7 +203,7 @@ class Crowd:
 
     def __init__(
         self,
-        port: int,
+        port: int | Sequence[int],
         kind: str,
         *,
         tls: ssl.SSLContext | None = None,
@@ -211,7 +211,7 @@ class Crowd:
         receive_bytes: int | None = None,
         may_lose: bool = False,
     ) -> None:
-        """`kind` is ws, sse or poll.
+        """Connect to `port`, to several ports in turn; `kind` is ws, sse or poll.
 
         `tls` trusts the server's certificate. Source addresses are 127.0.0.`first_address` and the
         addresses that follow. `receive_bytes` is SO_RCVBUF of every socket, the kernel's default if
@@ -221,7 +221,7 @@ class Crowd:
         self.clients: list[Client] = []
         self.lost: list[str] = []
         self._make, self._path = KINDS[kind]
-        self._port = port
+        self._ports = (port,) if isinstance(port, int) else tuple(port)
         self._tls = tls
         self._first_address = first_address
         self._receive_bytes = receive_bytes
@@ -352,6 +352,6 @@ class Crowd:
         # connection that has just closed is then free for connections to other servers.
         plain.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         plain.bind((address, 0))
-        plain.connect(("127.0.0.1", self._port))
+        plain.connect(("127.0.0.1", self._ports[len(self.clients) % len(self._ports)]))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._tls.wrap_socket(plain, server_hostname="127.0.0.1") if self._tls else plain

@@ -1,4 +1,4 @@
-"""Kafka to 5,000 WebSocket clients through one processor and one gateway, on two cores.
+"""Kafka to 5,000 WebSocket clients through one processor and one gateway or more, on two cores.
 
 Timed: from the first to the last message at the clients. The gateway runs and its clients are
 connected, the consumer group has its starting offsets, and all messages lie in a topic of four
@@ -34,7 +34,7 @@ import tempfile
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,11 +59,13 @@ _PARTITIONS: Final = 4
 #: The clients' sleep between reads when throughput is measured.
 _PAUSE_SECONDS: Final = 0.02
 _PATIENCE_SECONDS: Final = 240.0
+#: From the start of a processor until it is idle.
+_SETTLE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """CPU time of both processes, in seconds."""
+    """CPU time of the processor and of all gateways together, in seconds."""
 
     processor: float
     gateway: float
@@ -109,7 +111,9 @@ class Plan:
     users: int
     per_user: int
     rate: float
-    checkout: Path | None = None  # another one, whose gateway and processor are measured
+    checkout: Path | None = None  # another one, whose gateways and processor are measured
+    gateways: int = 1
+    outcomes: bool = False  # whether the processor tells every message's outcome in a topic
 
     @property
     def messages(self) -> int:
@@ -118,17 +122,23 @@ class Plan:
 
 
 class Stage:
-    """A gateway, its clients, a topic, and a processor that is not started yet."""
+    """Gateways, their clients, a topic, and a processor that is not started yet."""
 
-    def __init__(self, plan: Plan, gateway: Gateway, topic: str, *, timed: bool) -> None:
+    def __init__(self, plan: Plan, gateways: Sequence[Gateway], topic: str, *, timed: bool) -> None:
         self._plan = plan
         self.topic = topic
-        self.gateway = gateway
+        self.gateways = gateways
+        settings = {"outcomes_topic": _outcomes_topic(topic)} if plan.outcomes else {}
         self.processor = Processor(
-            plan.redis_url, plan.kafka, topic=topic, group=topic, checkout=plan.checkout
+            plan.redis_url,
+            plan.kafka,
+            topic=topic,
+            group=topic,
+            checkout=plan.checkout,
+            **settings,
         )
         self.ledger = Ledger(plan.users, per_user=plan.per_user, timed=timed)
-        self.crowd = Crowd(gateway.port, "ws")
+        self.crowd = Crowd([gateway.port for gateway in gateways], "ws")
 
     def connect(self) -> None:
         """Connect the clients."""
@@ -167,8 +177,14 @@ class Stage:
             publisher.wait()
 
     def cpu(self) -> Cpu:
-        """Read both processes' CPU time."""
-        return Cpu(self.processor.cpu_seconds(), self.gateway.cpu_seconds())
+        """Read the processes' CPU time."""
+        of_gateways = sum(gateway.cpu_seconds() for gateway in self.gateways)
+        return Cpu(self.processor.cpu_seconds(), of_gateways)
+
+    def run_seconds(self) -> Cpu:
+        """Read for how long the processes have run."""
+        of_gateways = sum(gateway.run_seconds() for gateway in self.gateways)
+        return Cpu(self.processor.run_seconds(), of_gateways)
 
     def check(self) -> None:
         """Check that all messages arrived in order and once, and that the processor agrees.
@@ -193,10 +209,14 @@ class Stage:
 def _stage(plan: Plan, *, timed: bool = False) -> Iterator[Stage]:
     topic = f"loadtest-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
-        asyncio.run(_administer(plan.kafka, lambda admin: _create(admin, topic)))
-        stack.callback(lambda: asyncio.run(_administer(plan.kafka, lambda a: _delete(a, topic))))
-        gateway = stack.enter_context(Gateway(plan.redis_url, checkout=plan.checkout))
-        stage = Stage(plan, gateway, topic, timed=timed)
+        topics = [topic, *([_outcomes_topic(topic)] if plan.outcomes else ())]
+        asyncio.run(_administer(plan.kafka, lambda admin: _create(admin, topics)))
+        stack.callback(lambda: asyncio.run(_administer(plan.kafka, lambda a: _delete(a, topics))))
+        gateways = [
+            stack.enter_context(Gateway(plan.redis_url, checkout=plan.checkout))
+            for _ in range(plan.gateways)
+        ]
+        stage = Stage(plan, gateways, topic, timed=timed)
         stack.callback(stage.processor.stop)
         stack.callback(stage.crowd.close)
         stage.connect()
@@ -260,6 +280,20 @@ def pace(plan: Plan) -> Pace:
         )
 
 
+def rest(plan: Plan, *, seconds: float) -> Cpu:
+    """Let the processor and the gateways idle, with the users connected and no message.
+
+    Returns the seconds for which they run, of `seconds`.
+    """
+    with _stage(plan) as stage:
+        stage.processor.start()
+        stage.crowd.rest(_SETTLE_SECONDS)
+        before = stage.run_seconds()
+        stage.crowd.rest(seconds)
+        after = stage.run_seconds()
+    return Cpu(after.processor - before.processor, after.gateway - before.gateway)
+
+
 async def _administer(kafka: str, work: Callable[[Any], Any]) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
@@ -269,12 +303,16 @@ async def _administer(kafka: str, work: Callable[[Any], Any]) -> None:
         await admin.close()
 
 
-async def _create(admin: Any, topic: str) -> None:
-    await admin.create_topics([NewTopic(topic, _PARTITIONS, 1)])
+async def _create(admin: Any, topics: Sequence[str]) -> None:
+    await admin.create_topics([NewTopic(topic, _PARTITIONS, 1) for topic in topics])
 
 
-async def _delete(admin: Any, topic: str) -> None:
-    await admin.delete_topics([topic])
+async def _delete(admin: Any, topics: Sequence[str]) -> None:
+    await admin.delete_topics(topics)
+
+
+def _outcomes_topic(topic: str) -> str:
+    return f"{topic}.outcomes"
 
 
 def _report_throughput(plan: Plan, rounds: int, report: Report) -> None:
@@ -330,6 +368,8 @@ def main() -> None:
     parser.add_argument("--kafka", help="bootstrap servers; a Kafka of your own")
     parser.add_argument("--messages", type=int, help="300,000; with --latency 15 s of the rate")
     parser.add_argument("--users", type=int, default=5_000, help="connected users")
+    parser.add_argument("--gateways", type=int, default=1)
+    parser.add_argument("--outcomes", action="store_true", help="tell outcomes in a topic")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of throughput")
     parser.add_argument("--latency", action="store_true", help="latency instead of throughput")
     parser.add_argument("--rate", type=float, default=2_000.0, help="messages/s with --latency")
@@ -345,7 +385,15 @@ def main() -> None:
             raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
         redis = stack.enter_context(RedisServer("valkey"))
         per_user = max(1, int(messages / arguments.users))
-        plan = Plan(kafka.bootstrap, redis.url, arguments.users, per_user, arguments.rate)
+        plan = Plan(
+            kafka.bootstrap,
+            redis.url,
+            arguments.users,
+            per_user,
+            arguments.rate,
+            gateways=arguments.gateways,
+            outcomes=arguments.outcomes,
+        )
         if arguments.latency:
             _report_latency(plan, report)
         else:
