@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final, Protocol
 
 import structlog
@@ -25,12 +26,14 @@ class DoorBounds:
     """How long and how large a request's head may be, and how many sockets may be open.
 
     `sockets` is None where the number of sockets is not bounded. The bound on a head's size is
-    kept by the parser's side (http.py), since the door sees no bytes.
+    kept by the parser's side (http.py), since the door sees no bytes. An idle socket stays open
+    for `idle_seconds` between two requests.
     """
 
     head_seconds: float
     head_bytes: int
     sockets: int | None = None
+    idle_seconds: float = 75.0
 
 
 class HttpSocket(Protocol):
@@ -53,14 +56,15 @@ class Door:
     `head_seconds`: from the accept, until the head of the first request is complete; from the first
     byte of each later head, until that head is complete; and after the node's last answer, until
     the client closes its own half. The socket's protocol (http.py) says when a limit starts
-    (`expect`) and ends (`satisfied`). An idle socket between two requests has no limit here: it is
-    uvicorn's keep-alive that closes such a socket. `advance` cuts off sockets over their limit, and
-    is called on every tick of the node's clock.
+    (`expect`) and ends (`satisfied`). An idle socket between two requests owes nothing, and is
+    closed after `idle_seconds` (`rest`). `advance` ends sockets over their limit, and is called on
+    every tick of the node's clock: a timer for each request would cost more than both dicts.
     """
 
     __slots__ = (
         "_expected",
         "_logged_at",
+        "_resting",
         "_turned_away",
         "bounds",
         "count_detached",
@@ -93,6 +97,8 @@ class Door:
         #: limits are equally long and begin at the present time, so insertion order is the order
         #: in which limits end.
         self._expected: dict[HttpSocket, float] = {}
+        #: Idle sockets between two requests, likewise. A socket is in one of the two dicts at most.
+        self._resting: dict[HttpSocket, float] = {}
         self._turned_away: Counter[str] = Counter()
         self._logged_at = 0.0
 
@@ -115,11 +121,18 @@ class Door:
 
     def expect(self, http_socket: HttpSocket, now: float) -> None:
         """Start a socket's time limit at `now`; a limit that runs already goes on."""
+        self._resting.pop(http_socket, None)
         self._expected.setdefault(http_socket, now)
 
     def satisfied(self, http_socket: HttpSocket) -> None:
         """End a socket's time limit: the head is complete, or the socket is gone."""
         self._expected.pop(http_socket, None)
+        self._resting.pop(http_socket, None)
+
+    def rest(self, http_socket: HttpSocket, now: float) -> None:
+        """Take note that a socket is idle from `now` on; not where a head is expected."""
+        if http_socket not in self._expected:
+            self._resting[http_socket] = now
 
     def expects(self, http_socket: HttpSocket) -> bool:
         """Whether a socket's time limit runs."""
@@ -145,21 +158,24 @@ class Door:
                 http_socket.shutdown()
 
     def advance(self, now: float) -> None:
-        """Cut off sockets over their time limit, without an answer; log sockets turned away.
+        """End sockets over their time limit, without an answer; log sockets turned away.
 
         `now` is the event loop's time. Log events are at least a second apart. A socket over its
         limit is not logged.
         """
-        overdue_sockets = []
-        for http_socket, since in self._expected.items():
-            if now - since < self.bounds.head_seconds:
-                break
-            overdue_sockets.append(http_socket)
-        for http_socket in overdue_sockets:
-            del self._expected[http_socket]
-            http_socket.transport.abort()
+        for overdue in _began_by(now - self.bounds.head_seconds, self._expected):
+            del self._expected[overdue]
+            overdue.transport.abort()
+        for idle in _began_by(now - self.bounds.idle_seconds, self._resting):
+            del self._resting[idle]
+            idle.transport.close()
         if self._turned_away and now - self._logged_at >= _LOG_SECONDS:
             for reason, count in self._turned_away.items():
                 log.warning(reason, closed=count)
             self._turned_away.clear()
             self._logged_at = now
+
+
+def _began_by(latest: float, limits: Mapping[HttpSocket, float]) -> list[HttpSocket]:
+    """Return the sockets whose limits began by `latest`; earlier limits come first in `limits`."""
+    return [*takewhile(lambda http_socket: limits[http_socket] <= latest, limits)]

@@ -6,7 +6,6 @@ the fields are put into a dict once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,20 +16,22 @@ from starlette.types import Scope
 #: Versions of HTTP that a request line may name. The parser also accepts 2.0, and a request line
 #: without a version (HTTP/0.9).
 _VERSIONS: Final = ("1.0", "1.1")
-#: A value of the Host field, as far as is checked: no delimiter of a URI, and no space (RFC 9110
-#: §7.2).
-_HOST: Final = re.compile(rb"[^\s/?#@\\]*")
+#: Bytes that no value of the Host field has, as far as is checked: delimiters of a URI, and white
+#: space (RFC 9110 §7.2).
+_NOT_IN_HOST: Final = b"/?#@\\ \t\n\r\f\v"
 
 
-def refusal(version: str, fields: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
+def refusal(
+    version: str, fields: Sequence[tuple[bytes, bytes]], by_name: Mapping[bytes, bytes]
+) -> tuple[int, str] | None:
     """Return status and reason of a refusal that holds for every path; None to take the request.
 
-    `fields` are all fields of the head, with names in lower case. Two Host or two Authorization
-    fields leave open which of the two counts, and a proxy on the way may have read the other one.
+    `fields` are all fields of the head, with names in lower case; `by_name` has the last of each
+    name. Two Host or two Authorization fields leave open which of the two counts, and a proxy on
+    the way may have read the other one.
     """
     if version not in _VERSIONS:
         return 505, "HTTP/1.1 is spoken here"
-    by_name = dict(fields)
     host = by_name.get(b"host")
     if host is None and version == "1.1":  # RFC 9112 §3.2
         return 400, "the request needs one Host field"
@@ -40,15 +41,17 @@ def refusal(version: str, fields: Sequence[tuple[bytes, bytes]]) -> tuple[int, s
             return 400, "the request needs one Host field"
         if names.count(b"authorization") > 1:
             return 400, "the request has more than one Authorization field"
-    if host is not None and _HOST.fullmatch(host) is None:
+    if host is not None and len(host.translate(None, _NOT_IN_HOST)) < len(host):
         return 400, "the Host field is no host"
     return None
 
 
 def asks_for(fields: Mapping[str, str], protocol: str) -> bool:
     """Whether a request's fields ask to upgrade to the protocol, and no other (RFC 9110 §7.8)."""
-    connection = {token.strip().lower() for token in fields.get("connection", "").split(",")}
-    return "upgrade" in connection and fields.get("upgrade", "").lower() == protocol
+    if fields.get("upgrade", "").lower() != protocol:
+        return False
+    connection = fields.get("connection", "").lower()
+    return connection == "upgrade" or "upgrade" in map(str.strip, connection.split(","))
 
 
 class Head:
@@ -60,10 +63,10 @@ class Head:
     """
 
     def __init__(self, scope: Scope) -> None:
-        fields: dict[str, str] = {}
-        for raw_name, raw_value in scope["headers"]:
-            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-            fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        raw_fields: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw_fields}
+        if len(fields) < len(raw_fields):
+            fields = _joined(raw_fields)
         if scope["http_version"] == "1.0":
             fields.pop("upgrade", None)  # to be ignored in a request of HTTP/1.0 (RFC 9110 §7.8)
         client = scope["client"]
@@ -95,3 +98,11 @@ class Head:
         """Whether a body follows the head (RFC 9112 §6)."""
         length = self.fields.get("content-length", "0")
         return length != "0" or "transfer-encoding" in self.fields
+
+
+def _joined(raw_fields: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return fields by name, with the values of repeated fields joined."""
+    values: dict[str, list[str]] = {}
+    for name, value in raw_fields:
+        values.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    return {name: ", ".join(all_values) for name, all_values in values.items()}

@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -36,8 +36,6 @@ from gateway.http.proxy_header import BadProxyHeader, read
 
 #: Connections that the kernel completes ahead of `accept` (listen(2)).
 BACKLOG: Final = 4_096
-#: How long an idle connection stays open between two requests.
-_KEEP_ALIVE_SECONDS: Final = 75
 #: How long requests under way may take after the listener was stopped.
 _STOP_SECONDS: Final = 1
 #: Bytes that may follow an upgrade request before the application detaches the socket.
@@ -47,6 +45,9 @@ MAX_HEADERS: Final = 100
 #: Pipelined requests that may wait for the answer to an earlier request. The bound is low because
 #: a request of 18 bytes costs kilobytes of memory here.
 MAX_WAITING_REQUESTS: Final = 16
+
+#: ASGI's versions, in a request's scope (ASGI 3.0, "HTTP Connection Scope").
+_ASGI: Final[Any] = {"version": "3.0", "spec_version": "2.3"}
 
 _UVICORN_LOG: Final = logging.getLogger("uvicorn.error")
 _ACCESS_LOG: Final = logging.getLogger("uvicorn.access")
@@ -92,7 +93,6 @@ class DetachableHTTP(HttpToolsProtocol):
         self.limit_concurrency = None
         self.app_state = app_state
         self.timeout_keep_alive_task = None
-        self.timeout_keep_alive = config.timeout_keep_alive
         self.server_state = server_state
         self.connections, self.tasks = server_state.connections, server_state.tasks
         self.pipeline = deque()
@@ -121,9 +121,7 @@ class DetachableHTTP(HttpToolsProtocol):
         `client` is passed on, because the PROXY header that names the client comes only once.
         """
         self._take(transport, client)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._door.rest(self, self.loop.time())
 
     def _take(self, transport: asyncio.Transport, client: tuple[str, int] | None) -> None:
         """Do what uvicorn does when a connection is made, but for two looks at the socket.
@@ -167,7 +165,6 @@ class DetachableHTTP(HttpToolsProtocol):
         if self._rest is not None:
             self._keep_rest(data)
             return
-        self._unset_keepalive_if_required()
         if self._proxy_header is not None:
             data = self._without_proxy_header(self._proxy_header + data)
         while data and not self._refused:
@@ -224,14 +221,16 @@ class DetachableHTTP(HttpToolsProtocol):
         self._in_body = True
         if self._refused:  # the answer before was the last
             raise _HeadRefused
-        refusal = self._head_refusal()
+        version, fields = self.parser.get_http_version(), dict(self.headers)
+        refusal = self._head_refusal(version, fields)
         if refusal is not None:
             self._refuse(*refusal)
             raise _HeadRefused
-        if self._direct is not None and self._is_simple():
-            self._respond = self._direct(self.url.partition(b"?")[0], dict(self.headers))
+        if self._direct is not None and self._is_simple(version):
+            self._respond = self._direct(self.url.partition(b"?")[0], fields)
             if self._respond is not None:
                 return
+        self.scope = self._new_scope()
         super().on_headers_complete()
         # uvicorn closes behind the last answer by `cycle.transport`.
         self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
@@ -239,13 +238,26 @@ class DetachableHTTP(HttpToolsProtocol):
         if self._door.draining:
             self.cycle.keep_alive = False
 
-    def _head_refusal(self) -> tuple[int, str] | None:
+    def _new_scope(self) -> Any:
+        """Return the scope of the present request; uvicorn adds what the request line says."""
+        return {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "1.1",
+            "server": None,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+            "headers": self.headers,
+        }
+
+    def _head_refusal(self, version: str, fields: Mapping[bytes, bytes]) -> tuple[int, str] | None:
         """Return status and reason of the refusal of a complete head; None to take the request."""
         if len(self.headers) > MAX_HEADERS:
             return 431, "the request has too many header fields"
         if len(self.pipeline) >= MAX_WAITING_REQUESTS:
             return 400, "too many requests at once"
-        return head.refusal(self.parser.get_http_version(), self.headers)
+        return head.refusal(version, self.headers, fields)
 
     def on_message_complete(self) -> None:
         """Take note that the request is complete: the next bytes belong to a new head."""
@@ -256,10 +268,12 @@ class DetachableHTTP(HttpToolsProtocol):
             self._answer_directly(self._respond)
 
     def on_message_begin(self) -> None:
-        """Begin a request; behind a request that was answered without ASGI, also its time limit."""
-        super().on_message_begin()
+        """Begin a request; behind a request that was answered without ASGI, also its time limit.
+
+        Not uvicorn's, which makes the request's scope here: only ASGI needs a scope.
+        """
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         if self._direct is not None and not self._is_busy:
-            self._unset_keepalive_if_required()
             self._door.expect(self, self.loop.time())
 
     def on_body(self, body: bytes) -> None:
@@ -274,14 +288,14 @@ class DetachableHTTP(HttpToolsProtocol):
         """Whether the application has an earlier request to answer."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _is_simple(self) -> bool:
+    def _is_simple(self, version: str) -> bool:
         """Whether the present request is a POST that can be answered as soon as it is complete."""
         return not (
             self._is_busy
             or self.flow.write_paused
             or self.expect_100_continue
             or self.parser.get_method() != b"POST"
-            or self.parser.get_http_version() != "1.1"
+            or version != "1.1"
             or self.parser.should_upgrade()
         )
 
@@ -299,9 +313,7 @@ class DetachableHTTP(HttpToolsProtocol):
             self._refused = True
             self.close_gracefully()
         else:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._door.rest(self, self.loop.time())
 
     def shutdown(self) -> None:
         """Close the socket, or let the answer to the request under way be the last."""
@@ -318,9 +330,16 @@ class DetachableHTTP(HttpToolsProtocol):
             self.close_gracefully()
         if self.half_closed:
             return
-        if self.scope is not self.cycle.scope:  # the head of a pipelined request has begun
+        if self._has_begun_behind(self.cycle):
             self._door.expect(self, self.loop.time())
-        super().on_response_complete()
+        # Not uvicorn's, which starts a timer for each answer.
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._door.rest(self, self.loop.time())
 
     def close_gracefully(self) -> None:
         """Close the server's half of the connection, and wait for the client to close the other.
@@ -333,7 +352,6 @@ class DetachableHTTP(HttpToolsProtocol):
         if self.half_closed or transport.is_closing():
             return
         self.half_closed = True
-        self._unset_keepalive_if_required()
         self._door.expect(self, self.loop.time())
         self.flow.resume_reading()
         if transport.can_write_eof():
@@ -421,11 +439,15 @@ class DetachableHTTP(HttpToolsProtocol):
             return None
         # A pipelined request that has begun behind the request of `cycle` gets no answer, and
         # the connection closes: the client repeats the request (RFC 9112 §9.3.2).
-        keep_alive = cycle.keep_alive and self.scope is cycle.scope
+        keep_alive = cycle.keep_alive and not self._has_begun_behind(cycle)
         detached = Detached(transport, self._rest or b"", keep_alive, self._resume())
         cycle.response_started = cycle.response_complete = cycle.disconnected = True
         self._drop_references(cycle)
         return detached
+
+    def _has_begun_behind(self, cycle: RequestResponseCycle) -> bool:
+        """Whether a pipelined request has begun behind the request of `cycle`."""
+        return self.headers is not cycle.scope["headers"]
 
     def _keep_rest(self, data: bytes) -> None:
         """Keep bytes behind an upgrade request; cut off a client that sends too many."""
@@ -458,7 +480,6 @@ class DetachableHTTP(HttpToolsProtocol):
         """Break every reference cycle through this object: its memory is then freed at once."""
         self.connections.discard(self)
         self._door.satisfied(self)
-        self._unset_keepalive_if_required()
         cycle.scope.pop("extensions", None)
         nothing: Any = None
         cycle.on_response = nothing
@@ -533,7 +554,6 @@ class HttpServer(uvicorn.Server):
             server_header=False,
             date_header=False,
             proxy_headers=False,  # a balancer names the client in a PROXY header, not in a field
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
         super().__init__(config)

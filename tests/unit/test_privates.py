@@ -261,7 +261,7 @@ def test_what_detaching_sets_to_nothing_is_all_that_a_protocol_holds() -> None:
         # a listener's
         *("config", "app", "loop", "logger", "access_logger", "access_log", "root_path"),
         *("ws_protocol_class", "asgi_version", "limit_concurrency", "app_state"),
-        *("timeout_keep_alive", "server_state", "connections", "tasks", "_door", "_direct"),
+        *("server_state", "connections", "tasks", "_door", "_direct"),
         # values
         *("server", "client", "scheme", "expect_100_continue"),
     }

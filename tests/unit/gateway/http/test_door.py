@@ -13,9 +13,13 @@ from gateway.http.door import Door, DoorBounds
 class FakeTransport:
     def __init__(self) -> None:
         self.aborted = False
+        self.closed = False
 
     def abort(self) -> None:
         self.aborted = True
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeSocket:
@@ -33,9 +37,14 @@ class FakeSocket:
     def cut_off(self) -> bool:
         return bool(self.transport.aborted)
 
+    @property
+    def closed(self) -> bool:
+        return bool(self.transport.closed)
+
 
 def door(*, sockets: int | None = None, detached: int = 0) -> Door:
-    return Door(DoorBounds(10.0, 1_000, sockets), count_detached=lambda: detached)
+    bounds = DoorBounds(10.0, 1_000, sockets, idle_seconds=75.0)
+    return Door(bounds, count_detached=lambda: detached)
 
 
 def test_a_socket_that_sends_no_head_is_cut_off_at_its_limit_and_not_before() -> None:
@@ -72,6 +81,43 @@ def test_more_bytes_of_a_head_do_not_prolong_its_limit() -> None:
     made.expect(socket, 9.0)
     made.advance(10.0)
     assert socket.cut_off
+
+
+def test_an_idle_socket_is_closed_after_its_time_and_not_cut_off() -> None:
+    made, early, late = door(), FakeSocket(), FakeSocket()
+    made.rest(early, 100.0)
+    made.rest(late, 101.0)
+    made.advance(174.99)
+    assert not early.closed
+    made.advance(175.0)
+    assert (early.closed, late.closed) == (True, False)
+    made.advance(176.0)
+    assert late.closed
+    assert not early.cut_off
+    assert not late.cut_off
+
+
+def test_a_socket_is_idle_until_its_next_head_begins_and_anew_after_the_next_answer() -> None:
+    made, socket = door(), FakeSocket()
+    made.rest(socket, 0.0)
+    made.expect(socket, 70.0)
+    made.satisfied(socket)
+    made.advance(76.0)
+    made.rest(socket, 80.0)
+    made.advance(154.9)
+    assert not socket.closed
+    made.advance(155.0)
+    assert socket.closed
+
+
+def test_a_socket_whose_next_head_has_begun_before_its_answer_is_not_idle() -> None:
+    made, socket = door(), FakeSocket()
+    made.expect(socket, 0.0)
+    made.rest(socket, 1.0)
+    made.satisfied(socket)
+    made.advance(100.0)
+    assert not socket.closed
+    assert not socket.cut_off
 
 
 @pytest.mark.parametrize(
