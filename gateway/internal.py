@@ -221,11 +221,13 @@ class _Pushes:
 
 def _item(user: str, fields: Mapping[bytes, bytes], body: bytes) -> Item:
     """Return the message of a single push, from its fields push-id, push-type and push-device."""
-    message_id, event_type, device = (
-        value.decode("latin-1") if (value := fields.get(name)) is not None else None
-        for name in (b"push-id", b"push-type", b"push-device")
-    )
+    message_id = _text(fields.get(b"push-id"))
+    event_type, device = _text(fields.get(b"push-type")), _text(fields.get(b"push-device"))
     return Item(user, body, None, message_id, event_type, device)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
 
 
 def _told(result: Result) -> tuple[int, bytes, bytes]:
@@ -307,8 +309,9 @@ def _user_in_path(raw_path: bytes, prefix: str) -> str:
     Raises:
         HTTPException: 400, there is no valid user id.
     """
+    raw_user = raw_path[len(prefix) :]
     try:
-        user = unquote_to_bytes(raw_path[len(prefix) :]).decode()
+        user = (unquote_to_bytes(raw_user) if b"%" in raw_user else raw_user).decode()
     except UnicodeDecodeError as error:
         raise HTTPException(400, "the user in the path is not UTF-8") from error
     if not valid_user(user):

@@ -278,7 +278,9 @@ class GatewayNode:
 
     def _replaceable(self, user: str) -> Connection | None:
         """Return a connection of `user` whose place a new connection may take, or None."""
-        parting = self._parting.get(user, {})
+        parting = self._parting.get(user) if self._parting else None
+        if parting is None:
+            return None
         return next((held for held, replaced in parting.items() if not replaced), None)
 
     def _tick_of(self, expires_at: int) -> int:

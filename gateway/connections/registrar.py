@@ -30,7 +30,10 @@ _REASSERTED_A_WRITE: Final = 100
 #: Writes begin so far apart at least; a user who comes after a longer pause is written at once. A
 #: write takes 0.2 ms of CPU time however few its users: in a storm of handshakes, writes without a
 #: pause would have a few users each, and take a sixth of the CPU time.
-_BETWEEN_WRITES_SECONDS: Final = 0.005
+_BETWEEN_WRITES_SECONDS: Final = 0.01
+#: Time limits of waiters end at multiples of this time, so that many waiters share a timer: a timer
+#: of its own would be 3 % of a handshake's CPU time.
+_LIMIT_SECONDS: Final = 0.01
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 
 log = structlog.get_logger("gateway.registrar")
@@ -57,6 +60,8 @@ class Registrar:
         self._unsure: dict[str, None] = {}  # other users, to be asserted again
         self._writing: dict[str, None] = {}  # users of the write in flight
         self._waiters: dict[str, dict[asyncio.Future[bool], None]] = {}
+        #: The waiters with a time limit at n × _LIMIT_SECONDS of the loop's time, by n.
+        self._limited: dict[int, dict[asyncio.Future[bool], None]] = {}
         self._any_to_write = asyncio.Event()
         self._outage = Outage()
         self._owns_name = True  # False while another process has a lease under this node's name
@@ -73,24 +78,41 @@ class Registrar:
         self._any_to_write.set()
 
     async def written(self, user: str, *, timeout_seconds: float) -> bool:
-        """Wait until a user's last change is in the registry; False after `timeout_seconds`."""
+        """Wait until a user's last change is in the registry; False after `timeout_seconds`.
+
+        The time limit may be late by _LIMIT_SECONDS.
+        """
         if user in self._unsure:  # connects beside an earlier connection: is not to wait longer
             self.changed(user)
         if user not in self._changed and user not in self._writing:
             return True
-        # A future and a timer: asyncio.wait() takes three times as long, on every handshake.
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
+        # A future, and no asyncio.wait(), which takes three times as long, on every handshake.
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         user_waiters = self._waiters.setdefault(user, {})
         user_waiters[waiter] = None
-        timer = loop.call_later(timeout_seconds, _settle, waiter, False)
+        same_limit = self._limit(timeout_seconds)
+        same_limit[waiter] = None
         try:
             return await waiter
         finally:
-            timer.cancel()
+            same_limit.pop(waiter, None)
             del user_waiters[waiter]
             if not user_waiters and self._waiters.get(user) is user_waiters:
                 del self._waiters[user]
+
+    def _limit(self, timeout_seconds: float) -> dict[asyncio.Future[bool], None]:
+        """Return the waiters with a time limit in `timeout_seconds`; the caller joins them."""
+        loop = asyncio.get_running_loop()
+        number = math.ceil((loop.time() + timeout_seconds) / _LIMIT_SECONDS)
+        waiters = self._limited.get(number)
+        if waiters is None:
+            waiters = self._limited[number] = {}
+            loop.call_at(number * _LIMIT_SECONDS, self._end_limit, number)
+        return waiters
+
+    def _end_limit(self, number: int) -> None:
+        for waiter in self._limited.pop(number):
+            _settle(waiter, False)
 
     async def run(self) -> None:
         """Claim the node's name, then keep the lease and the entries until cancelled."""
