@@ -21,6 +21,10 @@ FLUSH: Final = "pushgate.flush"
 #: The name of the extension to answer in one write: a coroutine function of a status, a content
 #: type and a body, the latter two bytes.
 ANSWER: Final = "pushgate.answer"
+#: The name of the extension to keep the connection open though the node drains, for a client that
+#: has to come back to this node: a function without arguments. To be called before the answer; a
+#: detached socket stays by itself. Nothing stays where the client wants no further request.
+STAY: Final = "pushgate.stay"
 
 
 class Resume(Protocol):

@@ -29,7 +29,7 @@ from uvicorn.server import ServerState
 
 from gateway.errors import GatewayError, has_vanished
 from gateway.http import head, responses
-from gateway.http.detach import ANSWER, DETACH, FLUSH, Detached, Resume
+from gateway.http.detach import ANSWER, DETACH, FLUSH, STAY, Detached, Resume
 from gateway.http.direct import Direct, Respond
 from gateway.http.door import Door
 from gateway.http.proxy_header import BadProxyHeader, read
@@ -70,6 +70,7 @@ class DetachableHTTP(HttpToolsProtocol):
     _refused = False  # further bytes of the client are discarded
     _unheard: Callable[[], None] | None = None  # called if the client vanishes before its next byte
     half_closed = False  # the last answer is out; further bytes of the client are discarded
+    stays = False  # a drain leaves the connection open until the answer to the next request
     _respond: Respond | None = None  # what answers the present request, without ASGI
     _body = b""  # the body of that request, as far as it has arrived
 
@@ -121,6 +122,7 @@ class DetachableHTTP(HttpToolsProtocol):
         `client` is passed on, because the PROXY header that names the client comes only once.
         """
         self._take(transport, client)
+        self.stays = True
         self._door.rest(self, self.loop.time())
 
     def _take(self, transport: asyncio.Transport, client: tuple[str, int] | None) -> None:
@@ -214,9 +216,10 @@ class DetachableHTTP(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Hand the request to the application, or refuse a head beyond the bounds or the rules.
 
-        The scope offers the application the extensions DETACH, FLUSH and ANSWER.
+        The scope offers the application the extensions of detach.py.
         """
         self._door.satisfied(self)
+        self.stays = False
         self._head_bytes = 0
         self._in_body = True
         if self._refused:  # the answer before was the last
@@ -387,11 +390,17 @@ class DetachableHTTP(HttpToolsProtocol):
     def _extensions(self, cycle: RequestResponseCycle) -> dict[str, Any]:
         # Bound to the request's own cycle: with pipelined requests `self.cycle` belongs to a later
         # request.
+        # What the client wants counts for sockets that leave HTTP or stay, in a drain too.
         return {
-            DETACH: partial(self.detach, cycle),
+            DETACH: partial(self.detach, cycle, keep_alive=cycle.keep_alive),
             FLUSH: self.flush,
             ANSWER: partial(self.answer, cycle),
+            STAY: partial(self.stay, cycle, keep_alive=cycle.keep_alive),
         }
+
+    def stay(self, cycle: RequestResponseCycle, *, keep_alive: bool) -> None:
+        """Keep the connection open behind the answer to the request of `cycle`, in a drain too."""
+        cycle.keep_alive = self.stays = keep_alive
 
     async def answer(
         self, cycle: RequestResponseCycle, status: int, content_type: bytes, body: bytes
@@ -428,8 +437,11 @@ class DetachableHTTP(HttpToolsProtocol):
         if not transport.is_closing():
             transport.set_write_buffer_limits()
 
-    def detach(self, cycle: RequestResponseCycle) -> Detached | None:
-        """Detach the socket for the request of `cycle`; None when the client has disconnected."""
+    def detach(self, cycle: RequestResponseCycle, *, keep_alive: bool) -> Detached | None:
+        """Detach the socket for the request of `cycle`; None when the client has disconnected.
+
+        `keep_alive` is whether the client may send another request behind that one.
+        """
         transport = self.transport
         if cycle.disconnected or self.half_closed or transport.is_closing():
             return None
@@ -439,7 +451,7 @@ class DetachableHTTP(HttpToolsProtocol):
             return None
         # A pipelined request that has begun behind the request of `cycle` gets no answer, and
         # the connection closes: the client repeats the request (RFC 9112 §9.3.2).
-        keep_alive = cycle.keep_alive and not self._has_begun_behind(cycle)
+        keep_alive = keep_alive and not self._has_begun_behind(cycle)
         detached = Detached(transport, self._rest or b"", keep_alive, self._resume())
         cycle.response_started = cycle.response_complete = cycle.disconnected = True
         self._drop_references(cycle)
@@ -592,8 +604,10 @@ class HttpServer(uvicorn.Server):
     def close_between_requests(self) -> None:
         """Close idle sockets at once, and busy sockets after the request that is under way.
 
-        A socket with an incomplete head is left alone: the request gets its answer.
+        A socket with an incomplete head is left alone: the request gets its answer. So is the
+        socket of a client that has to come back to this node (STAY).
         """
         for connection in list(self.server_state.connections):
-            if isinstance(connection, DetachableHTTP) and not self._door.expects(connection):
+            assert isinstance(connection, DetachableHTTP)  # noqa: S101 - `startup` makes no other
+            if not (connection.stays or self._door.expects(connection)):
                 connection.shutdown()

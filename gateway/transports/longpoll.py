@@ -17,14 +17,14 @@ from typing import ClassVar, Final
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.connections.closes import Close
+from gateway.connections.closes import BY_REASON, Close
 from gateway.connections.connection import Connection, Keeper, State
 from gateway.connections.delivery import json_form
 from gateway.connections.identity import Identity
 from gateway.entry.entry import Entry
-from gateway.http.detach import Resume
+from gateway.http.detach import STAY, Resume
 from gateway.http.head import Head
 from gateway.http.responses import CLOSE_LINE, start_head, with_body
 from gateway.wires import Wire
@@ -296,9 +296,26 @@ class PollSession(Connection):
     def part(self, close: Close, delay_seconds: float) -> None:  # noqa: ARG002
         """Answer a parked poll at once and end the session: the next poll is the reconnect.
 
+        OPEN → PARTING where no poll waits: the answer to the next poll is the last. Until then the
+        session takes messages, since its client comes back here, on the same HTTP connection.
         No delay: the node parts from its clients one after the other (drain.py), spread over time.
         """
-        self.close(close)
+        if self._waiting is Waiting.NONE and self.state is State.OPEN:
+            self.state, self._reason = State.PARTING, close.reason
+        else:
+            self.close(close)
+
+    def take_goodbye(self) -> bool:
+        """PARTING → CLOSED, if the present poll's answer has all messages; return whether it has.
+
+        Where a client repeats a poll, its next one is answered too.
+        """
+        leaves = self.state is State.PARTING and (
+            self._answered - self._acknowledged == len(self._buffer)
+        )
+        if leaves:
+            self.close(BY_REASON[self._reason])
+        return leaves
 
     def aged(self) -> None:
         """Let the next poll's answer close its HTTP connection; the session lives on.
@@ -404,14 +421,16 @@ class PollSessions:
         if body is None and wait_seconds > 0 and session.state is State.OPEN:
             cors_lines = admitted.cors_lines
             return entry.park(ParkedPoll(session, cors_lines=cors_lines, wait_seconds=wait_seconds))
-        if session.state is State.OPEN:
-            session.await_next_poll()
         headers = {"cache-control": "no-store", **admitted.cors}
-        if session.take_move():
+        answer = body or session.empty_answer()
+        last = session.take_goodbye() or session.take_move()
+        if last:
             headers["connection"] = "close"
-        return Response(
-            body or session.empty_answer(), media_type="application/json", headers=headers
-        )
+        response = Response(answer, media_type="application/json", headers=headers)
+        if session.state is State.CLOSED:
+            return response
+        session.await_next_poll()
+        return response if last else _Staying(response)
 
     def open(self, identity: Identity, keeper: Keeper, *, gap: bool) -> PollSession:
         """Open a session; `gap` tells the client that messages may have been missed."""
@@ -441,6 +460,18 @@ class PollSessions:
     def forget(self, key: str) -> None:
         """Drop a session that has ended."""
         self._sessions.pop(key, None)
+
+
+class _Staying:
+    """A response whose client has to come back to this node, for its session: also in a drain."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, and keep the connection open."""
+        scope["extensions"][STAY]()
+        await self._response(scope, receive, send)
 
 
 def _wait_seconds(head: Head) -> float:

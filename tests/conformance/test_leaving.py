@@ -161,6 +161,21 @@ class Leaving:
         assert not client.waiting
         await client.wire.ended()
 
+    async def keeps_polling(self, client: PollClient, user: str) -> None:
+        """A client that polls again and again stays until its turn, and misses nothing."""
+        sent: list[bytes] = []
+        answer = client.answer
+        while answer.headers.get("connection") != "close":
+            sent.append(b"%d" % len(sent))
+            await self.pusher.push_one(user, sent[-1])
+            for wait in (0.0, 0.1):  # answered at once, and parked
+                if answer.headers.get("connection") != "close":
+                    await client.send(wait=wait)
+                    answer = await client.take()
+        assert SETTLE <= self.seconds <= TOLD_BY + SLACK
+        assert [message.payload for message in client.waiting] == sent
+        await client.wire.ended()
+
 
 async def test_a_drain_tells_everybody_over_its_window_and_leaves_in_time(
     start_gateway: Start, registry: RedisRegistry, user: str
@@ -173,6 +188,8 @@ async def test_a_drain_tells_everybody_over_its_window_and_leaves_in_time(
         plain = await stack.enter_async_context(connect("ws-plain", gateway.port, f"{user}-plain"))
         stream = await stack.enter_async_context(connect("sse", gateway.port, f"{user}-sse"))
         poll = await open_parked(stack, gateway, f"{user}-poll")
+        polling = await stack.enter_async_context(connect("poll", gateway.port, f"{user}-polls"))
+        assert isinstance(polling, PollClient)
         crowd = [await open_v1(stack, gateway, f"{user}-{n}") for n in range(CROWD)]
         late = await open_v1(stack, gateway, f"{user}-late")
         assert isinstance(plain, WebSocketClient)
@@ -187,6 +204,7 @@ async def test_a_drain_tells_everybody_over_its_window_and_leaves_in_time(
             group.create_task(leaving.closes_plain(plain))
             group.create_task(leaving.ends_stream(stream))
             group.create_task(leaving.answers_poll(poll))
+            group.create_task(leaving.keeps_polling(polling, f"{user}-polls"))
             telling = [group.create_task(leaving.tells_one_that_goes(one)) for one in crowd]
             staying = group.create_task(leaving.closes_one_that_stays(early, f"{user}-early"))
             refusing = group.create_task(leaving.closes_one_that_stays(late, f"{user}-late"))

@@ -21,12 +21,15 @@ class Poll:
         self.resumed_with: bytes | None = None
         self.resumed_last = False
         self.parked: ParkedPoll | None = None
+        self.said_goodbye = False
         found = node.sessions.find(cursor, node.who) if cursor else None
         self.session, count = found or (node.open(gap=bool(cursor)), 0)
         body = self.session.poll(count)
-        if body is not None or not wait:
-            self.session.await_next_poll()
+        if body is not None or not wait or self.session.state is not State.OPEN:
             self._body: bytes | None = body or self.session.empty_answer()
+            self.said_goodbye = self.session.take_goodbye()
+            if not self.said_goodbye:
+                self.session.await_next_poll()
             return
         self._body = None
         self.parked = ParkedPoll(self.session, cors_lines=b"vary: origin\r\n", wait_seconds=wait)
@@ -414,6 +417,45 @@ def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> N
     assert (poll.data, poll.last) == (["one"], True)
     assert node.keeper.released == ["node is leaving"]
     assert node.sessions.find(poll.cursor, node.who) is None
+
+
+@pytest.mark.parametrize("texts", [[], ["two"], ["two", "three"]])
+def test_a_session_that_is_to_part_between_two_polls_ends_with_its_next_answer(
+    node: Node, texts: list[str]
+) -> None:
+    first = node.poll()
+    node.push(first.session, "one")
+    first.session.part(GOING_AWAY, 5.0)
+    assert first.session.state is State.PARTING
+    assert node.keeper.released == []
+    for text in texts:
+        give(first.session, message(text))
+    last = node.poll(first.cursor)
+    assert (last.data, last.said_goodbye) == (texts, True)
+    assert node.keeper.released == ["node is leaving"]
+    assert node.sessions.find(last.cursor, node.who) is None
+    assert node.keeper.unsent_messages == []
+
+
+def test_a_session_that_is_to_part_repeats_an_answer_before_its_last(node: Node) -> None:
+    first = node.poll(wait=0)
+    give(first.session, message("one"))
+    answered = node.poll(first.cursor)
+    give(first.session, message("two"))
+    first.session.part(GOING_AWAY, 5.0)
+    again = node.poll(first.cursor)
+    assert (again.data, again.said_goodbye) == (["one"], False)
+    last = node.poll(again.cursor)
+    assert (last.data, last.said_goodbye) == (["two"], True)
+    assert answered.data == ["one"]
+
+
+def test_a_session_that_is_to_part_and_is_not_polled_ends_with_its_grace(node: Node) -> None:
+    poll = node.poll(wait=0)
+    poll.session.part(GOING_AWAY, 5.0)
+    assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
+    node.keeper.wake(poll.session)
+    assert poll.session.state is State.CLOSED
 
 
 def test_without_keep_alive_an_answer_is_the_last_and_the_session_lives_on(node: Node) -> None:
