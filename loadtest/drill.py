@@ -78,7 +78,8 @@ def cells(result: Result) -> list[str]:
         str(findings.repeated),
         str(findings.ended_sessions),
         f"{findings.away_seconds:.1f}",
-        f"{', '.join(p99s)} ({result.p99_ratio:.2f} ×)" if p99s else "–",
+        f"{1000 * result.calm_p99:.1f} calm"
+        + (f"; {', '.join(p99s)} ({result.p99_ratio:.2f} ×)" if p99s else ""),
         f"{result.recovered_seconds:.1f}",
         f"{result.growth_mb_a_minute:.2f}",
         f"{result.gateway_growth_mb_a_minute:.2f}",

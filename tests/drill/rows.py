@@ -142,6 +142,7 @@ class Result:
     row: Row
     plan: Plan
     findings: Findings
+    calm_p99: float  # seconds of all users, before the fault
     p99s: list[tuple[float, float]]  # seconds without and with the fault, a pair after the other
     recovered_seconds: float
     registered_seconds: float
@@ -180,6 +181,7 @@ async def run(
             row,
             plan,
             findings,
+            _p99([Period(stage.crowd.users, began + lengths.baseline / 4, fault.began)]),
             [
                 (_p99(pair.without), _p99(pair.during))
                 for pair in _pairs(fault, since=began + lengths.baseline / 4)

@@ -52,7 +52,7 @@ def test_a_client_is_owed_what_comes_while_its_node_counts() -> None:
 
 
 def result_of(*p99s: tuple[float, float]) -> Result:
-    return Result(ROWS[0], Plan(), Findings(), list(p99s), 0.0, 0.0, 0.0, 0.0, 0.0)
+    return Result(ROWS[0], Plan(), Findings(), 0.0, list(p99s), 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_one_bad_pair_is_no_ratio() -> None:
