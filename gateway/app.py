@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.entry.entry import Entry, count_refusal
-from gateway.http.detach import FLUSH
+from gateway.http.detach import exchange_of
 from gateway.http.head import Head
 from gateway.internal import health_routes, plain_text
 from gateway.transports import sse, websocket
@@ -61,9 +61,12 @@ def public_app(
             await app(scope, receive, send)
             return
         # Before admission: limits that were checked before a long wait would no longer hold.
-        await scope["extensions"][FLUSH]()
+        await exchange_of(scope).flush()
         try:
-            response = await _connected(connect, Head(scope), entry)
+            head = Head(scope)
+            response = (
+                await connect(head, entry) if head.method == "GET" else _unconnected(head, entry)
+            )
         except HTTPException as error:
             response = await _refused(Request(scope), error)
         await response(scope, receive, send)
@@ -71,13 +74,11 @@ def public_app(
     return route
 
 
-async def _connected(connect: Connect, head: Head, entry: Entry) -> ASGIApp:
-    """Return a transport's response to GET; answer OPTIONS, and refuse every other method."""
+def _unconnected(head: Head, entry: Entry) -> ASGIApp:
+    """Return the response to OPTIONS on a transport's path; refuse every other method."""
     if head.method == "OPTIONS":
         return entry.preflight(head)
-    if head.method != "GET":
-        raise HTTPException(405, "GET is what connects", {"allow": "GET, OPTIONS"})
-    return await connect(head, entry)
+    raise HTTPException(405, "GET is what connects", {"allow": "GET, OPTIONS"})
 
 
 def _client() -> Callable[[Request], Awaitable[Response]]:

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import metrics
 from gateway.connections.node import GatewayNode
-from gateway.http.detach import ANSWER
+from gateway.http.detach import exchange_of
 from gateway.http.direct import Direct, Respond
 from gateway.links import Links
 from gateway.push import BadBatch, Item, Pusher, Result
@@ -154,7 +154,7 @@ class _Pushes:
             answer = await self._pusher.batch(media_type, body)
         except BadBatch as bad:
             raise HTTPException(bad.status, bad.detail) from bad
-        await scope["extensions"][ANSWER](200, *answer)
+        await exchange_of(scope).answer(200, *answer)
 
     async def link(self, scope: Scope) -> None:
         """`GET /push`: hold the request's socket as a link of a processor, for many batches.
@@ -180,7 +180,7 @@ class _Pushes:
         body = await _body(headers, receive, limit=self._max_payload_bytes)
         self._node.pushed(len(body))
         result = await self._pusher.one(_item(user, headers, body))
-        await scope["extensions"][ANSWER](*_told(result))
+        await exchange_of(scope).answer(*_told(result))
 
     def direct(self, path: bytes, fields: Mapping[bytes, bytes]) -> Respond | None:
         """Return what answers a `POST /push/{user}` without ASGI; None to leave it to `single`.

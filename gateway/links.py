@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from gateway import metrics
 from gateway.connections.node import GatewayNode
-from gateway.http.detach import DETACH, FLUSH, Detached
+from gateway.http.detach import exchange_of
 from gateway.http.head import Head, asks_for
 from gateway.http.responses import END_HEAD, start_head
 from gateway.push import BadBatch, Pusher
@@ -61,10 +61,11 @@ class Links:
             raise HTTPException(426, f"batches are posted, or sent on a {LINK_PROTOCOL}", _UPGRADE)
         if head.has_body:
             raise HTTPException(413, "no body is taken here")
-        await scope["extensions"][FLUSH]()
+        exchange = exchange_of(scope)
+        await exchange.flush()
         if self._said_goodbye:
             raise HTTPException(503, "this node has left")
-        detached: Detached | None = scope["extensions"][DETACH]()
+        detached = exchange.detach()
         if detached is None:
             return
         link = Link(self, detached.transport)

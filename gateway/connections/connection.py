@@ -58,7 +58,7 @@ class State(enum.Enum):
 
     OPENING = "authenticated, its user's entry is being written; messages wait for the handshake"
     OPEN = "the client has its 101 or 200; messages go out as they come"
-    PARTING = "told to reconnect elsewhere; messages go out until it does, or its grace ends"
+    PARTING = "told to reconnect (a poll: with its next answer); messages go out until it does"
     CLOSING = "released: no message reaches the client any more; its socket is about to end"
     CLOSED = "the socket is gone; the connection is released and forgotten"
 
@@ -233,6 +233,11 @@ class Connection:
             self.warned = True
             self.warn((self.expiry_tick - tick) * TICK_SECONDS)
 
+    def _begin_parting(self, close: Close) -> None:
+        """OPEN → PARTING: the client is told to reconnect; `close` has the reason."""
+        self.state = State.PARTING
+        self._reason = close.reason
+
     def _release(self, reason: str) -> bool:
         """OPENING, OPEN, PARTING → CLOSING: release, once; return False if released before."""
         if self.state not in _LIVE:
@@ -290,8 +295,7 @@ class StreamConnection(Connection):
         if self.state is State.OPENING or not self.understands_reconnect():
             self.close(close)
         elif self.state is State.OPEN:
-            self.state = State.PARTING
-            self._reason = close.reason
+            self._begin_parting(close)
             self._keeper.parting(self)
             self._keeper.age_at(self, delay_seconds + CLOSE_GRACE_SECONDS)
             self.tell_to_reconnect(close, delay_seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -154,9 +154,9 @@ class GatewayNode:
         connection.expiry_tick = self._tick_of(expires_at)
         self.age_at(connection, None)
 
-    async def registered(self, connection: Connection) -> None:
-        """Wait until the connection's user is in the registry, a second at most."""
-        await self.registrar.written(connection.user, timeout_seconds=REGISTRATION_SECONDS)
+    def registered(self, connection: Connection) -> Awaitable[object]:
+        """Return a wait until the connection's user is in the registry, a second at most."""
+        return self.registrar.written(connection.user, timeout_seconds=REGISTRATION_SECONDS)
 
     def release(self, connection: Connection, reason: str) -> None:
         """Take a connection out: the connection gets no more messages.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -24,7 +24,7 @@ from gateway.connections.node import GatewayNode
 from gateway.entry.auth import Authenticator, Unauthenticated, credential
 from gateway.entry.origin import Origins, RefusedOrigins, Trust
 from gateway.errors import GatewayError
-from gateway.http.detach import DETACH, Detached, Resume
+from gateway.http.detach import Detached, Lent, Resume, exchange_of
 from gateway.http.head import Head
 from gateway.http.responses import field_lines
 from gateway.wires import Borrower, Wire
@@ -146,21 +146,24 @@ class Entry:
         """
         return _Park(self, request)
 
-    async def register(self, connection: Connection, admitted: Admitted) -> None:
-        """Have the node hold `connection`; wait until its user is registered, a second at most."""
+    def register(self, connection: Connection, admitted: Admitted) -> Awaitable[object]:
+        """Have the node hold `connection`; the result waits until its user is registered.
+
+        That is a second at most.
+        """
         expires_at = admitted.identity.expires_at
         self.node.hold(connection, expires_at=expires_at, address=admitted.address)
-        await self.node.registered(connection)
+        return self.node.registered(connection)
 
     def take_wire(self, detached: Detached, connection: StreamConnection) -> None:
         """Make the wire of a detached socket, and give it to `connection`."""
         connection.attach(self._wires.hold(detached.transport, connection))
 
-    def lend_wire(self, detached: Detached, request: Parkable) -> None:
-        """Make the wire of a detached socket, and lend it to `request` until the answer."""
+    def lend_wire(self, lent: Lent, request: Parkable) -> None:
+        """Make the wire of a lent socket, and lend it to `request` until the answer."""
         answer_bytes = request.most_answer_bytes
-        wire = self._wires.lend(detached.transport, request, answer_bytes=answer_bytes)
-        request.attach(wire, detached.resume, last=not detached.keep_alive)
+        wire = self._wires.lend(lent.transport, request, answer_bytes=answer_bytes)
+        request.attach(wire, lent.resume, last=not lent.keep_alive)
 
     def cors(self, head: Head) -> dict[str, str]:
         """Return the CORS fields for an allowed Origin; none for a foreign or a missing Origin."""
@@ -258,7 +261,7 @@ class _Hold:
         The answer comes last: the user of an answered client is in the registry, or a second has
         passed.
         """
-        detached: Detached | None = scope["extensions"][DETACH]()
+        detached = exchange_of(scope).detach()
         if detached is None:
             return
         entry, connection = self._entry, self._connection
@@ -278,8 +281,8 @@ class _Park:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Detach the socket and lend it to the parked request."""
-        detached: Detached | None = scope["extensions"][DETACH]()
-        if detached is None:
+        lent = exchange_of(scope).lend()
+        if lent is None:
             self._request.vanished()
         else:
-            self._entry.lend_wire(detached, self._request)
+            self._entry.lend_wire(lent, self._request)

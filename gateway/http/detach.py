@@ -1,7 +1,6 @@
-"""Extensions of ASGI: an application detaches its request's socket, or answers in one write.
+"""Ways for an application past ASGI: to answer in one write, and to take a socket out of HTTP.
 
-The listener puts functions into `scope["extensions"]` (ASGI 3.0, "Extensions"), under the names
-below. An application that finds a name there may call the function.
+The listener puts an Exchange into the extensions of each request's scope (ASGI 3.0, "Extensions").
 """
 
 from __future__ import annotations
@@ -11,24 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-#: The name of the extension to detach a request's socket from HTTP: a function without arguments.
-#: Returns a Detached, or None when the client has disconnected already. To be called behind FLUSH.
-DETACH: Final = "pushgate.detach"
-#: The name of the extension to wait until the kernel has the answers to earlier requests: a
-#: coroutine function without arguments. Bytes that wait in the transport would be lost where a wire
-#: takes the socket out of the transport, and would escape the bounds of a wire over the transport.
-FLUSH: Final = "pushgate.flush"
-#: The name of the extension to answer in one write: a coroutine function of a status, a content
-#: type and a body, the latter two bytes.
-ANSWER: Final = "pushgate.answer"
-#: The name of the extension to keep the connection open though the node drains, for a client that
-#: has to come back to this node: a function without arguments. To be called before the answer; a
-#: detached socket stays by itself. Nothing stays where the client wants no further request.
-STAY: Final = "pushgate.stay"
+from starlette.types import Scope
+
+#: The name of the Exchange among the extensions.
+EXCHANGE: Final = "pushgate.exchange"
 
 
 class Resume(Protocol):
-    """Gives a detached socket back to HTTP, once."""
+    """Gives a lent socket back to HTTP, once."""
 
     def __call__(self, early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
         """Continue with `early`, the bytes that arrived in the meantime.
@@ -41,14 +30,61 @@ class Resume(Protocol):
 
 @dataclass(slots=True)
 class Detached:
-    """A socket that has left HTTP.
+    """A socket that has left HTTP for good.
 
     `rest` holds the bytes that arrived behind an upgrade request; after other requests `rest` is
-    empty. `keep_alive` says whether the client may send another request on the socket (RFC 9112
-    §9.3). `resume` gives the socket back to HTTP, for the next request or for the end.
+    empty.
     """
 
     transport: asyncio.Transport
     rest: bytes
+
+
+@dataclass(slots=True)
+class Lent:
+    """A socket that has left HTTP until its request is answered.
+
+    `keep_alive` says whether the client may send another request on the socket (RFC 9112 §9.3).
+    `resume` gives the socket back to HTTP, for the next request or for the end.
+    """
+
+    transport: asyncio.Transport
     keep_alive: bool
     resume: Resume
+
+
+class Exchange(Protocol):
+    """One request and its answer."""
+
+    async def flush(self) -> None:
+        """Wait until the kernel has the answers to earlier requests.
+
+        To be called before `detach` and `lend`: bytes that wait in the transport would be lost
+        where a wire takes the socket out of the transport, and would escape the bounds of a wire
+        over the transport.
+        """
+
+    def detach(self) -> Detached | None:
+        """Take the socket out of HTTP for good; None when the client has disconnected already."""
+
+    def lend(self) -> Lent | None:
+        """Take the socket out of HTTP for a while; None when the client has disconnected already.
+
+        The client's wish counts for the connection afterwards, also while the node drains.
+        """
+
+    async def answer(self, status: int, content_type: bytes, body: bytes) -> None:
+        """Answer in one write."""
+
+    def stay(self) -> None:
+        """Keep the connection open behind the answer though the node drains.
+
+        For a client that has to come back to this node. To be called before the answer. Nothing
+        stays where the client wants no further request.
+        """
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the Exchange of a request."""
+    exchange: Exchange = scope["extensions"][EXCHANGE]
+    return exchange

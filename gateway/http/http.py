@@ -16,7 +16,6 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, Final
 
 import httptools
@@ -29,7 +28,7 @@ from uvicorn.server import ServerState
 
 from gateway.errors import GatewayError, has_vanished
 from gateway.http import head, responses
-from gateway.http.detach import ANSWER, DETACH, FLUSH, STAY, Detached, Resume
+from gateway.http.detach import EXCHANGE, Detached, Lent, Resume
 from gateway.http.direct import Direct, Respond
 from gateway.http.door import Door
 from gateway.http.proxy_header import BadProxyHeader, read
@@ -216,7 +215,7 @@ class DetachableHTTP(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Hand the request to the application, or refuse a head beyond the bounds or the rules.
 
-        The scope offers the application the extensions of detach.py.
+        The scope offers the application an Exchange (detach.py).
         """
         self._door.satisfied(self)
         self.stays = False
@@ -235,9 +234,10 @@ class DetachableHTTP(HttpToolsProtocol):
                 return
         self.scope = self._new_scope()
         super().on_headers_complete()
+        exchange = _Exchange(self, self.cycle)
         # uvicorn closes behind the last answer by `cycle.transport`.
-        self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
-        self.scope["extensions"] = self._extensions(self.cycle)
+        self.cycle.transport = exchange  # type: ignore[assignment]
+        self.scope["extensions"] = {EXCHANGE: exchange}  # type: ignore[dict-item]
         if self._door.draining:
             self.cycle.keep_alive = False
 
@@ -387,40 +387,6 @@ class DetachableHTTP(HttpToolsProtocol):
         self.transport.write(responses.refusal(status, text))
         self.close_gracefully()
 
-    def _extensions(self, cycle: RequestResponseCycle) -> dict[str, Any]:
-        # Bound to the request's own cycle: with pipelined requests `self.cycle` belongs to a later
-        # request.
-        # What the client wants counts for sockets that leave HTTP or stay, in a drain too.
-        return {
-            DETACH: partial(self.detach, cycle, keep_alive=cycle.keep_alive),
-            FLUSH: self.flush,
-            ANSWER: partial(self.answer, cycle),
-            STAY: partial(self.stay, cycle, keep_alive=cycle.keep_alive),
-        }
-
-    def stay(self, cycle: RequestResponseCycle, *, keep_alive: bool) -> None:
-        """Keep the connection open behind the answer to the request of `cycle`, in a drain too."""
-        cycle.keep_alive = self.stays = keep_alive
-
-    async def answer(
-        self, cycle: RequestResponseCycle, status: int, content_type: bytes, body: bytes
-    ) -> None:
-        """Answer the request of `cycle` in one write.
-
-        uvicorn writes the head and the body of an answer apart, which costs 15 µs more.
-        """
-        if self.flow.write_paused:
-            await self.flow.drain()
-        if cycle.disconnected or self.half_closed:
-            return
-        cycle.response_started = cycle.response_complete = True
-        cycle.message_event.set()
-        last = not cycle.keep_alive
-        self.transport.write(responses.answer(status, content_type, body, last=last))
-        if last:
-            self.close_gracefully()
-        cycle.on_response()
-
     async def flush(self) -> None:
         """Return when the kernel has every byte of earlier answers, or the connection is closed.
 
@@ -437,25 +403,38 @@ class DetachableHTTP(HttpToolsProtocol):
         if not transport.is_closing():
             transport.set_write_buffer_limits()
 
-    def detach(self, cycle: RequestResponseCycle, *, keep_alive: bool) -> Detached | None:
-        """Detach the socket for the request of `cycle`; None when the client has disconnected.
-
-        `keep_alive` is whether the client may send another request behind that one.
-        """
-        transport = self.transport
-        if cycle.disconnected or self.half_closed or transport.is_closing():
+    def detach(self, cycle: RequestResponseCycle) -> Detached | None:
+        """Take the socket out of HTTP for good; None when the client has disconnected."""
+        if self._has_left(cycle):
             return None
-        if _has_ended(transport):
-            cycle.disconnected = True
-            transport.abort()
+        detached = Detached(self.transport, self._rest or b"")
+        self._drop_references(cycle)
+        return detached
+
+    def lend(self, cycle: RequestResponseCycle, *, keep_alive: bool) -> Lent | None:
+        """Take the socket out of HTTP for a while; None when the client has disconnected.
+
+        `keep_alive` is whether the client may send another request behind that of `cycle`.
+        """
+        if self._has_left(cycle):
             return None
         # A pipelined request that has begun behind the request of `cycle` gets no answer, and
         # the connection closes: the client repeats the request (RFC 9112 §9.3.2).
         keep_alive = keep_alive and not self._has_begun_behind(cycle)
-        detached = Detached(transport, self._rest or b"", keep_alive, self._resume())
-        cycle.response_started = cycle.response_complete = cycle.disconnected = True
+        lent = Lent(self.transport, keep_alive, self._resume())
         self._drop_references(cycle)
-        return detached
+        return lent
+
+    def _has_left(self, cycle: RequestResponseCycle) -> bool:
+        """Whether the client has disconnected, or has given up."""
+        transport = self.transport
+        if cycle.disconnected or self.half_closed or transport.is_closing():
+            return True
+        if _has_ended(transport):
+            cycle.disconnected = True
+            transport.abort()
+            return True
+        return False
 
     def _has_begun_behind(self, cycle: RequestResponseCycle) -> bool:
         """Whether a pipelined request has begun behind the request of `cycle`."""
@@ -490,6 +469,7 @@ class DetachableHTTP(HttpToolsProtocol):
 
     def _drop_references(self, cycle: RequestResponseCycle) -> None:
         """Break every reference cycle through this object: its memory is then freed at once."""
+        cycle.response_started = cycle.response_complete = cycle.disconnected = True
         self.connections.discard(self)
         self._door.satisfied(self)
         cycle.scope.pop("extensions", None)
@@ -516,16 +496,54 @@ def _has_ended(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
-class _AnswerTransport:
-    """The transport of an HTTP connection, as uvicorn's cycle of one request sees it.
+class _Exchange:
+    """The Exchange of one request (detach.py), and the transport of uvicorn's cycle of the request.
 
-    Its `close` lets the client read the last answer: see `DetachableHTTP.close_gracefully`.
+    Bound to the request's own cycle: with pipelined requests the protocol's cycle belongs to a
+    later request. As a transport, its `close` lets the client read the last answer: see
+    `DetachableHTTP.close_gracefully`.
     """
 
-    __slots__ = ("_protocol",)
+    __slots__ = ("_cycle", "_keep_alive", "_protocol")
 
-    def __init__(self, protocol: DetachableHTTP) -> None:
+    def __init__(self, protocol: DetachableHTTP, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
+        self._cycle = cycle
+        self._keep_alive = cycle.keep_alive  # what the client wants, also while the node drains
+
+    async def flush(self) -> None:
+        """Wait until the kernel has the answers to earlier requests."""
+        await self._protocol.flush()
+
+    def detach(self) -> Detached | None:
+        """Take the socket out of HTTP for good; None when the client has disconnected."""
+        return self._protocol.detach(self._cycle)
+
+    def lend(self) -> Lent | None:
+        """Take the socket out of HTTP for a while; None when the client has disconnected."""
+        return self._protocol.lend(self._cycle, keep_alive=self._keep_alive)
+
+    def stay(self) -> None:
+        """Keep the connection open behind the answer, in a drain too."""
+        self._cycle.keep_alive = self._protocol.stays = self._keep_alive
+
+    async def answer(self, status: int, content_type: bytes, body: bytes) -> None:
+        """Answer in one write.
+
+        uvicorn writes the head and the body of an answer apart, which costs 15 µs more.
+        """
+        protocol, cycle = self._protocol, self._cycle
+        if protocol.flow.write_paused:
+            await protocol.flow.drain()
+        if cycle.disconnected or protocol.half_closed:
+            return
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        last = not cycle.keep_alive
+        self.write(responses.answer(status, content_type, body, last=last))
+        if last:
+            self.close()
+        cycle.on_response()
 
     def write(self, data: bytes) -> None:
         """Write a part of the answer; nothing behind a refusal of a later request."""

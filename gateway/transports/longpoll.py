@@ -24,7 +24,7 @@ from gateway.connections.connection import Connection, Keeper, State
 from gateway.connections.delivery import json_form
 from gateway.connections.identity import Identity
 from gateway.entry.entry import Entry
-from gateway.http.detach import STAY, Resume
+from gateway.http.detach import Resume, exchange_of
 from gateway.http.head import Head
 from gateway.http.responses import CLOSE_LINE, start_head, with_body
 from gateway.wires import Wire
@@ -301,7 +301,7 @@ class PollSession(Connection):
         No delay: the node parts from its clients one after the other (drain.py), spread over time.
         """
         if self._waiting is Waiting.NONE and self.state is State.OPEN:
-            self.state, self._reason = State.PARTING, close.reason
+            self._begin_parting(close)
         else:
             self.close(close)
 
@@ -470,7 +470,7 @@ class _Staying:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, and keep the connection open."""
-        scope["extensions"][STAY]()
+        exchange_of(scope).stay()
         await self._response(scope, receive, send)
 
 

@@ -88,11 +88,14 @@ def test_what_is_documented_is_named_in_a_docstring() -> None:
     assert {(a, b) for a, b in _documented() if {(a, b), ("Any", b)}.isdisjoint(named)} == set()
 
 
-def test_a_poll_session_begins_open_and_is_never_parting() -> None:
+def test_a_poll_session_begins_open_and_parts_with_an_answer() -> None:
     session = PollSession(identity(), FakeKeeper(), PollSessions(soon=lambda _: None), gap=False)
     states = [session.state]
     session.part(GOING_AWAY, 1.0)
-    assert [*states, session.state] == [State.OPEN, State.CLOSED]
+    states.append(session.state)
+    session.poll(0)
+    session.take_goodbye()
+    assert [*states, session.state] == [State.OPEN, State.PARTING, State.CLOSED]
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
