@@ -31,8 +31,8 @@ def load_settings(
 ) -> _Settings:
     """Build a command's settings, and warn of variables that are no settings.
 
-    Servers warn in their log, which is configured here; tools on standard error. Where a setting
-    stops the start, its message has the warnings: a misspelt name may be the cause.
+    Servers warn in their log, and their log is configured here; tools warn on standard error. The
+    message of a setting that stops the start has the warnings: a misspelt name may be the cause.
 
     Raises:
         click.UsageError: a value is bad, or a setting is missing.
@@ -60,11 +60,11 @@ class Server(Protocol):
         """Begin to leave."""
 
     async def run(self) -> None:
-        """Serve until it has left."""
+        """Serve until the server has left."""
 
 
 def serve(make: Callable[[], Server]) -> None:
-    """Run a server until a signal ends it. `make` makes it, inside the event loop."""
+    """Run the server from `make` until a signal; `make` is called inside the event loop."""
     raise_limit()  # before a gateway derives its own limits
 
     async def until_stopped() -> None:
@@ -72,8 +72,8 @@ def serve(make: Callable[[], Server]) -> None:
             server = make()
         except OSError as error:
             raise click.ClickException(str(error)) from error
-        # Objects that exist by now stay until the exit. Frozen, they are left out of full
-        # collections, which then look only at objects that connections and messages bring.
+        # Objects of the start stay until the exit. Frozen objects are left out of full collections,
+        # so that a collection looks only at objects of connections and messages.
         gc.collect()
         gc.freeze()
         loop = asyncio.get_running_loop()
