@@ -623,7 +623,7 @@ class HttpServer(uvicorn.Server):
         """Close idle sockets at once, and busy sockets after the request that is under way.
 
         A socket with an incomplete head is left alone: the request gets its answer. So is the
-        socket of a client that has to come back to this node (STAY).
+        socket of a client that has to come back to this node (`Exchange.stay`).
         """
         for connection in list(self.server_state.connections):
             assert isinstance(connection, DetachableHTTP)  # noqa: S101 - `startup` makes no other

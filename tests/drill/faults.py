@@ -10,8 +10,6 @@ import asyncio
 import math
 import random
 import socket
-import subprocess
-import sys
 import time
 from bisect import bisect_right
 from collections import Counter
@@ -61,7 +59,6 @@ class Lengths:
     killed: float = LEASE_SECONDS + 5.0
     between_kills: float = 10.0
     kills: int = 12
-    starts: int = 6  # of a gateway's program, as often as the kills, before them
     frozen: float = 15.0
     long_frozen: float = 40.0
     partition: float = 10.0
@@ -119,39 +116,18 @@ async def kill(stage: Stage, lengths: Lengths) -> Fault:
 
 
 async def kill_often(stage: Stage, lengths: Lengths) -> Fault:
-    """Row 2: SIGKILL a random gateway, and start it again, over and over.
-
-    What the kills are compared with is a time with as many starts and no kills: the new process
-    takes half a second of one of the two cores that all share, which is none of the gateways'
-    doing.
-    """
+    """Row 2: SIGKILL a random gateway, and start it again, over and over."""
     fault = Fault()
-    started = [await _start_alone(stage, lengths) for _ in range(lengths.starts)]
-    killed_periods: list[Period] = []
     for _ in range(lengths.kills):
         node = random.choice(stage.nodes)
         others = [user for user in await _others(stage, node) if _is_whole(user)]
         killed = await _kill(stage, fault, node, and_then=partial(_restart, stage, node))
         await _lasts(killed + lengths.between_kills - time.monotonic())
-        killed_periods.append(Period(others, killed, time.monotonic()))
-    fault.pairs.append(Pair(started, killed_periods))
+        fault.others.append(Period(others, killed, time.monotonic()))
     await _lasts(lengths.killed)
     fault.ended = time.monotonic()
     fault.wrong.update(await stage.audit())
     return fault
-
-
-async def _start_alone(stage: Stage, lengths: Lengths) -> Period:
-    """Start a gateway's program, which ends before it binds a port; return the time around it."""
-    command = [sys.executable, "-c", "import pushgate.commands.gateway"]
-    # A session of its own, as a gateway has: Linux shares the cores out by sessions (sched(7)).
-    start = partial(
-        subprocess.run, command, check=True, timeout=lengths.between_kills, start_new_session=True
-    )
-    began = time.monotonic()
-    await stage.aside(start)
-    await _lasts(began + lengths.between_kills - time.monotonic())
-    return Period(stage.crowd.users, began, time.monotonic())
 
 
 async def drain_all(stage: Stage, lengths: Lengths) -> Fault:

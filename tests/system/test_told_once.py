@@ -192,7 +192,8 @@ async def test_members_who_could_not_commit_before_they_were_given_up_tell_nothi
                 proxy.let_through()
                 await asyncio.sleep(3.0)
             await reports.complete(places, processors)
-        assert len(reports.repeated) == 0, f"of {len(reports.told)}"
+        logs = "\n\n".join(processor.log for processor in processors)  # they have ended
+        assert len(reports.repeated) == 0, f"of {len(reports.told)}\n{logs}"
 
 
 @pytest.mark.parametrize("topic", [1], indirect=True)
