@@ -106,9 +106,11 @@ class FakeForward:
         self.calls.append((node, [push.id for push in pushes]))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
+        # As it is at the call: a test that has seen this call and then holds the node means the next.
+        held = self.held.get(node)
         await asyncio.sleep(0)
-        if node in self.held:
-            await self.held[node].wait()
+        if held is not None:
+            await held.wait()
         self.under_way -= 1
         answer = self._answers.get(node, answers(1))
         results = [answer(push) for push in pushes]
