@@ -106,7 +106,7 @@ class FakeForward:
         self.calls.append((node, [push.id for push in pushes]))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
-        # As it is at the call: a test that has seen this call and then holds the node means the next.
+        # As at the call: a test that holds the node after it has seen this call means the next.
         held = self.held.get(node)
         await asyncio.sleep(0)
         if held is not None:
