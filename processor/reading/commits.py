@@ -1,14 +1,17 @@
 """Commits of settled offsets, in the background: one commit in flight, the latest offsets next.
 
 A commit takes milliseconds of waiting, and a lone message would pay them in full if the next read
-waited for the commit. Messages that are not committed when a processor dies come again to another
-member of the group: a late commit is safe, and an early commit never happens. A commit that fails,
-or gets no answer in time, is tried again with back-off, whether or not more messages are settled.
+waited for the commit. A commit costs some 0.4 ms of CPU here, and as much at the broker, so there
+is a pause between two commits. Messages that are not committed when a processor dies come again to
+another member of the group: a late commit is safe, and an early commit never happens. A commit that
+fails, or gets no answer in time, is tried again with back-off, whether or not more messages are
+settled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
@@ -29,6 +32,8 @@ _ATTEMPT_SECONDS: Final = 5.0
 #: The same for the last commit of a member that stops.
 _LAST_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
+#: The pause behind a commit. What is settled meanwhile comes again if this process is killed.
+_PAUSE_SECONDS: Final = 0.02
 
 log = structlog.get_logger("processor.commits")
 
@@ -44,6 +49,7 @@ class Commits:
         self._failures = 0  # in a row
         self._retry: asyncio.TimerHandle | None = None  # set while a failed commit waits
         self._advanced = asyncio.Event()
+        self._hurry = asyncio.Event()  # set while `flush` waits: there is no pause then
 
     def use(self, client: AIOKafkaConsumer, *, note: str = "") -> None:
         """Commit through `client` from now on: joining the group anew takes a new client.
@@ -85,12 +91,16 @@ class Commits:
 
     async def flush(self) -> None:
         """Return when every finished offset is committed, or two commits have failed."""
-        for _ in range(2):  # a failed commit is tried once more: this may be the last chance
-            self._try_again()
-            if self._committing is not None:
-                await asyncio.wait((self._committing,))
-            if not self._finished:
-                return
+        self._hurry.set()
+        try:
+            for _ in range(2):  # a failed commit is tried once more: this may be the last chance
+                self._try_again()
+                if self._committing is not None:
+                    await asyncio.wait((self._committing,))
+                if not self._finished:
+                    return
+        finally:
+            self._hurry.clear()
 
     async def leave(self, claims: Mapping[TopicPartition, tuple[int, str]]) -> None:
         """Commit offsets for the last time, each with a word for the partition's next owner.
@@ -157,6 +167,9 @@ class Commits:
                 self._failed(error)
                 return
             self._failures = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_SECONDS):
+                    await self._hurry.wait()
 
     def _failed(self, error: Exception) -> None:
         """Count and log a failed commit; try again later."""

@@ -75,6 +75,39 @@ async def test_what_finishes_behind_a_slow_commit_goes_with_the_next_one() -> No
     assert consumer.commits == 2
 
 
+async def test_what_finishes_in_the_pause_behind_a_commit_goes_with_one_commit_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.01)
+    consumer = FlakyConsumer()
+    commits = commits_of(consumer)
+    commits.finished({A: 1})
+    async with asyncio.timeout(5):
+        await consumer.succeeded.wait()
+        consumer.succeeded.clear()
+        for offset in range(2, 10):
+            commits.finished({A: offset})
+            await asyncio.sleep(0)
+        assert consumer.commits == 1
+        await consumer.succeeded.wait()
+    assert consumer.committed == {A: 9}
+    assert consumer.commits == 2
+
+
+async def test_a_flush_does_not_wait_for_the_pause_behind_a_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 3600.0)
+    consumer = FlakyConsumer()
+    commits = commits_of(consumer)
+    commits.finished({A: 1})
+    async with asyncio.timeout(5):
+        await consumer.succeeded.wait()
+        commits.finished({A: 2})
+        await commits.flush()
+    assert consumer.committed == {A: 2}
+
+
 async def test_a_partition_that_was_taken_away_is_not_committed() -> None:
     consumer = FlakyConsumer()
     consumer.assigned = {B}
