@@ -79,6 +79,12 @@ class Lanes:
         if self._discarded:
             self._drop_discarded()
         taken: list[Message] = []
+        if self._count <= limit:
+            for queue in self._queues:
+                taken += queue
+                queue.clear()
+            self._count = 0
+            return taken
         waiting = list(map(len, self._queues))
         for queue, count in zip(self._queues, shares(limit, waiting, self._weights), strict=True):
             taken += [queue.popleft() for _ in range(count)]
