@@ -26,6 +26,7 @@ from processor.reading.kafka import (
     Record,
     TopicPartition,
     UnreadableRecord,
+    fetch_directly,
     group_consumer,
     is_dead,
     is_member,
@@ -193,6 +194,7 @@ class Consumer:
         except KafkaError:
             await _leave_group(client)
             raise
+        await fetch_directly(client)
         watch_heartbeats(client, self._membership.confirm, clock=self._membership.now)
         # Only now: start() would wait for every topic, and fail where one topic does not exist.
         client.subscribe(self._settings.topics, listener=_Rebalances(self._revoke, self._begin))

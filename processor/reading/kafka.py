@@ -1,4 +1,4 @@
-"""Kafka clients, made from settings. No further file imports aiokafka."""
+"""Kafka clients, made from settings. Beside fetcher.py, no further file imports aiokafka."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from aiokafka.errors import (
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from processor.reading.fetcher import DirectFetcher
 from processor.settings import KafkaSettings
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "commit_ends",
     "commits_of",
     "create_topic",
+    "fetch_directly",
     "group_consumer",
     "is_dead",
     "is_member",
@@ -92,6 +94,8 @@ _METADATA_MAX_AGE_MS: Final = 5_000
 #: least one batch, however large.
 _FETCH_BYTES: Final = 1_048_576
 _MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
+_OFFSET_RESET: Final = "earliest"
+_ISOLATION: Final = "read_committed"  # records of aborted transactions are no messages
 
 
 def group_consumer(
@@ -107,8 +111,8 @@ def group_consumer(
     return AIOKafkaConsumer(
         group_id=group,
         enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",  # records of aborted transactions are no messages
+        auto_offset_reset=_OFFSET_RESET,
+        isolation_level=_ISOLATION,
         max_partition_fetch_bytes=_FETCH_BYTES,
         metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         session_timeout_ms=SESSION_TIMEOUT_MS,
@@ -139,6 +143,25 @@ def watch_heartbeats(
         return accepted
 
     coordinator._do_heartbeat = watched_beat
+
+
+async def fetch_directly(consumer: AIOKafkaConsumer) -> None:
+    """Replace the fetcher of a consumer that has been started, and has no subscription yet.
+
+    The fetcher is private (tests/unit/test_privates.py).
+    """
+    plain: Any = consumer._fetcher
+    await plain.close()
+    consumer._fetcher = DirectFetcher(
+        consumer._client,
+        consumer._subscription,
+        fetch_min_bytes=plain._fetch_min_bytes,
+        fetch_max_bytes=plain._fetch_max_bytes,
+        fetch_max_wait_ms=plain._fetch_max_wait_ms,
+        max_partition_fetch_bytes=plain._max_partition_fetch_bytes,
+        auto_offset_reset=_OFFSET_RESET,
+        isolation_level=_ISOLATION,
+    )
 
 
 def is_member(consumer: AIOKafkaConsumer) -> bool:
