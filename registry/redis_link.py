@@ -22,6 +22,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import (
     NoScriptError,
     RedisClusterException,
@@ -30,6 +31,7 @@ from redis.exceptions import (
 )
 
 from registry.directory import RegistryRefuses, RegistryUnavailable
+from registry.redis_line import RedisLine
 from registry.refusals import READ_ONLY, refusal_code
 from registry.settings import RedisAccess
 from registry.slot_moves import ClusterCommands, Command
@@ -94,6 +96,9 @@ class RedisLink:
         self._where = _without_credentials(url)
         self._timeout_seconds = timeout_seconds
         self._masters_known = True
+        self._line: RedisLine | None = None
+        self._line_opening = asyncio.Lock()
+        self._ended_connections: list[Any] = []  # redis-py's, of lines that have ended
 
     @property
     def is_cluster(self) -> bool:
@@ -128,11 +133,16 @@ class RedisLink:
         return answer
 
     async def command(self, *command: Any) -> Any:
-        """Run a command, for use within `ask`; on a Cluster all of the command's keys share a slot.
+        """Run a short command, for use within `ask`; on a Cluster its keys share a slot.
 
         Returns the reply; raises redis-py's errors, which `ask` translates.
         """
-        return await self.client.execute_command(*command)
+        if self._cluster is not None:
+            return await self._cluster.execute_command(*command)
+        line = self._line
+        if line is None or not line.usable:
+            line = await self._open_line()
+        return await line.ask(command)
 
     async def each(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands, for use within `ask`; commands for the same server go in a single write.
@@ -215,6 +225,38 @@ class RedisLink:
             await self._cluster.nodes_manager.aclose("startup_nodes")
         for sentinel in self._sentinels:
             await sentinel.aclose()
+
+    async def _open_line(self) -> RedisLine:
+        """Take a connection of redis-py's pool over; raise redis-py's errors."""
+        async with self._line_opening:
+            if self._line is not None and self._line.usable:
+                return self._line
+            client: Any = self.client  # no Cluster's
+            await self._release_ended()
+            connection: Any = await client.connection_pool.get_connection()
+            transport = connection._writer.transport
+            stream = transport.get_protocol()
+
+            def ended(error: Exception | None) -> None:
+                stream.connection_lost(error)
+                self._ended_connections.append(connection)
+
+            self._line = RedisLine(
+                transport,
+                parse_error=connection._parser.parse_error,
+                broken=RedisConnectionError,
+                ended=ended,
+            )
+            transport.set_protocol(self._line)
+            return self._line
+
+    async def _release_ended(self) -> None:
+        """Give the connections of lines that have ended back to redis-py's pool."""
+        client: Any = self.client
+        while self._ended_connections:
+            connection = self._ended_connections.pop()
+            await connection.disconnect(nowait=True)
+            await client.connection_pool.release(connection)
 
     async def _find_masters(self) -> None:
         if self._cluster is None:

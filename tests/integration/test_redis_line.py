@@ -1,0 +1,100 @@
+"""Short commands by a connection of their own: replies, errors, and connections that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from registry.directory import RegistryRefuses, RegistryUnavailable
+from registry.redis_link import RedisLink
+from registry.settings import RedisAccess
+from tests.support.valkey import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def link_to(valkey: RedisServer, *, seconds: float = 5.0) -> AsyncIterator[RedisLink]:
+    link = RedisLink(valkey.url, timeout_seconds=seconds, access=RedisAccess())
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def ask(link: RedisLink, *command: Any) -> Any:
+    return await link.ask(lambda: link.command(*command))
+
+
+async def test_every_command_gets_its_own_reply(valkey: RedisServer) -> None:
+    async with link_to(valkey) as link:
+        texts = [b"%d" % number for number in range(200)]
+        assert await asyncio.gather(*(ask(link, "ECHO", text) for text in texts)) == texts
+        assert connections_of(link) == 1
+
+
+async def test_an_error_is_of_its_command_alone(valkey: RedisServer) -> None:
+    async with link_to(valkey) as link:
+        replies = await asyncio.gather(
+            ask(link, "ECHO", b"before"),
+            ask(link, "NO-SUCH-COMMAND"),
+            ask(link, "ECHO", b"behind"),
+            return_exceptions=True,
+        )
+        assert [*replies[0::2]] == [b"before", b"behind"]
+        assert isinstance(replies[1], RegistryUnavailable | RegistryRefuses)
+        assert "unknown command" in str(replies[1])
+
+
+async def test_when_redis_ends_the_connection_the_next_command_has_another(
+    valkey: RedisServer,
+) -> None:
+    async with link_to(valkey) as link:
+        for _ in range(3):
+            await end_while_a_command_waits(link)
+            assert await ask(link, "ECHO", b"again") == b"again"
+        assert connections_of(link) == 1
+
+
+async def end_while_a_command_waits(link: RedisLink) -> None:
+    name = await ask(link, "CLIENT", "ID")
+    line = link._line
+    assert line is not None
+    waiting = asyncio.create_task(ask(link, "BLPOP", "nothing-is-ever-here", 0))
+    await until(lambda: bool(line._waiting))
+    await link.ask(lambda: link.client.execute_command("CLIENT", "KILL", "ID", name))
+    with pytest.raises(RegistryUnavailable):
+        await waiting
+
+
+async def test_a_command_without_a_reply_in_time_ends_the_connection(valkey: RedisServer) -> None:
+    async with link_to(valkey, seconds=0.5) as link:
+        name = await ask(link, "CLIENT", "ID")
+        with pytest.raises(RegistryUnavailable, match=r"no answer in 0\.5 s"):
+            await ask(link, "BLPOP", "nothing-is-ever-here", 0)
+        assert await ask(link, "CLIENT", "ID") != name
+
+
+async def test_a_master_that_only_reads_is_left(own_valkey: RedisServer) -> None:
+    # As after a failover: the connection of before is to a replica now (see `_drop_connections`).
+    async with link_to(own_valkey) as link:
+        name = await ask(link, "CLIENT", "ID")
+        await link.ask(lambda: link.client.execute_command("REPLICAOF", "127.0.0.1", "1"))
+        with pytest.raises(RegistryRefuses):
+            await link.ask(lambda: link.client.execute_command("SET", "key", "value"))
+        assert await ask(link, "CLIENT", "ID") != name
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what the conditions read has no event
+            await asyncio.sleep(0.001)
+
+
+def connections_of(link: RedisLink) -> int:
+    pool: Any = link.client.connection_pool  # type: ignore[union-attr]
+    return len(pool._in_use_connections)
