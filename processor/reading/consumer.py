@@ -342,7 +342,7 @@ class Consumer:
         progresses = {partition: self._partitions.get(partition) for partition in batch}
         # Not assigned yet: the records come again later.
         _put_back(client, batch, (each for each in batch if progresses[each] is None))
-        certain = await self._certain()
+        certain = await self._certain(client)
         # A partition that was lost meanwhile, and may be back, has another offset to read from.
         held = [
             each for each in batch if self._partitions.get(each) is progresses[each] is not None
@@ -353,17 +353,19 @@ class Consumer:
         else:
             _put_back(client, batch, held)
 
-    async def _certain(self) -> bool:
+    async def _certain(self, client: AIOKafkaConsumer) -> bool:
         """Return whether the membership is certain; wait for that, for a few seconds at most.
 
         aiokafka joins no group for a consumer that has not polled for five minutes, so a wait
-        without an end would be one.
+        without an end would be one. A dead client has no heartbeat answered any more, and the other
+        members wait for its claims for no longer than DOUBT_SECONDS.
         """
         if self._membership.certain:
             return True
         deadline = self._membership.now() + _CERTAINTY_SECONDS
         while not await self._membership.certainty(timeout_seconds=_LOOK_SECONDS):
-            if self._stopping or self._membership.now() > deadline:
+            late = self._membership.now() > deadline
+            if late or self._stopping or is_dead(client):
                 return False
         return True
 

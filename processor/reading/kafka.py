@@ -17,8 +17,10 @@ from aiokafka import (
     ConsumerRecord,
     TopicPartition,
 )
+from aiokafka import client as aiokafka_client
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.cluster import ClusterMetadata
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberAssignment,
@@ -26,6 +28,7 @@ from aiokafka.coordinator.protocol import (
 )
 from aiokafka.errors import (
     CommitFailedError,
+    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     NoError,
@@ -96,6 +99,36 @@ _FETCH_BYTES: Final = 1_048_576
 _MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
 _OFFSET_RESET: Final = "earliest"
 _ISOLATION: Final = "read_committed"  # records of aborted transactions are no messages
+
+
+class _Connection(AIOKafkaConnection):
+    """A connection whose reset is one of Kafka's errors, as aiokafka expects.
+
+    After a reset uvloop refuses a write with a RuntimeError, until aiokafka hears of the reset some
+    turns of the event loop later. That error is nobody's in aiokafka (its issue 1038), and ends
+    tasks that nothing starts again. Without the task that fetches metadata, a leader of the group
+    waits for metadata for ever: the group gives it up, its claims (handover.py) are lost with its
+    membership, and the process reads nothing any more.
+    """
+
+    @classmethod
+    async def made(cls: Any, host: str, port: int, **settings: Any) -> Any:
+        """Return a connection to a broker, as aiokafka's create_conn does."""
+        connection = cls(host, port, **settings)
+        await connection.connect()
+        return connection
+
+    def send(self: Any, request: Any, expect_response: bool = True) -> Any:
+        try:
+            return super().send(request, expect_response)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            self.close(reason=CloseReason.CONNECTION_BROKEN)
+            where = f"{self.host}:{self.port}"
+            raise KafkaConnectionError(f"Connection at {where} broken: {error}") from error
+
+
+# Every client of aiokafka's makes its connections by this name.
+aiokafka_client.create_conn = _Connection.made  # type: ignore[attr-defined]
 
 
 def group_consumer(
@@ -176,7 +209,7 @@ def is_member(consumer: AIOKafkaConsumer) -> bool:
 def is_dead(consumer: AIOKafkaConsumer) -> bool:
     """Whether the consumer will never join a group again: its _coordination_routine has ended.
 
-    uvloop's RuntimeError for a write to a connection that was reset ends the routine, for one.
+    Any error ends the routine that is none of Kafka's.
     """
     coordinator: Any = consumer._coordinator
     return bool(coordinator._coordination_task.done())

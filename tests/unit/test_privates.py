@@ -244,6 +244,20 @@ PRIVATES = (
         "a4b0f94cff209568",
     ),
     Private(
+        "aiokafka.conn:AIOKafkaConnection.send",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "overridden: uvloop's error for a write to a reset connection is one of Kafka's",
+        "aded3351f8e65f72",
+    ),
+    Private(
+        "aiokafka.conn:create_conn",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "replaced in aiokafka.client, where clients make their connections with it",
+        "adce5bcff99c4b71",
+    ),
+    Private(
         "aiokafka.partitioner:DefaultPartitioner",
         "aiokafka",
         "processor/reading/kafka.py",

@@ -486,8 +486,9 @@ async def test_records_are_taken_in_once_the_partition_is_this_members_for_certa
     assert len(messages.kept) == (0 if lost else 1)
 
 
+@pytest.mark.parametrize("dead", [False, True], ids=["to stop", "as the client is dead"])
 async def test_records_in_doubt_are_put_back_when_the_wait_ends(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, dead: bool
 ) -> None:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
     now = [0.0]
@@ -496,8 +497,12 @@ async def test_records_in_doubt_are_put_back_when_the_wait_ends(
     await consumer._begin([A])
     now[0] = 60.0
     client.places[A] = 3
-    consumer.stop()
-    await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2)]})
+    if dead:  # and is to be replaced while others still wait for its claims
+        client.coordination.set_result(None)
+    else:
+        consumer.stop()
+    async with asyncio.timeout(1):
+        await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2)]})
     assert client.places[A] == 2, "or what was not taken in would count as read"
     assert not messages.kept
 

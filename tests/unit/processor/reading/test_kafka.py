@@ -1,0 +1,68 @@
+"""A connection to Kafka that is reset, before aiokafka hears of the reset."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiokafka import client as aiokafka_client
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import BrokerMetadata
+
+from processor.reading.kafka import KafkaError
+from pushgate.embedded import LOOPBACK
+
+pytestmark = pytest.mark.anyio
+
+NODE = 1
+ASKED = MetadataRequest([])
+
+
+async def connect(connection: Any) -> None:
+    """Connect, and ask the broker for nothing."""
+    reader, writer = await asyncio.open_connection(connection.host, connection.port)
+    connection._reader, connection._writer = reader, writer
+    connection._read_task, connection._closed_fut = asyncio.Future(), asyncio.Future()
+    connection._closed_fut.set_result(None)
+    connection._versions = {ASKED.API_KEY: (0, 0)}
+
+
+def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+@pytest.fixture
+async def reset(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """Give a connection that was reset, as uvloop knows and aiokafka does not yet."""
+    monkeypatch.setattr(AIOKafkaConnection, "connect", connect)
+    create_conn = vars(aiokafka_client)["create_conn"]  # by which clients make connections
+    async with await asyncio.start_server(say_nothing, LOOPBACK, 0) as server:
+        connection = await create_conn(*server.sockets[0].getsockname())
+        connection._writer.transport.abort()
+        await asyncio.sleep(0.01)
+        connection._reader = asyncio.StreamReader()
+        assert connection.connected()
+        yield connection
+        connection.close()
+
+
+async def test_a_write_to_it_fails_with_an_error_of_kafkas(reset: Any) -> None:
+    with pytest.raises(KafkaError):
+        await reset.send(ASKED)
+    assert not reset.connected(), "the next request would be written to it too"
+
+
+async def test_metadata_is_fetched_again_later_and_who_waits_for_it_goes_on(reset: Any) -> None:
+    """Or a leader that has just joined the group would wait, and never assign a partition."""
+    client: Any = AIOKafkaClient()
+    client.cluster._brokers = {NODE: BrokerMetadata(NODE, reset.host, reset.port, None)}
+    client._conns = {(NODE, ConnectionGroup.DEFAULT): reset}
+    client._sync_task = asyncio.create_task(client._md_synchronizer())
+    async with asyncio.timeout(1):
+        assert not await client.force_metadata_update()
+    assert not client._sync_task.done()
+    await client.close()
