@@ -52,9 +52,14 @@ class RedisLine(asyncio.Protocol):
         where the connection ends before the reply. Whoever gives a reply up ends the connection:
         only a reply in time shows that the connection still works.
         """
+        try:
+            self._transport.write(hiredis.pack_command(command))
+        except RuntimeError as error:
+            # After a reset uvloop refuses a write, and tells `connection_lost` some turns later.
+            self.usable = False
+            raise self._broken(str(error)) from error
         reply = asyncio.get_running_loop().create_future()
         self._waiting.append(reply)
-        self._transport.write(hiredis.pack_command(command))
         try:
             return await reply
         except asyncio.CancelledError:

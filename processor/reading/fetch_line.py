@@ -1,9 +1,8 @@
 """A connection to a broker that carries fetches alone: Kafka's Fetch request, version 11.
 
 aiokafka's own connection makes every fetch of a task, three futures, two reads and some forty
-objects that describe the schema. At a moderate rate a fetch brings one message or two, so that this
-is most of what the reading of a message costs. Here a fetch is one `write` of packed bytes, and its
-answer one call.
+objects of the schema. At a moderate rate a fetch brings a message or two, and these objects are
+most of the cost of reading. Here a fetch is a `write` of packed bytes, and the answer is a call.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ _INT32: Final = struct.Struct(">i")
 
 
 class BadAnswer(ProcessorError):
-    """A broker's answer is no answer to the fetch that it was sent."""
+    """A broker's answer is not to the last fetch, or is cut off."""
 
 
 class Bounds(NamedTuple):
-    """What bounds the answer to a fetch; `wait_ms` is for the least bytes."""
+    """Bounds of the answer to a fetch; the broker waits `wait_ms` for the least bytes."""
 
     wait_ms: int
     least_bytes: int
@@ -58,7 +57,7 @@ class Bounds(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """What a broker answers for one partition; `records` are batches as they are in its log."""
+    """The answer for one partition; `records` are batches as in the broker's log."""
 
     topic: str
     partition: int
@@ -88,7 +87,7 @@ def request(correlation_id: int, client_id: str, bounds: Bounds, asked: Asked) -
 
 
 def answer(frame: bytes, correlation_id: int) -> tuple[int, list[Fetched]]:
-    """Return the error code of an answer without its size, and what it has of each partition.
+    """Return the error code of an answer without the size, and the answer for every partition.
 
     Raises:
         BadAnswer: the answer is to another request, or is cut off.
@@ -162,13 +161,18 @@ class FetchLine(asyncio.Protocol):
     ) -> None:
         """Send a fetch.
 
-        `answered` is called with the answer's error code and what the answer has of each partition;
-        `ended` in its place, where the connection ends before, or the answer is bad.
+        `answered` is called with the answer's error code, and the answer for every partition. Where
+        the connection ends before, or the answer is bad, `ended` is called instead.
         """
         self._correlation_id = (self._correlation_id + 1) & 0x7FFF_FFFF
         self._answered = answered
         self.asked_at = now
-        self._transport.write(request(self._correlation_id, self._client_id, bounds, asked))
+        data = request(self._correlation_id, self._client_id, bounds, asked)
+        try:
+            self._transport.write(data)
+        except RuntimeError:
+            # After a reset uvloop refuses a write, and tells `connection_lost` some turns later.
+            self._transport.abort()
 
     def abort(self) -> None:
         """End the connection at once."""

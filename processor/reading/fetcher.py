@@ -44,12 +44,13 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
         #: Brokers from which the next fetch takes aiokafka's way.
         self._troubled: set[int] = set()
         self._gathering = Gathering(time.monotonic())
+        self._pending_tasks: set[asyncio.Task[Any]] = set()
         super().__init__(*args, **kwargs)  # starts the routine below
         self._give_up_seconds = (self._client._request_timeout_ms + self._fetch_max_wait_ms) / 1000
 
     async def close(self) -> None:
         """Stop fetching. The connections are the client's to close."""
-        tasks = self._opening | self._pending_tasks
+        tasks: set[asyncio.Task[Any]] = self._opening | self._pending_tasks
         self._pending_tasks = set()  # aiokafka's close() awaits a task while others end
         await super().close()
         for task in tasks:

@@ -79,6 +79,24 @@ async def test_a_command_without_a_reply_in_time_ends_the_connection(valkey: Red
         assert await ask(link, "CLIENT", "ID") != name
 
 
+async def test_a_write_that_a_reset_connection_refuses_is_an_error_of_the_registry(
+    valkey: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reset:
+        """The transport of a connection that was reset, before the loop tells."""
+
+        def write(self, data: bytes) -> None:
+            raise RuntimeError("the handler is closed")
+
+    async with link_to(valkey) as link:
+        name = await ask(link, "CLIENT", "ID")
+        assert link._line is not None
+        monkeypatch.setattr(link._line, "_transport", Reset())
+        with pytest.raises(RegistryUnavailable, match="the handler is closed"):
+            await ask(link, "ECHO", b"text")
+        assert await ask(link, "CLIENT", "ID") != name
+
+
 async def test_a_master_that_only_reads_is_left(own_valkey: RedisServer) -> None:
     # As after a failover: the connection of before is to a replica now (see `_drop_connections`).
     async with link_to(own_valkey) as link:

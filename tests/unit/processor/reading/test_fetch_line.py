@@ -47,8 +47,11 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.aborted = False
+        self.reset = False
 
     def write(self, data: bytes) -> None:
+        if self.reset:
+            raise RuntimeError("the handler is closed")  # as uvloop does
         self.written += data
 
     def abort(self) -> None:
@@ -139,3 +142,14 @@ def test_the_end_of_the_connection_is_told_and_leaves_no_fetch_under_way() -> No
     assert rig.ends == [lost]
     assert not rig.line.under_way
     assert rig.answers == []
+
+
+def test_a_fetch_on_a_connection_that_was_reset_ends_with_the_connection() -> None:
+    rig = Rig()
+    rig.transport.reset = True
+    rig.ask()
+    assert rig.transport.aborted
+    assert rig.line.under_way, "until the loop tells of the end"
+    rig.line.connection_lost(None)
+    assert rig.ends == [None]
+    assert not rig.line.under_way
