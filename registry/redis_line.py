@@ -1,14 +1,15 @@
-"""A connection to Redis for short commands: a command is one write, and its reply one call.
+"""A connection to Redis for short commands: commands are one write, and their replies one call.
 
 redis-py spends some 190 µs on a command, and the socket's share is 60: the rest is packing in
-Python, a connection out of the pool and back, and an awaited read. A look-up is one command.
+Python, a connection out of the pool and back, and an awaited read. A look-up is one command; users
+who connect are registered by one script in 10 ms, with an argument for every user.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import hiredis
@@ -17,8 +18,19 @@ import hiredis
 _INCOMPLETE: Final = object()
 
 
+class _Call:
+    """Commands that were sent together, and the replies so far."""
+
+    __slots__ = ("commands", "future", "replies")
+
+    def __init__(self, commands: int, future: asyncio.Future[list[Any]]) -> None:
+        self.commands = commands
+        self.future = future
+        self.replies: list[Any] = []
+
+
 class RedisLine(asyncio.Protocol):
-    """One connection, with any number of commands under way; replies come in their order.
+    """One connection, with any number of calls under way; replies come in the order of commands.
 
     The transport has been through TLS and AUTH; this protocol takes the transport over.
     """
@@ -41,31 +53,32 @@ class RedisLine(asyncio.Protocol):
         self._replies = hiredis.Reader(
             protocolError=broken, replyError=parse_error, notEnoughData=_INCOMPLETE
         )
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._calls: deque[_Call] = deque()
         #: Whether further commands may be sent.
         self.usable = True
 
-    async def ask(self, command: tuple[Any, ...]) -> Any:
-        """Send a command, and return its reply.
+    async def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands, one at least, in one write; return the replies.
 
-        Raises what `parse_error` makes, where Redis replies with an error, and what `broken` makes,
-        where the connection ends before the reply. Whoever gives a reply up ends the connection:
-        only a reply in time shows that the connection still works.
+        An error that Redis replies is what `parse_error` makes, in place of the reply. Where the
+        connection ends before the last reply, what `broken` makes is raised. A caller that gives
+        the replies up ends the connection: only a reply in time shows that the connection works.
         """
         try:
-            self._transport.write(hiredis.pack_command(command))
+            self._transport.write(b"".join(map(hiredis.pack_command, commands)))
         except RuntimeError as error:
             # After a reset uvloop refuses a write, and tells `connection_lost` some turns later.
             self.usable = False
             raise self._broken(str(error)) from error
-        reply = asyncio.get_running_loop().create_future()
-        self._waiting.append(reply)
+        future = asyncio.get_running_loop().create_future()
+        self._calls.append(_Call(len(commands), future))
         try:
-            return await reply
+            replies: list[Any] = await future
         except asyncio.CancelledError:
             self.usable = False
             self._transport.abort()
             raise
+        return replies
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of replies."""
@@ -73,19 +86,18 @@ class RedisLine(asyncio.Protocol):
         while (reply := self._replies.gets()) is not _INCOMPLETE:
             if isinstance(reply, hiredis.PushNotification):
                 continue
-            waiting = self._waiting.popleft()
-            if waiting.done():
-                continue
-            if isinstance(reply, Exception):
-                waiting.set_exception(reply)
-            else:
-                waiting.set_result(reply)
+            call = self._calls[0]
+            call.replies.append(reply)
+            if len(call.replies) == call.commands:
+                self._calls.popleft()
+                if not call.future.done():
+                    call.future.set_result(call.replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the commands without a reply."""
+        """Fail the calls without all replies."""
         self.usable = False
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                waiting.set_exception(self._broken(str(exc) if exc else "the connection ended"))
+        while self._calls:
+            call = self._calls.popleft()
+            if not call.future.done():
+                call.future.set_exception(self._broken(str(exc or "the connection ended")))
         self._ended(exc)

@@ -139,10 +139,7 @@ class RedisLink:
         """
         if self._cluster is not None:
             return await self._cluster.execute_command(*command)
-        line = self._line
-        if line is None or not line.usable:
-            line = await self._open_line()
-        return await line.ask(command)
+        return _raise_first_error(await self._ask_line([command]))[0]
 
     async def each(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands, for use within `ask`; commands for the same server go in a single write.
@@ -165,10 +162,12 @@ class RedisLink:
 
     async def evaluate(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """Run scripts, for use within `ask`; return their results, or raise the first error."""
-        replies = await self.replies([call.by_sha() for call in calls])
+        if not calls:
+            return []
+        replies = await self._script_replies([call.by_sha() for call in calls])
         unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
-            again = await self.replies([calls[n].with_source() for n in unknown])
+            again = await self._script_replies([calls[n].with_source() for n in unknown])
             for n, reply in zip(unknown, again, strict=True):
                 replies[n] = reply
         for n, call in enumerate(calls):
@@ -225,6 +224,17 @@ class RedisLink:
             await self._cluster.nodes_manager.aclose("startup_nodes")
         for sentinel in self._sentinels:
             await sentinel.aclose()
+
+    async def _script_replies(self, commands: Sequence[Command]) -> list[Any]:
+        if self._cluster is not None:
+            return await self.replies(commands)
+        return await self._ask_line([command for _, command in commands])
+
+    async def _ask_line(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        line = self._line
+        if line is None or not line.usable:
+            line = await self._open_line()
+        return await line.ask(commands)
 
     async def _open_line(self) -> RedisLine:
         """Take a connection of redis-py's pool over; raise redis-py's errors."""

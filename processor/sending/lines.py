@@ -32,9 +32,11 @@ _LONGEST_PAUSE_SECONDS: Final = 0.5
 #: The longer an attempt, the longer the pause behind the attempt: a line where one device takes
 #: nothing is offered to the user's other devices at a bounded rate.
 _PAUSE_SECONDS_A_MESSAGE: Final = 0.0001
-#: How many messages are offered from the start of the line while nothing was taken at the last
-#: attempt from there.
+#: How many messages, and bytes of them, are offered from the start of the line while nothing was
+#: taken at the last attempt from there; one message at least. A user who never reads is asked for
+#: room twice a second, and large messages would make each question a burden to other users.
 _PROBE_MESSAGES: Final = 16
+_PROBE_BYTES: Final = 32 * 1024
 #: How many messages a connection may be ahead of the start of the line. A gateway remembers who has
 #: taken each of them, for twelve such lines at least (gateway/connections/partly_taken.py).
 MOST_AHEAD: Final = 4_096
@@ -129,7 +131,7 @@ class Line:
         """Give out the messages of the next attempt, `limit` at most."""
         self._first = next((at for at in self._boundaries() if at > self._first), 0)
         if self._probes and not self._first:
-            limit = min(limit, _PROBE_MESSAGES)
+            limit = min(limit, self._probe_length())
         messages = [p.message for p in islice(self._places, self._first, self._first + limit)]
         self._attempted = len(messages)
         return messages
@@ -196,6 +198,15 @@ class Line:
             ended.append((place.message, self._final(place.message, result)))
         self._places, self._first = stay, first
         return ended
+
+    def _probe_length(self) -> int:
+        """Return how many messages are offered while nothing may be taken."""
+        size = 0
+        for count, place in enumerate(islice(self._places, _PROBE_MESSAGES)):
+            size += place.message.size
+            if size > _PROBE_BYTES:
+                return max(1, count)
+        return _PROBE_MESSAGES
 
     def _boundaries(self) -> list[int]:
         """Return the boundaries' places, in ascending order.

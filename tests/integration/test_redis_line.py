@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha1
 from typing import Any
 
 import pytest
 
 from registry.directory import RegistryRefuses, RegistryUnavailable
-from registry.redis_link import RedisLink
+from registry.redis_link import RedisLink, Script
 from registry.settings import RedisAccess
 from tests.support.valkey import RedisServer
 
@@ -35,6 +36,17 @@ async def test_every_command_gets_its_own_reply(valkey: RedisServer) -> None:
         texts = [b"%d" % number for number in range(200)]
         assert await asyncio.gather(*(ask(link, "ECHO", text) for text in texts)) == texts
         assert connections_of(link) == 1
+
+
+async def test_scripts_that_are_sent_together_have_their_results_in_order(
+    own_valkey: RedisServer,
+) -> None:
+    # A server of its own: it must not know the scripts by their SHA-1 yet.
+    async with link_to(own_valkey) as link:
+        script = Script("return {KEYS[1], ARGV[1]}", sha1(b"return {KEYS[1], ARGV[1]}").hexdigest())
+        calls = [script.call([b"%d" % number], number) for number in range(50)]
+        results = await link.ask(lambda: link.evaluate(calls))
+        assert results == [[b"%d" % number] * 2 for number in range(50)]
 
 
 async def test_an_error_is_of_its_command_alone(valkey: RedisServer) -> None:
@@ -65,7 +77,7 @@ async def end_while_a_command_waits(link: RedisLink) -> None:
     line = link._line
     assert line is not None
     waiting = asyncio.create_task(ask(link, "BLPOP", "nothing-is-ever-here", 0))
-    await until(lambda: bool(line._waiting))
+    await until(lambda: bool(line._calls))
     await link.ask(lambda: link.client.execute_command("CLIENT", "KILL", "ID", name))
     with pytest.raises(RegistryUnavailable):
         await waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from aiokafka import TopicPartition
 
 from processor.reading.message import Message
@@ -11,9 +12,9 @@ from processor.sending.node_queue import NodeQueue
 from tests.support.dispatching import envelope
 
 
-def messages(user: str, *offsets: int) -> list[Message]:
+def messages(user: str, *offsets: int, size: int = 0) -> list[Message]:
     progress = Progress(TopicPartition("t0", 0), lane=0)
-    return [Message(envelope(user, str(offset)), progress, offset) for offset in offsets]
+    return [Message(envelope(user, str(offset)), progress, offset, size=size) for offset in offsets]
 
 
 def waiting_in(queue: NodeQueue) -> list[int]:
@@ -43,3 +44,20 @@ def test_a_line_whose_attempt_is_not_sent_has_its_next_attempt_to_itself() -> No
     assert queue.returned(first, [1], 2.0) == ([(other, 1)], [])
     queue.put_back(second)
     assert waiting_in(queue) == [2, 3]
+
+
+@pytest.mark.parametrize(("size", "asked"), [(100, 16), (10_000, 3), (64_000, 1)])
+def test_a_user_without_room_is_asked_with_few_bytes_until_there_is_room(
+    size: int, asked: int
+) -> None:
+    queue = NodeQueue([1], patience_seconds=1_000.0)
+    refused = messages("slow", *range(40), size=size)
+    for message in refused:
+        queue.put(message)
+    queue.returned(queue.next_batch(40, 0.0), [OVERLOADED] * 40, 0.0)
+    for now in (10.0, 20.0):  # beyond every pause
+        attempt = queue.next_batch(1_000, now)
+        assert attempt.messages == refused[:asked]
+        queue.returned(attempt, [OVERLOADED] * asked, now)
+    queue.returned(queue.next_batch(1_000, 30.0), [1] * asked, 30.0)
+    assert queue.next_batch(1_000, 40.0).messages == refused[asked:]
