@@ -32,7 +32,7 @@ SlowConsumer = Literal["close", "drop-oldest"]
 class AuthSettings(BaseSettings):
     """Who may connect: tokens and Origins of clients, and the secret of the internal listener."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     jwt_algorithms: Annotated[
         str,
@@ -165,7 +165,7 @@ class AuthSettings(BaseSettings):
 class AdmissionSettings(BaseSettings):
     """How many connections a node admits, and how large requests may be."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     max_connections: Annotated[
         int | None,
@@ -206,7 +206,7 @@ class AdmissionSettings(BaseSettings):
 class HoldingSettings(BaseSettings):
     """How connections are held, and for how long."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     wire: Annotated[
         Choice,
@@ -279,7 +279,7 @@ class HoldingSettings(BaseSettings):
 class DrainSettings(BaseSettings):
     """How a node drains: over how long, and how many clients are told to leave a second."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     drain_seconds: Annotated[
         float,

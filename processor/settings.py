@@ -15,7 +15,7 @@ from registry.settings import CallSettings, readable_ca_file
 class KafkaSettings(BaseSettings):
     """How to reach Kafka; `pushgate send` takes these settings too."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     kafka_bootstrap: Annotated[
         str, Field(min_length=1, description="Kafka bootstrap servers, a comma list of host:port.")

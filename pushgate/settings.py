@@ -20,7 +20,7 @@ DEV_FILE: Final = ".pushgate/dev.env"
 class TokenSettings(BaseSettings):
     """Settings of `pushgate token`."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     jwt_secret: Annotated[
         SecretStr,
@@ -49,7 +49,7 @@ class AuditSettings(CallSettings):
 class LogSettings(BaseSettings):
     """Settings of every server command."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     log_json: Annotated[
         bool, Field(description="Log lines as JSON, for machines; otherwise for people.")

@@ -29,7 +29,7 @@ log = structlog.get_logger("pushgate")
 class WorkerSettings(BaseSettings):
     """The setting that the parent passes to a worker; operators don't use this setting."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     worker_index: Annotated[
         int | None, Field(ge=0, description="Which of the workers this process is, from 0.")

@@ -81,7 +81,7 @@ InternalAuth = Literal["proof", "bearer"]
 class RegistrySettings(BaseSettings):
     """Settings that gateways, processors and tools share."""
 
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
     redis_url: Annotated[
         str,

@@ -12,14 +12,16 @@ import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-import httpx
 import jwt
 import msgspec
 import structlog
 
 from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    import httpx
 
 #: How long one reading of the key set may take, connecting included.
 READ_SECONDS: Final = 5.0
@@ -68,7 +70,11 @@ class UrlSource:
     """A key set behind a URL."""
 
     def __init__(self, url: str) -> None:
+        import httpx  # noqa: PLC0415 - some 20 ms of a start, for nodes whose keys have a URL
+
         self._url = url
+        self._ok = httpx.codes.OK
+        self._errors = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
         self._client = httpx.AsyncClient(
             # The CA certificates of the system, not certifi's: the CA of a private issuer is
             # installed in the system.
@@ -87,10 +93,10 @@ class UrlSource:
         """GET the document; only a complete answer with status 200 counts."""
         try:
             async with self._client.stream("GET", self._url) as response:
-                if response.status_code != httpx.codes.OK:
+                if response.status_code != self._ok:
                     raise Unreadable(f"status {response.status_code}")
                 return await _read_body(response)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        except self._errors as error:
             # ValueError: an invalid host name (IDNA), which httpx finds out on the request only.
             raise Unreadable(f"{type(error).__name__}: no whole answer") from error
 

@@ -29,8 +29,8 @@ def test_a_name_that_is_no_commands_is_refused() -> None:
 @pytest.mark.parametrize(
     ("command", "unneeded"),
     [
-        ("gateway", ("aiokafka", "processor.server", "pushgate.client")),
-        ("processor", ("sse_starlette", "gateway.server", "pushgate.client")),
+        ("gateway", ("aiokafka", "httpx", "processor.server", "pushgate.client")),
+        ("processor", ("sse_starlette", "httpx", "gateway.server", "pushgate.client")),
         ("token", ("aiokafka", "redis", "gateway.server", "processor.server")),
     ],
 )
