@@ -64,7 +64,7 @@ class Lengths:
     partition: float = 10.0
     without_redis: float = 60.0
     never_reading: float = LEASE_SECONDS + 30.0
-    pairs: int = 5  # of times with and without the user who never reads
+    pairs: int = 7  # of times with and without the user who never reads
     calm: float = 20.0  # without, of each pair
     aftermath: float = 5.0  # messages flow on when a fault has ended
 
