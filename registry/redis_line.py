@@ -54,8 +54,12 @@ class RedisLine(asyncio.Protocol):
             protocolError=broken, replyError=parse_error, notEnoughData=_INCOMPLETE
         )
         self._calls: deque[_Call] = deque()
-        #: Whether further commands may be sent.
-        self.usable = True
+        self._given_up = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether further commands may be sent."""
+        return not self._given_up and not self._transport.is_closing()
 
     async def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands, one at least, in one write; return the replies.
@@ -68,15 +72,16 @@ class RedisLine(asyncio.Protocol):
             self._transport.write(b"".join(map(hiredis.pack_command, commands)))
         except RuntimeError as error:
             # After a reset uvloop refuses a write, and tells `connection_lost` some turns later.
-            self.usable = False
+            self._given_up = True
             raise self._broken(str(error)) from error
         future = asyncio.get_running_loop().create_future()
         self._calls.append(_Call(len(commands), future))
         try:
             replies: list[Any] = await future
         except asyncio.CancelledError:
-            self.usable = False
-            self._transport.abort()
+            if future.cancelled():  # else the replies have come in the same turn of the loop
+                self._given_up = True
+                self._transport.abort()
             raise
         return replies
 
@@ -95,7 +100,7 @@ class RedisLine(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the calls without all replies."""
-        self.usable = False
+        self._given_up = True
         while self._calls:
             call = self._calls.popleft()
             if not call.future.done():

@@ -8,6 +8,7 @@ subscription, the search for offsets, the records in hand and the consumer's cal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Collection, Coroutine, Sequence
 from functools import partial
@@ -23,8 +24,13 @@ from aiokafka.record.memory_records import MemoryRecords
 from processor.reading.fetch_line import API_KEY, VERSION, Bounds, Fetched, FetchLine
 from processor.reading.gathering import Gathering
 
-#: How often a connection for fetches may be opened to one broker.
-_OPEN_SECONDS: Final = 1.0
+#: How long a connection for fetches may take to open. aiokafka's client opens one at a time, also
+#: those to the group's coordinator.
+_OPEN_SECONDS: Final = 5.0
+#: The pause before a connection is opened again, and the longest. The pause doubles while none can
+#: be opened.
+_FIRST_PAUSE_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 60.0
 #: aiokafka's client keeps connections by broker and group: these are beside its own groups.
 _GROUP: Final = "fetches"
 
@@ -39,8 +45,9 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._lines: dict[int, FetchLine] = {}  # by broker
         self._assignments: dict[int, Any] = {}  # by broker: for which a line's fetch is under way
-        self._opening: set[asyncio.Task[None]] = set()
-        self._opened_at: dict[int, float] = {}  # by broker: when a line was last tried
+        self._opening: dict[int, asyncio.Task[None]] = {}  # by broker
+        self._pauses: dict[int, float] = {}  # by broker: the last pause, and until when it lasts
+        self._paused_until: dict[int, float] = {}
         #: Brokers from which the next fetch takes aiokafka's way.
         self._troubled: set[int] = set()
         self._gathering = Gathering(time.monotonic())
@@ -50,7 +57,7 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
 
     async def close(self) -> None:
         """Stop fetching. The connections are the client's to close."""
-        tasks: set[asyncio.Task[Any]] = self._opening | self._pending_tasks
+        tasks: set[asyncio.Task[Any]] = {*self._opening.values(), *self._pending_tasks}
         self._pending_tasks = set()  # aiokafka's close() awaits a task while others end
         await super().close()
         for task in tasks:
@@ -127,7 +134,7 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
 
     def _fetch(self, assignment: Any, node_id: int, request: Any, now: float) -> None:
         """Fetch by the broker's line, or aiokafka's way where the line is not to be used."""
-        least_bytes, wait_ms = self._gathering.bounds(now)
+        least_bytes, wait_ms = self._gathering.bounds(now, brokers=max(1, len(self._lines)))
         if wait_ms:
             request._min_bytes, request._max_wait_ms = least_bytes, wait_ms
         line = self._lines.get(node_id)
@@ -155,24 +162,29 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
     def _done(self, node_id: int, task: asyncio.Task[bool]) -> None:
         self._in_flight.discard(node_id)
         self._pending_tasks.discard(task)
+        self._wake()
         if not task.cancelled() and task.result():
             self._tell()
-        self._wake()
 
     def _open_line(self, node_id: int, now: float) -> None:
-        if now - self._opened_at.get(node_id, -_OPEN_SECONDS) < _OPEN_SECONDS:
+        """Begin to open a connection to a broker, unless one is being opened or a pause lasts."""
+        if node_id in self._opening or now < self._paused_until.get(node_id, 0.0):
             return
-        self._opened_at[node_id] = now
-        task = self._loop.create_task(self._open(node_id))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        pause = min(2 * self._pauses.get(node_id, 0.0), _LONGEST_PAUSE_SECONDS)
+        self._pauses[node_id] = pause or _FIRST_PAUSE_SECONDS
+        self._paused_until[node_id] = now + self._pauses[node_id]
+        task = self._opening[node_id] = self._loop.create_task(self._open(node_id))
+        task.add_done_callback(lambda _: self._opening.pop(node_id))
 
     async def _open(self, node_id: int) -> None:
         """Open a connection, which aiokafka takes through TLS and SASL, and take it over.
 
         A broker that is too old, or can't be reached, has no line: aiokafka says why.
         """
-        connection: Any = await self._client._get_conn(node_id, group=_GROUP)
+        connection: Any = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_OPEN_SECONDS):
+                connection = await self._client._get_conn(node_id, group=_GROUP)
         if connection is None or not connection.connected():
             return
         oldest, newest = connection._versions.get(API_KEY, (0, 0))
@@ -185,6 +197,7 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
         line = FetchLine(transport, client_id=self._client._client_id, ended=ended)
         transport.set_protocol(line)
         self._lines[node_id] = line
+        del self._pauses[node_id]
 
     def _ended(
         self, node_id: int, connection: Any, stream: asyncio.Protocol, error: Exception | None

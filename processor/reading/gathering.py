@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-#: From so many records a second on, records are gathered: so many, for so long at most.
+#: From so many records a second and broker on, records are gathered: so many, for so long at most.
+#: Below, a wait of a millisecond is shorter than the time between two records, and makes fetches.
 _GATHERED_RATE: Final = 600.0
 _ENOUGH_RECORDS: Final = 6
 _WAIT_MS: Final = 1
@@ -34,14 +35,14 @@ class Gathering:
         """Count records that the consumer has taken."""
         self._records += records
 
-    def bounds(self, now: float) -> tuple[int, int]:
+    def bounds(self, now: float, *, brokers: int) -> tuple[int, int]:
         """Return the least bytes of the next fetch, and for how many ms a broker waits for them.
 
-        Both are 0 where records are not gathered.
+        Records come from so many brokers. Both are 0 where records are not gathered.
         """
         elapsed = now - self._since
         if elapsed >= _WINDOW_SECONDS:
-            gathers = self._records / elapsed >= _GATHERED_RATE
+            gathers = self._records / elapsed >= _GATHERED_RATE * brokers
             self._least_bytes = _ENOUGH_RECORDS * self._bytes // self._records if gathers else 0
             self._since, self._records, self._bytes = now, 0, 0
         return (self._least_bytes, _WAIT_MS) if self._least_bytes else (0, 0)

@@ -121,6 +121,8 @@ class _Connection(AIOKafkaConnection):
     def send(self: Any, request: Any, expect_response: bool = True) -> Any:
         try:
             return super().send(request, expect_response)  # type: ignore[no-untyped-call]
+        except NotImplementedError:
+            raise  # a RuntimeError, but of a broker that knows no such request
         except RuntimeError as error:
             self.close(reason=CloseReason.CONNECTION_BROKEN)
             where = f"{self.host}:{self.port}"

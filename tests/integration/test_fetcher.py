@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import ConnectionGroup
 
 from processor.reading import fetcher as module
 from processor.reading.kafka import fetch_directly
@@ -156,6 +157,40 @@ async def test_a_broker_too_old_for_the_fetchers_requests_is_read_aiokafkas_way(
         assert await rig.read(10) == list(range(10))
         await rig.publish(range(10, 20))
         assert await rig.read(10) == list(range(10, 20))
+        assert not rig.fetcher._lines
+
+
+async def test_a_broker_that_takes_no_further_connection_is_tried_now_and_then_alone(
+    real_kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More tries at once would queue for the client's one lock, and nothing else could connect.
+    monkeypatch.setattr(module, "_OPEN_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_FIRST_PAUSE_SECONDS", 0.02)
+    async with rig_at(real_kafka, topic, wait_ms=10) as rig:
+        connect = rig.fetcher._client._get_conn
+        tries: list[int] = []
+        under_way = 0
+
+        async def never_connect(node_id: int, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
+            nonlocal under_way
+            if group != module._GROUP:
+                return await connect(node_id, group=group)
+            under_way += 1
+            tries.append(under_way)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                under_way -= 1
+
+        monkeypatch.setattr(rig.fetcher._client, "_get_conn", never_connect)
+        for start in range(0, 1_000, 10):
+            await rig.publish(range(start, start + 10))
+            assert await rig.read(10) == list(range(start, start + 10))
+            if len(tries) == 3:
+                break
+        assert tries == [1, 1, 1]
+        (pause,) = rig.fetcher._pauses.values()
+        assert pause == 0.08
         assert not rig.fetcher._lines
 
 

@@ -100,6 +100,9 @@ async def test_a_write_that_a_reset_connection_refuses_is_an_error_of_the_regist
         def write(self, data: bytes) -> None:
             raise RuntimeError("the handler is closed")
 
+        def is_closing(self) -> bool:
+            return False
+
     async with link_to(valkey) as link:
         name = await ask(link, "CLIENT", "ID")
         assert link._line is not None
@@ -107,6 +110,36 @@ async def test_a_write_that_a_reset_connection_refuses_is_an_error_of_the_regist
         with pytest.raises(RegistryUnavailable, match="the handler is closed"):
             await ask(link, "ECHO", b"text")
         assert await ask(link, "CLIENT", "ID") != name
+
+
+async def test_no_command_goes_to_a_connection_that_is_closing(valkey: RedisServer) -> None:
+    async with link_to(valkey) as link:
+        name = await ask(link, "CLIENT", "ID")
+        assert link._line is not None
+        link._line._transport.close()
+        assert await ask(link, "CLIENT", "ID") != name
+
+
+async def test_a_caller_that_gives_up_as_its_reply_comes_disturbs_no_other(
+    valkey: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with link_to(valkey) as link:
+        name = await ask(link, "CLIENT", "ID")
+        line = link._line
+        assert line is not None
+        caller = asyncio.create_task(line.ask([("ECHO", b"text")]))
+        received = line.data_received
+
+        def receive_and_cancel(data: bytes) -> None:
+            received(data)
+            caller.cancel()
+
+        transport: Any = line._transport
+        monkeypatch.setattr(line, "data_received", receive_and_cancel)
+        transport.set_protocol(line)
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert await ask(link, "CLIENT", "ID") == name
 
 
 async def test_a_master_that_only_reads_is_left(own_valkey: RedisServer) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from processor.reading.gathering import Gathering
 
 
-def at_rate(gathering: Gathering, since: float, *, rate: float, size: int = 200) -> tuple[int, int]:
+def at_rate(
+    gathering: Gathering, since: float, *, rate: float, size: int = 200, brokers: int = 1
+) -> tuple[int, int]:
     """Take records at a rate for a second, by twenties of a second; return the last bounds."""
     for step in range(1, 21):
         records = int(rate / 20)
         gathering.fetched(records * size)
         gathering.took(records)
-        bounds = gathering.bounds(since + step / 20)
+        bounds = gathering.bounds(since + step / 20, brokers=brokers)
     return bounds
 
 
@@ -38,4 +40,9 @@ def test_what_comes_after_a_silence_comes_at_once() -> None:
     at_rate(gathering, 0.0, rate=2_000)
     gathering.fetched(200)
     gathering.took(1)
-    assert gathering.bounds(10.0) == (0, 0)
+    assert gathering.bounds(10.0, brokers=1) == (0, 0)
+
+
+def test_the_rate_is_that_of_each_broker() -> None:
+    assert at_rate(Gathering(0.0), 0.0, rate=2_000, brokers=3) == (6 * 200, 1)
+    assert at_rate(Gathering(0.0), 0.0, rate=2_000, brokers=4) == (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -43,7 +44,8 @@ async def reset(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     async with await asyncio.start_server(say_nothing, LOOPBACK, 0) as server:
         connection = await create_conn(*server.sockets[0].getsockname())
         connection._writer.transport.abort()
-        await asyncio.sleep(0.01)
+        with contextlib.suppress(ConnectionError):
+            await connection._reader.read()  # until the loop has ended the connection
         connection._reader = asyncio.StreamReader()
         assert connection.connected()
         yield connection
@@ -62,7 +64,14 @@ async def test_metadata_is_fetched_again_later_and_who_waits_for_it_goes_on(rese
     client.cluster._brokers = {NODE: BrokerMetadata(NODE, reset.host, reset.port, None)}
     client._conns = {(NODE, ConnectionGroup.DEFAULT): reset}
     client._sync_task = asyncio.create_task(client._md_synchronizer())
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         assert not await client.force_metadata_update()
     assert not client._sync_task.done()
     await client.close()
+
+
+async def test_a_request_that_the_broker_does_not_know_ends_no_connection(reset: Any) -> None:
+    reset._versions = {ASKED.API_KEY: (1_000, 1_000)}
+    with pytest.raises(NotImplementedError):
+        await reset.send(ASKED)
+    assert reset.connected()
