@@ -31,7 +31,7 @@ from redis.exceptions import (
 )
 
 from registry.directory import RegistryRefuses, RegistryUnavailable
-from registry.redis_line import RedisLine
+from registry.redis_pipe import RedisPipe
 from registry.refusals import READ_ONLY, refusal_code
 from registry.settings import RedisAccess
 from registry.slot_moves import ClusterCommands, Command
@@ -96,9 +96,9 @@ class RedisLink:
         self._where = _without_credentials(url)
         self._timeout_seconds = timeout_seconds
         self._masters_known = True
-        self._line: RedisLine | None = None
-        self._line_opening = asyncio.Lock()
-        self._ended_connections: list[Any] = []  # redis-py's, of lines that have ended
+        self._pipe: RedisPipe | None = None
+        self._pipe_opening = asyncio.Lock()
+        self._ended_connections: list[Any] = []  # redis-py's, of pipes that have ended
 
     @property
     def is_cluster(self) -> bool:
@@ -139,7 +139,7 @@ class RedisLink:
         """
         if self._cluster is not None:
             return await self._cluster.execute_command(*command)
-        return _raise_first_error(await self._ask_line([command]))[0]
+        return _raise_first_error(await self._ask_pipe([command]))[0]
 
     async def each(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands, for use within `ask`; commands for the same server go in a single write.
@@ -228,19 +228,19 @@ class RedisLink:
     async def _script_replies(self, commands: Sequence[Command]) -> list[Any]:
         if self._cluster is not None:
             return await self.replies(commands)
-        return await self._ask_line([command for _, command in commands])
+        return await self._ask_pipe([command for _, command in commands])
 
-    async def _ask_line(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        line = self._line
-        if line is None or not line.usable:
-            line = await self._open_line()
-        return await line.ask(commands)
+    async def _ask_pipe(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        pipe = self._pipe
+        if pipe is None or not pipe.usable:
+            pipe = await self._open_pipe()
+        return await pipe.ask(commands)
 
-    async def _open_line(self) -> RedisLine:
+    async def _open_pipe(self) -> RedisPipe:
         """Take a connection of redis-py's pool over; raise redis-py's errors."""
-        async with self._line_opening:
-            if self._line is not None and self._line.usable:
-                return self._line
+        async with self._pipe_opening:
+            if self._pipe is not None and self._pipe.usable:
+                return self._pipe
             client: Any = self.client  # no Cluster's
             await self._release_ended()
             connection: Any = await client.connection_pool.get_connection()
@@ -251,17 +251,17 @@ class RedisLink:
                 stream.connection_lost(error)
                 self._ended_connections.append(connection)
 
-            self._line = RedisLine(
+            self._pipe = RedisPipe(
                 transport,
                 parse_error=connection._parser.parse_error,
                 broken=RedisConnectionError,
                 ended=ended,
             )
-            transport.set_protocol(self._line)
-            return self._line
+            transport.set_protocol(self._pipe)
+            return self._pipe
 
     async def _release_ended(self) -> None:
-        """Give the connections of lines that have ended back to redis-py's pool."""
+        """Give the connections of pipes that have ended back to redis-py's pool."""
         client: Any = self.client
         while self._ended_connections:
             connection = self._ended_connections.pop()

@@ -26,6 +26,7 @@ from processor.reading.kafka import (
     Record,
     TopicPartition,
     UnreadableRecord,
+    abandon,
     fetch_directly,
     group_consumer,
     is_dead,
@@ -54,6 +55,8 @@ _STOPPING_SECONDS: Final = 8.0
 #: The same where the group has given this member up: no commit can succeed, and only writes of
 #: outcomes that are under way are waited for.
 _EXPELLED_SECONDS: Final = 0.5
+#: How long a consumer may take to leave the group.
+_LEAVE_SECONDS: Final = 5.0
 #: How long records that were read wait for certainty before they are put back, and how often
 #: meanwhile is looked whether to stop.
 _CERTAINTY_SECONDS: Final = 5.0
@@ -455,5 +458,7 @@ async def _leave_group(client: AIOKafkaConsumer) -> None:
     # aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
     # brokers that are gone; uvloop raises RuntimeError for a write to a connection that was reset.
     # Without stop() the group removes this member at its session time-out.
-    with contextlib.suppress(asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
-        await asyncio.wait_for(client.stop(), timeout=5.0)
+    try:
+        await asyncio.wait_for(client.stop(), timeout=_LEAVE_SECONDS)
+    except (asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
+        await abandon(client)

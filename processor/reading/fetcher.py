@@ -1,6 +1,6 @@
 """aiokafka's fetcher, with a shorter way from a broker's answer to the records.
 
-A plain fetch goes by a connection of its own (fetch_line.py). Other fetches take aiokafka's way,
+A plain fetch goes by a connection of its own (fetch_pipe.py). Other fetches take aiokafka's way,
 which knows what to do: the first fetches from a broker, and the fetch after a broker's error. The
 subscription, the search for offsets, the records in hand and the consumer's calls are aiokafka's.
 """
@@ -21,7 +21,7 @@ from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import KafkaError
 from aiokafka.record.memory_records import MemoryRecords
 
-from processor.reading.fetch_line import API_KEY, VERSION, Bounds, Fetched, FetchLine
+from processor.reading.fetch_pipe import API_KEY, VERSION, Bounds, Fetched, FetchPipe
 from processor.reading.gathering import Gathering
 
 #: How long a connection for fetches may take to open. aiokafka's client opens one at a time, also
@@ -43,8 +43,8 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
     """Fetches records for one consumer; takes the arguments of aiokafka's fetcher."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._lines: dict[int, FetchLine] = {}  # by broker
-        self._assignments: dict[int, Any] = {}  # by broker: for which a line's fetch is under way
+        self._pipes: dict[int, FetchPipe] = {}  # by broker
+        self._assignments: dict[int, Any] = {}  # by broker: for which a pipe's fetch is under way
         self._opening: dict[int, asyncio.Task[None]] = {}  # by broker
         self._pauses: dict[int, float] = {}  # by broker: the last pause, and until when it lasts
         self._paused_until: dict[int, float] = {}
@@ -100,7 +100,7 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
         if self._pending_tasks:
             await asyncio.wait(self._pending_tasks)
         self._pending_tasks.clear()
-        # A line with a fetch under way is free at its answer: see `_fetch`.
+        # A pipe with a fetch under way is free at its answer: see `_fetch`.
         self._in_flight.clear()
         self._records.clear()
 
@@ -127,20 +127,20 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
             self._begin(node_id, self._update_fetch_positions(assignment, node_id, partitions))
         if stale:
             self._client.force_metadata_update().add_done_callback(self._wake)
-        for line in self._lines.values():
-            if line.under_way and now - line.asked_at > self._give_up_seconds:
-                line.abort()
+        for pipe in self._pipes.values():
+            if pipe.under_way and now - pipe.asked_at > self._give_up_seconds:
+                pipe.abort()
         return float(seconds)
 
     def _fetch(self, assignment: Any, node_id: int, request: Any, now: float) -> None:
-        """Fetch by the broker's line, or aiokafka's way where the line is not to be used."""
-        least_bytes, wait_ms = self._gathering.bounds(now, brokers=max(1, len(self._lines)))
+        """Fetch by the broker's pipe, or aiokafka's way where the pipe is not to be used."""
+        least_bytes, wait_ms = self._gathering.bounds(now, brokers=max(1, len(self._pipes)))
         if wait_ms:
             request._min_bytes, request._max_wait_ms = least_bytes, wait_ms
-        line = self._lines.get(node_id)
-        if line is None:
-            self._open_line(node_id, now)
-        if line is None or line.under_way or node_id in self._troubled:
+        pipe = self._pipes.get(node_id)
+        if pipe is None:
+            self._open_pipe(node_id, now)
+        if pipe is None or pipe.under_way or node_id in self._troubled:
             self._troubled.discard(node_id)
             self._begin(node_id, self._proc_fetch_request(assignment, node_id, request))
             return
@@ -150,7 +150,7 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
             request._max_wait_ms, request._min_bytes, request._max_bytes, request._isolation_level
         )
         answered = partial(self._answered, node_id, request.topics)
-        line.ask(bounds, request.topics, answered, now=now)
+        pipe.ask(bounds, request.topics, answered, now=now)
 
     def _begin(self, node_id: int, work: Coroutine[Any, Any, bool]) -> None:
         """Begin a task of aiokafka's; it returns whether there is something for the consumer."""
@@ -166,7 +166,7 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
         if not task.cancelled() and task.result():
             self._tell()
 
-    def _open_line(self, node_id: int, now: float) -> None:
+    def _open_pipe(self, node_id: int, now: float) -> None:
         """Begin to open a connection to a broker, unless one is being opened or a pause lasts."""
         if node_id in self._opening or now < self._paused_until.get(node_id, 0.0):
             return
@@ -179,7 +179,7 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
     async def _open(self, node_id: int) -> None:
         """Open a connection, which aiokafka takes through TLS and SASL, and take it over.
 
-        A broker that is too old, or can't be reached, has no line: aiokafka says why.
+        A broker that is too old, or can't be reached, has no pipe: aiokafka says why.
         """
         connection: Any = None
         with contextlib.suppress(TimeoutError):
@@ -194,23 +194,23 @@ class DirectFetcher(_Fetcher):  # type: ignore[misc]
         connection._idle_handle.cancel()
         transport, stream = connection._writer.transport, connection._protocol
         ended = partial(self._ended, node_id, connection, stream)
-        line = FetchLine(transport, client_id=self._client._client_id, ended=ended)
-        transport.set_protocol(line)
-        self._lines[node_id] = line
+        pipe = FetchPipe(transport, client_id=self._client._client_id, ended=ended)
+        transport.set_protocol(pipe)
+        self._pipes[node_id] = pipe
         del self._pauses[node_id]
 
     def _ended(
         self, node_id: int, connection: Any, stream: asyncio.Protocol, error: Exception | None
     ) -> None:
-        """Note that a line has ended; the next fetch takes aiokafka's way."""
+        """Note that a pipe has ended; the next fetch takes aiokafka's way."""
         stream.connection_lost(error)
         connection.close(reason=CloseReason.CONNECTION_BROKEN)
-        del self._lines[node_id]
+        del self._pipes[node_id]
         self._over(node_id)
         self._wake()
 
     def _over(self, node_id: int) -> Any:
-        """Note that a line has no fetch under way; return the fetch's assignment, if active.
+        """Note that a pipe has no fetch under way; return the fetch's assignment, if active.
 
         Where that assignment has ended, a fetch of the next may be under way, aiokafka's way.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -58,6 +59,7 @@ __all__ = [
     "RoundRobinPartitionAssignor",
     "TopicPartition",
     "UnreadableRecord",
+    "abandon",
     "commit_ends",
     "commits_of",
     "create_topic",
@@ -82,6 +84,8 @@ SESSION_TIMEOUT_MS: Final = 6_000
 MAX_NOTE_BYTES: Final = 4_000
 #: Pauses while a topic does not exist: brokers may create topics that a client asks for.
 _CREATION_SECONDS: Final = (0.1, 0.3, 0.6)
+#: How long each part of a consumer may take to end.
+_ABANDON_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 
 _T = TypeVar("_T")
@@ -197,6 +201,17 @@ async def fetch_directly(consumer: AIOKafkaConsumer) -> None:
         auto_offset_reset=_OFFSET_RESET,
         isolation_level=_ISOLATION,
     )
+
+
+async def abandon(consumer: AIOKafkaConsumer) -> None:
+    """End a consumer whose `stop` did not return: else it goes on fetching, for nobody.
+
+    aiokafka's stop() begins with the group, and ends the fetcher and the connections after it.
+    """
+    parts: tuple[Any, Any] = (consumer._fetcher, consumer._client)
+    for part in parts:
+        with contextlib.suppress(asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
+            await asyncio.wait_for(part.close(), timeout=_ABANDON_SECONDS)
 
 
 def is_member(consumer: AIOKafkaConsumer) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import ConnectionGroup
 
+from processor.reading import consumer as consumer_module
 from processor.reading import fetcher as module
 from processor.reading.kafka import fetch_directly
 from tests.support.kafka import KafkaServer
@@ -32,9 +33,9 @@ class Rig:
         return self.consumer._fetcher
 
     @property
-    def line(self) -> Any:
-        (line,) = self.fetcher._lines.values()
-        return line
+    def pipe(self) -> Any:
+        (pipe,) = self.fetcher._pipes.values()
+        return pipe
 
     async def publish(self, numbers: Iterable[int], *, partition: int = 0) -> None:
         topic = self.partition.topic
@@ -50,10 +51,10 @@ class Rig:
                 found += [int(record.value or b"") for each in batch.values() for record in each]
         return found
 
-    async def has_line(self) -> None:
+    async def has_pipe(self) -> None:
         """Wait for a connection of the fetcher's own, with a fetch on it."""
         async with asyncio.timeout(20):
-            while not (self.fetcher._lines and self.line.under_way):
+            while not (self.fetcher._pipes and self.pipe.under_way):
                 await self.consumer.getmany(timeout_ms=10)
 
 
@@ -81,7 +82,7 @@ async def test_records_come_by_the_fetchers_own_connection_in_order(
     real_kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with rig_at(real_kafka, topic) as rig:
-        await rig.has_line()
+        await rig.has_pipe()
 
         def another_way(*_: object) -> Any:
             raise AssertionError("aiokafka's way")
@@ -98,8 +99,8 @@ async def test_after_the_end_of_its_connection_nothing_is_lost_or_repeated(
 ) -> None:
     async with rig_at(real_kafka, topic) as rig:
         for start in range(0, 30, 10):
-            await rig.has_line()
-            rig.line.abort()
+            await rig.has_pipe()
+            rig.pipe.abort()
             await rig.publish(range(start, start + 10))
             assert await rig.read(10) == list(range(start, start + 10))
 
@@ -108,13 +109,13 @@ async def test_a_connection_that_goes_silent_is_given_up(
     real_kafka: KafkaServer, topic: str
 ) -> None:
     async with rig_at(real_kafka, topic) as rig:
-        await rig.has_line()
-        silent = rig.line
+        await rig.has_pipe()
+        silent = rig.pipe
         silent._transport.pause_reading()
         rig.fetcher._give_up_seconds = 0.5
         await rig.publish(range(10))
         assert await rig.read(10) == list(range(10))
-        assert silent not in rig.fetcher._lines.values()
+        assert silent not in rig.fetcher._pipes.values()
 
 
 async def test_an_offset_that_the_broker_does_not_have_is_found_aiokafkas_way(
@@ -123,10 +124,10 @@ async def test_an_offset_that_the_broker_does_not_have_is_found_aiokafkas_way(
     async with rig_at(real_kafka, topic) as rig:
         await rig.publish(range(5))
         assert await rig.read(5) == list(range(5))
-        await rig.has_line()
+        await rig.has_pipe()
         rig.consumer.seek(rig.partition, 1_000)
         assert await rig.read(5) == list(range(5)), "from the earliest, as the consumer is set"
-        await rig.has_line()
+        await rig.has_pipe()
         await rig.publish(range(5, 9))
         assert await rig.read(4) == list(range(5, 9))
 
@@ -136,16 +137,16 @@ async def test_a_new_assignment_does_not_wait_for_a_fetch_of_the_last(
 ) -> None:
     async with rig_at(real_kafka, topic, wait_ms=20) as rig:
         await rig.publish([1], partition=1)
-        await rig.has_line()
-        line = rig.line
+        await rig.has_pipe()
+        pipe = rig.pipe
         rig.fetcher._fetch_max_wait_ms = 30_000
         longer_from = time.monotonic()
         async with asyncio.timeout(20):
-            while not (line.under_way and line.asked_at > longer_from):
+            while not (pipe.under_way and pipe.asked_at > longer_from):
                 await rig.consumer.getmany(timeout_ms=10)
         rig.consumer.assign([TopicPartition(rig.partition.topic, 1)])
         assert await rig.read(1) == [1]
-        assert line.under_way, "else the broker has answered the last assignment's fetch before"
+        assert pipe.under_way, "else the broker has answered the last assignment's fetch before"
 
 
 async def test_a_broker_too_old_for_the_fetchers_requests_is_read_aiokafkas_way(
@@ -157,7 +158,7 @@ async def test_a_broker_too_old_for_the_fetchers_requests_is_read_aiokafkas_way(
         assert await rig.read(10) == list(range(10))
         await rig.publish(range(10, 20))
         assert await rig.read(10) == list(range(10, 20))
-        assert not rig.fetcher._lines
+        assert not rig.fetcher._pipes
 
 
 async def test_a_broker_that_takes_no_further_connection_is_tried_now_and_then_alone(
@@ -191,13 +192,13 @@ async def test_a_broker_that_takes_no_further_connection_is_tried_now_and_then_a
         assert tries == [1, 1, 1]
         (pause,) = rig.fetcher._pauses.values()
         assert pause == 0.08
-        assert not rig.fetcher._lines
+        assert not rig.fetcher._pipes
 
 
 async def test_an_answer_in_many_pieces_is_whole(real_kafka: KafkaServer, topic: str) -> None:
     # More than a socket's buffer and uvloop's reads have.
     async with rig_at(real_kafka, topic) as rig:
-        await rig.has_line()
+        await rig.has_pipe()
         value = b"7" * 900_000
         await rig._producer.send_and_wait(topic, value, partition=0)
         async with asyncio.timeout(20):
@@ -205,3 +206,29 @@ async def test_an_answer_in_many_pieces_is_whole(real_kafka: KafkaServer, topic:
             while not batch:
                 batch = await rig.consumer.getmany(timeout_ms=100)
         assert [record.value for record in batch[rig.partition]] == [value]
+
+
+async def test_a_consumer_that_can_not_leave_its_group_fetches_no_more(
+    real_kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "_LEAVE_SECONDS", 0.1)
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=real_kafka.bootstrap, group_id=topic)
+    await consumer.start()
+    await fetch_directly(consumer)
+    async with asyncio.timeout(20):
+        while not consumer.assignment():
+            await consumer.getmany(timeout_ms=10)
+
+    async def never_leave() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(consumer._coordinator, "_maybe_leave_group", never_leave)
+    fetcher: Any = consumer._fetcher
+    client: Any = consumer._client
+    try:
+        await consumer_module._leave_group(consumer)
+        assert fetcher._fetch_task.done()
+        assert not any(connection.connected() for connection in client._conns.values())
+    finally:
+        await fetcher.close()
+        await client.close()

@@ -1,8 +1,8 @@
 """A connection to Redis for short commands: commands are one write, and their replies one call.
 
-redis-py spends some 190 µs on a command, and the socket's share is 60: the rest is packing in
-Python, a connection out of the pool and back, and an awaited read. A look-up is one command; users
-who connect are registered by one script in 10 ms, with an argument for every user.
+redis-py takes twice the CPU for a short command (104 µs; here 50, and a bare socket takes 44):
+packing in Python, a connection out of the pool and back, and an awaited read. A look-up is one
+command; users who connect are registered by one script in 10 ms, with an argument for every user.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ class _Call:
         self.replies: list[Any] = []
 
 
-class RedisLine(asyncio.Protocol):
-    """One connection, with any number of calls under way; replies come in the order of commands.
+class RedisPipe(asyncio.Protocol):
+    """One connection; replies come in the order of commands.
+
+    The callers bound the calls under way: a registry has a look-up or a batch of registrations, a
+    heartbeat and a reading of the nodes at once, each with a time-out.
 
     The transport has been through TLS and AUTH; this protocol takes the transport over.
     """
@@ -91,6 +94,11 @@ class RedisLine(asyncio.Protocol):
         while (reply := self._replies.gets()) is not _INCOMPLETE:
             if isinstance(reply, hiredis.PushNotification):
                 continue
+            if not self._calls:
+                # Redis says why it ends the connection, without a question.
+                self._given_up = True
+                self._transport.abort()
+                return
             call = self._calls[0]
             call.replies.append(reply)
             if len(call.replies) == call.commands:

@@ -123,7 +123,7 @@ def _partitions(frame: bytes, at: int, topics: int) -> Iterator[Fetched]:
             yield Fetched(topic, partition, error_code, end, last_stable, aborted, records)
 
 
-class FetchLine(asyncio.Protocol):
+class FetchPipe(asyncio.Protocol):
     """One connection to one broker, with one fetch under way at a time.
 
     The transport has been through TLS and SASL; this protocol takes the transport over.

@@ -74,10 +74,10 @@ async def test_when_redis_ends_the_connection_the_next_command_has_another(
 
 async def end_while_a_command_waits(link: RedisLink) -> None:
     name = await ask(link, "CLIENT", "ID")
-    line = link._line
-    assert line is not None
+    pipe = link._pipe
+    assert pipe is not None
     waiting = asyncio.create_task(ask(link, "BLPOP", "nothing-is-ever-here", 0))
-    await until(lambda: bool(line._calls))
+    await until(lambda: bool(pipe._calls))
     await link.ask(lambda: link.client.execute_command("CLIENT", "KILL", "ID", name))
     with pytest.raises(RegistryUnavailable):
         await waiting
@@ -105,8 +105,8 @@ async def test_a_write_that_a_reset_connection_refuses_is_an_error_of_the_regist
 
     async with link_to(valkey) as link:
         name = await ask(link, "CLIENT", "ID")
-        assert link._line is not None
-        monkeypatch.setattr(link._line, "_transport", Reset())
+        assert link._pipe is not None
+        monkeypatch.setattr(link._pipe, "_transport", Reset())
         with pytest.raises(RegistryUnavailable, match="the handler is closed"):
             await ask(link, "ECHO", b"text")
         assert await ask(link, "CLIENT", "ID") != name
@@ -115,8 +115,8 @@ async def test_a_write_that_a_reset_connection_refuses_is_an_error_of_the_regist
 async def test_no_command_goes_to_a_connection_that_is_closing(valkey: RedisServer) -> None:
     async with link_to(valkey) as link:
         name = await ask(link, "CLIENT", "ID")
-        assert link._line is not None
-        link._line._transport.close()
+        assert link._pipe is not None
+        link._pipe._transport.close()
         assert await ask(link, "CLIENT", "ID") != name
 
 
@@ -125,21 +125,30 @@ async def test_a_caller_that_gives_up_as_its_reply_comes_disturbs_no_other(
 ) -> None:
     async with link_to(valkey) as link:
         name = await ask(link, "CLIENT", "ID")
-        line = link._line
-        assert line is not None
-        caller = asyncio.create_task(line.ask([("ECHO", b"text")]))
-        received = line.data_received
+        pipe = link._pipe
+        assert pipe is not None
+        caller = asyncio.create_task(pipe.ask([("ECHO", b"text")]))
+        received = pipe.data_received
 
         def receive_and_cancel(data: bytes) -> None:
             received(data)
             caller.cancel()
 
-        transport: Any = line._transport
-        monkeypatch.setattr(line, "data_received", receive_and_cancel)
-        transport.set_protocol(line)
+        transport: Any = pipe._transport
+        monkeypatch.setattr(pipe, "data_received", receive_and_cancel)
+        transport.set_protocol(pipe)
         with pytest.raises(asyncio.CancelledError):
             await caller
         assert await ask(link, "CLIENT", "ID") == name
+
+
+async def test_a_reply_that_nobody_asked_for_ends_the_connection(valkey: RedisServer) -> None:
+    async with link_to(valkey) as link:
+        name = await ask(link, "CLIENT", "ID")
+        assert link._pipe is not None
+        link._pipe.data_received(b"-ERR this connection is closed\r\n")
+        assert not link._pipe.usable
+        assert await ask(link, "CLIENT", "ID") != name
 
 
 async def test_a_master_that_only_reads_is_left(own_valkey: RedisServer) -> None:

@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v11, FetchResponse_v11
 
-from processor.reading.fetch_line import (
+from processor.reading.fetch_pipe import (
     BadAnswer,
     Bounds,
     Fetched,
-    FetchLine,
+    FetchPipe,
     answer,
     request,
 )
@@ -63,12 +63,12 @@ class Rig:
         self.transport = Transport()
         self.answers: list[tuple[int, list[Fetched]]] = []
         self.ends: list[Exception | None] = []
-        self.line = FetchLine(
+        self.pipe = FetchPipe(
             cast(asyncio.Transport, self.transport), client_id="pushgate", ended=self.ends.append
         )
 
     def ask(self) -> None:
-        self.line.ask(BOUNDS, ASKED, lambda *answered: self.answers.append(answered), now=1.0)
+        self.pipe.ask(BOUNDS, ASKED, lambda *answered: self.answers.append(answered), now=1.0)
 
 
 def test_a_fetch_is_what_aiokafka_would_send() -> None:
@@ -98,11 +98,11 @@ def test_answers_are_put_together_from_pieces_of_any_size(size: int) -> None:
     rig = Rig()
     for correlation_id in (1, 2, 3):
         rig.ask()
-        assert rig.line.under_way
+        assert rig.pipe.under_way
         data = sized(frame(correlation_id))
         for start in range(0, len(data), size):
-            rig.line.data_received(data[start : start + size])
-        assert not rig.line.under_way
+            rig.pipe.data_received(data[start : start + size])
+        assert not rig.pipe.under_way
     assert rig.answers == [(0, FETCHED)] * 3
     assert not rig.transport.aborted
 
@@ -121,26 +121,26 @@ def test_answers_are_put_together_from_pieces_of_any_size(size: int) -> None:
 def test_a_bad_answer_ends_the_connection(data: bytes) -> None:
     rig = Rig()
     rig.ask()
-    rig.line.data_received(data)
+    rig.pipe.data_received(data)
     assert rig.transport.aborted
     assert rig.answers == []
-    assert not rig.line.under_way
+    assert not rig.pipe.under_way
 
 
 def test_an_answer_that_nobody_asked_for_ends_the_connection() -> None:
     rig = Rig()
-    rig.line.data_received(sized(frame(0)))
+    rig.pipe.data_received(sized(frame(0)))
     assert rig.transport.aborted
 
 
 def test_the_end_of_the_connection_is_told_and_leaves_no_fetch_under_way() -> None:
     rig = Rig()
     rig.ask()
-    rig.line.data_received(sized(frame(1))[:20])
+    rig.pipe.data_received(sized(frame(1))[:20])
     lost = ConnectionResetError("reset")
-    rig.line.connection_lost(lost)
+    rig.pipe.connection_lost(lost)
     assert rig.ends == [lost]
-    assert not rig.line.under_way
+    assert not rig.pipe.under_way
     assert rig.answers == []
 
 
@@ -149,7 +149,7 @@ def test_a_fetch_on_a_connection_that_was_reset_ends_with_the_connection() -> No
     rig.transport.reset = True
     rig.ask()
     assert rig.transport.aborted
-    assert rig.line.under_way, "until the loop tells of the end"
-    rig.line.connection_lost(None)
+    assert rig.pipe.under_way, "until the loop tells of the end"
+    rig.pipe.connection_lost(None)
     assert rig.ends == [None]
-    assert not rig.line.under_way
+    assert not rig.pipe.under_way
