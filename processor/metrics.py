@@ -119,6 +119,37 @@ WAITING_OVERFLOWS = Counter(
     ["reason"],
     registry=_registry,
 )
+WINDOW_BYTES = Gauge(
+    "pushgate_processor_window_bytes",
+    "Messages at hand for clients that come back (PUSHGATE_RESUME_SECONDS, PUSHGATE_RESUME_BYTES).",
+    registry=_registry,
+)
+WINDOW_SECONDS = Gauge(
+    "pushgate_processor_window_seconds",
+    "How far back the oldest message at hand for clients that come back was taken in.",
+    registry=_registry,
+)
+WINDOW_EVICTED = Counter(
+    "pushgate_processor_window_evicted_total",
+    "Parts of the messages at hand, of 1 MiB or five seconds each, that were dropped before their "
+    "time for lack of room (PUSHGATE_RESUME_BYTES).",
+    registry=_registry,
+)
+RESUME_LINKS = Gauge(
+    "pushgate_processor_resume_links",
+    "Connections held to gateways for questions of what clients have missed.",
+    registry=_registry,
+)
+READ_BACK = Counter(
+    "pushgate_processor_read_back_total",
+    "Times that messages were read again from Kafka, since an earlier owner had taken them in.",
+    registry=_registry,
+)
+QUESTIONS = Counter(
+    "pushgate_processor_questions_total",
+    "Questions of gateways: what has a user got since a cursor?",
+    registry=_registry,
+)
 
 
 def exposition() -> bytes:

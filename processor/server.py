@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -22,6 +22,9 @@ from processor.outcomes.outcomes import Outcomes
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
 from processor.reading.membership import Membership
+from processor.reading.message import Message
+from processor.replay.read_back import Reader
+from processor.replay.resume import Resume
 from processor.sending.dispatch import Dispatcher
 from processor.sending.forward import Forwarder
 from processor.sending.reach import Reach
@@ -51,11 +54,12 @@ class Processor:
             access=settings.redis_access,
             lost_seconds=settings.lost_node_seconds,
         )
-        self._forwarder = Forwarder(
-            Reach(GatewayCalls.of(settings)), timeout_seconds=settings.forward_timeout_seconds
-        )
+        reach = Reach(GatewayCalls.of(settings))
+        self._forwarder = Forwarder(reach, timeout_seconds=settings.forward_timeout_seconds)
         self._whereabouts = Whereabouts(self._registry, cache_seconds=settings.lookup_cache_seconds)
         self._tasks = Tasks()
+        #: None where clients don't resume (PUSHGATE_RESUME_SECONDS=0).
+        self._resume = self._make_resume(reach) if settings.resume_seconds else None
         commits = Commits()
         membership = Membership()
         self._outcomes = Outcomes(
@@ -65,7 +69,7 @@ class Processor:
         self._dispatcher = Dispatcher(
             self._whereabouts,
             self._forwarder,
-            self._outcomes.settled,
+            self._settled,
             self._registry,
             spawn=self._tasks.spawn,
             weights=settings.weights,
@@ -73,8 +77,15 @@ class Processor:
             patience_seconds=settings.overloaded_seconds,
         )
         self._consumer = Consumer(
-            settings, commits, self._dispatcher, self._dead_letters, membership=membership
+            settings,
+            commits,
+            self._dispatcher,
+            self._dead_letters,
+            membership=membership,
+            records=self._resume,
         )
+        if self._resume is not None:
+            self._resume.attend(self._consumer)
         self._registry_seen = asyncio.Event()
         self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
         self._stopping = asyncio.Event()
@@ -90,6 +101,24 @@ class Processor:
                 timeout_graceful_shutdown=1,
             )
         )
+
+    def _make_resume(self, reach: Reach) -> Resume:
+        settings = self._settings
+        return Resume(
+            self._registry,
+            reach,
+            self._whereabouts.forget,
+            Reader(settings),
+            seconds=settings.resume_seconds,
+            most_bytes=settings.resume_bytes,
+            spawn=self._tasks.spawn,
+        )
+
+    def _settled(self, messages: Sequence[Message]) -> None:
+        """Take messages that have their outcome to the windows, then to the outcomes."""
+        if self._resume is not None:
+            self._resume.settled(messages)
+        self._outcomes.settled(messages)
 
     @property
     def ready(self) -> bool:
@@ -134,6 +163,8 @@ class Processor:
             for task in (dispatch, refresh):
                 task.cancel()
             self._operators.should_exit = True
+        if self._resume is not None:
+            await self._resume.close()
         await self._whereabouts.close()
         await self._forwarder.close()
         await self._registry.close()
@@ -142,6 +173,10 @@ class Processor:
     async def _work(self) -> None:
         for accessory in self._accessories:
             accessory.start()
+        if self._resume is not None:
+            # Ahead of the group: gateways wait for the answers of every processor with a lease, and
+            # so of every processor that can be given a partition.
+            await self._resume.keep_lease()
         try:
             await self._consumer.run()
         finally:
@@ -184,6 +219,8 @@ class Processor:
                 self._registry_seen.set()
                 await self._forwarder.retain(self._registry.present)
                 await self._probe_registry()
+            if self._resume is not None:
+                await self._resume.observe(live_nodes)
             self._dispatcher.observe(live_nodes)
             self._consumer.observe(int(time.time() * 1000))
             await asyncio.sleep(_REFRESH_SECONDS)

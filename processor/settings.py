@@ -117,6 +117,14 @@ class ProcessorSettings(CallSettings, KafkaSettings):
     processor_port: Annotated[
         int, Field(ge=0, le=65535, description="Port of /healthz, /readyz and /metrics.")
     ] = 8082
+    resume_bytes: Annotated[
+        int,
+        Field(
+            ge=1024 * 1024,
+            description="How many bytes of messages a processor has at hand for clients that "
+            "reconnect; beyond, the oldest are dropped, and a client that missed them is told so.",
+        ),
+    ] = 64 * 1024 * 1024
     max_payload_bytes: Annotated[
         int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
     ] = 65_536

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from registry.errors import RegistryError
 from registry.refusals import CURES
@@ -118,6 +118,13 @@ class Timings:
 TIMINGS: Final = Timings()
 
 
+class Processors(NamedTuple):
+    """The live processors at one time of the registry's clock, Unix time in milliseconds."""
+
+    now_ms: int
+    names: frozenset[str]
+
+
 class Lease(enum.Enum):
     """The state of a node's lease, as a heartbeat found it."""
 
@@ -180,6 +187,19 @@ class Registry(Protocol):
         A user's change is one atomic step: the step touches only this node's element, and drops
         expired elements of all nodes. Both lists may have any length.
         """
+
+    async def processors(self) -> Processors:
+        """Read the live processors, and the registry's clock."""
+
+    async def keep_processor(self, name: str) -> Processors:
+        """Renew a processor's lease, and read what `processors` reads.
+
+        A processor holds its lease before it joins the group: gateways wait for the answers of all
+        live processors when they ask what a client has missed.
+        """
+
+    async def retire_processor(self, name: str) -> None:
+        """Give up a processor's lease: no gateway waits for its answers any more."""
 
     async def probe(self) -> None:
         """Write as a gateway does, to keys that no look-up reads, so that a refusal is noticed.

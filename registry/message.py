@@ -46,7 +46,9 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     `device` is None where the message is for all devices of the user. `id_scope` is what the id is
     unique in: messages of equal ids and different scopes are different messages. The scope is a
     digest of a CloudEvent's source, or the timestamp of a record that has no id of its own, or
-    None: the id is unique by itself.
+    None: the id is unique by itself. `position` is the record's place in Kafka,
+    `topic-partition-offset`, for cursors (gateway/connections/cursor.py): never guessed from an id,
+    which a publisher may have chosen.
     """
 
     user: str
@@ -55,6 +57,7 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     type: str | None = None
     device: str | None = None
     id_scope: str | int | None = None
+    position: str | None = None
 
 
 class _Boundary(Push, kw_only=True, gc=False):
@@ -165,7 +168,8 @@ def from_record(
         raise RejectedRecord("too-large", f"{len(value)} bytes; the limit is {max_payload_bytes}")
     default_id = f"{topic}-{partition}-{offset}"
     if not headers:
-        return Envelope(Push(user, value, default_id, None, None, timestamp_ms), published_ms)
+        push = Push(user, value, default_id, None, None, timestamp_ms, default_id)
+        return Envelope(push, published_ms)
     # The last value of a repeated header counts, as with Kafka's own Headers.lastHeader.
     raw_fields = {name: raw for name, raw in headers if name in _HEADERS}
     fields = {name: _HEADERS[name](name, raw) for name, raw in raw_fields.items()}
@@ -177,6 +181,7 @@ def from_record(
         fields.get("push-type") or fields.get("ce_type"),
         fields.get("push-device"),
         id_scope,
+        default_id,
     )
     return Envelope(
         push,

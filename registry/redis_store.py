@@ -12,6 +12,7 @@ Keys, laid out for Cluster (a hash tag first, so that a bucket is one slot):
     {pg-17}generation     the marker of one bucket: a Cluster can lose a single bucket
     {pg-nodes}evicted     how many keys the server had evicted when it made the marker
     {pg-17}evicted        the same for the marker of one bucket
+    {pg-nodes}processors  the names of live processors, by when their leases lapse
     {pg-nodes}probe:…     a node that is none, and
     {pg-17}probe          an entry of no user, which processors write to see whether they can
 
@@ -22,6 +23,7 @@ marker describes the entries as they were read. Commands are limited to those of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from registry.directory import (
     TIMINGS,
     Lease,
     Node,
+    Processors,
     RegistryRefuses,
     RegistryUnavailable,
     Timings,
@@ -54,6 +57,7 @@ _SCANNED_KEYS: Final = 500
 _NAMES_KEY: Final = b"{pg-nodes}names"
 _CHANGED_KEY: Final = b"{pg-nodes}changed"
 _GENERATION_KEY: Final = b"{pg-nodes}generation"
+_PROCESSORS_KEY: Final = b"{pg-nodes}processors"
 _PREFIXES: Final = tuple(b"{pg-%d}user:" % bucket for bucket in range(BUCKETS))
 _BUCKETS_GENERATION_KEYS: Final = tuple(b"{pg-%d}generation" % bucket for bucket in range(BUCKETS))
 #: Written by `probe`. Scripts for nodes and entries run on these keys, as they run for gateways.
@@ -68,6 +72,7 @@ _NO_EVICTION: Final = "noeviction"
 _HEARTBEAT: Final = Script.named("heartbeat")
 _RETIRE: Final = Script.named("retire")
 _WRITE: Final = Script.named("write")
+_PROCESSOR: Final = Script.named("processor")
 
 #: Sentinels without a password, and the system's CAs.
 _OPEN: Final = RedisAccess()
@@ -116,6 +121,7 @@ class RedisRegistry:
         """
         self._link = RedisLink(url, timeout_seconds=timeout_seconds, access=access)
         self._lease_ms = int(timings.lease_seconds * 1000)
+        self._processor_lease_seconds = math.ceil(timings.lease_seconds)
         #: How long after a heartbeat a node is live or lost, in milliseconds; 0 keeps no lost node.
         self._seen_ms = int((timings.lease_seconds + lost_seconds) * 1000) if lost_seconds else 0
         #: How long a goodbye is known: nobody vouches for a node for longer.
@@ -211,6 +217,25 @@ class RedisRegistry:
         for start in range(0, len(changes), MAX_WRITE_KEYS):
             part = changes[start : start + MAX_WRITE_KEYS]
             await self._ask(lambda part=part: self._write(node, part))  # type: ignore[misc]
+
+    async def processors(self) -> Processors:
+        """Read the live processors, and Redis's clock."""
+        return await self._processors("", 0)
+
+    async def keep_processor(self, name: str) -> Processors:
+        """Renew a processor's lease; read the live processors, and Redis's clock."""
+        return await self._processors(name, self._processor_lease_seconds)
+
+    async def retire_processor(self, name: str) -> None:
+        """Give up a processor's lease."""
+        await self._processors(name, 0)
+
+    async def _processors(self, name: str, lease_seconds: int) -> Processors:
+        call = _PROCESSOR.call([_PROCESSORS_KEY], name, lease_seconds)
+        # Without a word to `Doubt`: an account that may not write this says nothing of entries.
+        [reply] = await self._link.ask(lambda: self._link.evaluate([call]))
+        now_ms, *names = reply
+        return Processors(int(now_ms), frozenset(each.decode() for each in names))
 
     async def probe(self) -> None:
         """Write as a gateway does; raise RegistryRefuses, with the cure, where that is refused."""

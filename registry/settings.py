@@ -106,6 +106,16 @@ class RegistrySettings(BaseSettings):
         ),
     ] = 30.0
 
+    resume_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=900,
+            description="How far back a client that reconnects gets what it has missed; 0 switches "
+            "that off. Gateways and processors need the same value.",
+        ),
+    ] = 120.0
+
     redis_sentinel_username: Annotated[
         str | None, Field(description="User at the Sentinels, where it is not the default user.")
     ] = None

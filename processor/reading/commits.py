@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -35,6 +35,9 @@ _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 #: The pause behind a commit. What is settled meanwhile comes again if this process is killed.
 _PAUSE_SECONDS: Final = 0.02
 
+#: The longest word that is added to the note of a partition's commit.
+MAX_WORD_BYTES: Final = 1_000
+
 log = structlog.get_logger("processor.commits")
 
 
@@ -48,21 +51,36 @@ class Commits:
         self._committing: asyncio.Task[None] | None = None
         self._failures = 0  # in a row
         self._retry: asyncio.TimerHandle | None = None  # set while a failed commit waits
+        #: Waiters for the next commit that begins; see `prove`.
+        self._proofs: list[asyncio.Future[bool]] = []
+        self._places: Callable[[], Mapping[TopicPartition, int]] = dict
+        self._word: Callable[[TopicPartition], str] = lambda _: ""
         self._advanced = asyncio.Event()
         self._hurry = asyncio.Event()  # set while `flush` waits: there is no pause then
 
-    def use(self, client: AIOKafkaConsumer, *, note: str = "") -> None:
+    def use(
+        self,
+        client: AIOKafkaConsumer,
+        *,
+        note: str = "",
+        places: Callable[[], Mapping[TopicPartition, int]] = dict,
+        word: Callable[[TopicPartition], str] = lambda _: "",
+    ) -> None:
         """Commit through `client` from now on: joining the group anew takes a new client.
 
-        `note` is the metadata of every commit. Words in it are separated by a space.
+        `note` is the metadata of every commit, and `word` returns what is added for a partition, 1
+        KB at most. Words in it are separated by a space. `places` returns what can be committed
+        now, of all partitions of this member.
         """
+        self._word = word
         self._client = client
         self._note = note
+        self._places = places
 
     @property
     def room_bytes(self) -> int:
         """The longest word that `leave` can add to the note, in bytes."""
-        return MAX_NOTE_BYTES - len(self._note.encode()) - 1
+        return MAX_NOTE_BYTES - len(self._note.encode()) - MAX_WORD_BYTES - 2
 
     def advanced(self, progresses: Iterable[Progress]) -> None:
         """Note that more of some partitions is committable; commit the new offsets soon."""
@@ -82,6 +100,19 @@ class Commits:
         self._finished |= offsets
         if self._retry is None:
             self._begin(self._client)
+
+    async def prove(self) -> bool:
+        """Return whether this process owned its partitions when `prove` was called.
+
+        That is what a commit proves that began later and succeeded: Kafka refuses the commit of a
+        member whose partitions are another's. All callers that wait share one commit.
+        """
+        if self._client is None or self._retry is not None:
+            return False
+        proof: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._proofs.append(proof)
+        self._begin(self._client)
+        return await proof
 
     async def settled(self, progresses: Collection[Progress]) -> None:
         """Return when every message in hand is settled, except in partitions that are lost."""
@@ -111,7 +142,7 @@ class Commits:
             return
         assigned = self._client.assignment()
         offsets = {
-            partition: (offset, f"{self._note} {word}".strip())
+            partition: (offset, f"{self._noted(partition)} {word}".strip())
             for partition, (offset, word) in claims.items()
             if partition in assigned
         }
@@ -133,6 +164,10 @@ class Commits:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        for proof in self._proofs:
+            if not proof.done():  # its caller may have been cancelled
+                proof.set_result(False)
+        self._proofs = []
         self._failures = 0
         self._advanced.set()
 
@@ -149,27 +184,48 @@ class Commits:
             self._begin(self._client)
 
     async def _commit(self, client: AIOKafkaConsumer) -> None:
-        while self._finished:
+        while self._finished or self._proofs:
             finished, self._finished = self._finished, {}
-            assigned = client.assignment()
-            offsets = {
-                partition: finished[partition] for partition in finished if partition in assigned
-            }
-            if not offsets:
-                continue
+            proofs, self._proofs = self._proofs, []
+            if proofs:
+                finished = {**self._places(), **finished}
+            proved = False
             try:
-                async with asyncio.timeout(_ATTEMPT_SECONDS):
-                    await client.commit(
-                        {partition: (offset, self._note) for partition, offset in offsets.items()}
-                    )
-            except (KafkaError, TimeoutError) as error:
-                self._finished = offsets | self._finished
-                self._failed(error)
+                assigned = client.assignment()
+                offsets = {each: finished[each] for each in finished if each in assigned}
+                if not offsets:
+                    continue
+                proved = await self._attempt(client, offsets)
+            finally:
+                for proof in proofs:
+                    if not proof.done():
+                        proof.set_result(proved)
+            if not proved:
                 return
-            self._failures = 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_SECONDS):
                     await self._hurry.wait()
+
+    async def _attempt(
+        self, client: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]
+    ) -> bool:
+        """Commit; after a failure keep the offsets for the next attempt, and return False."""
+        try:
+            async with asyncio.timeout(_ATTEMPT_SECONDS):
+                await client.commit(
+                    {each: (offset, self._noted(each)) for each, offset in offsets.items()}
+                )
+        except (KafkaError, TimeoutError) as error:
+            self._finished = {**offsets, **self._finished}
+            self._failed(error)
+            return False
+        self._failures = 0
+        return True
+
+    def _noted(self, partition: TopicPartition) -> str:
+        """Return the metadata of a partition's commit."""
+        word = self._word(partition)
+        return f"{self._note} {word}".strip() if word else self._note
 
     def _failed(self, error: Exception) -> None:
         """Count and log a failed commit; try again later."""

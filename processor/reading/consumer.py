@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Final, Protocol
 
 import structlog
@@ -25,7 +26,6 @@ from processor.reading.kafka import (
     KafkaError,
     Record,
     TopicPartition,
-    UnreadableRecord,
     abandon,
     fetch_directly,
     group_consumer,
@@ -37,12 +37,12 @@ from processor.reading.kafka import (
     watch_heartbeats,
 )
 from processor.reading.membership import DOUBT_SECONDS, Membership
-from processor.reading.message import Message, Rejection
+from processor.reading.message import Message, Rejection, envelope_of
 from processor.reading.progress import Progress
 from processor.reading.reader import Batch, Reader
 from processor.reading.starts import Starts
 from processor.settings import ProcessorSettings
-from registry.message import Envelope, RejectedRecord, from_record
+from registry.message import RejectedRecord
 
 _RETRY_SECONDS: Final = 1.0
 #: After this many errors in a row the group is joined anew: aiokafka's own tasks may be dead.
@@ -92,6 +92,22 @@ class Rejects(Protocol):
         """Stop writing rejected records: the records' partitions are lost."""
 
 
+class Records(Protocol):
+    """The keeper of what was taken in lately, for clients that come back."""
+
+    def begin(self, commits: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        """Begin with assigned partitions: each with the offset that is taken in next.
+
+        And with the note of the commit there.
+        """
+
+    def note(self, partition: TopicPartition) -> str:
+        """Return what is to be noted with a partition's commits, for its next owner."""
+
+    def take(self, partition: TopicPartition, messages: Sequence[Message]) -> None:
+        """Keep messages that are taken in, or that an earlier owner has settled; in order."""
+
+
 class Consumer:
     """Reads the topics as a member of the consumer group until told to stop."""
 
@@ -103,6 +119,7 @@ class Consumer:
         rejects: Rejects,
         *,
         membership: Membership,
+        records: Records | None = None,
     ) -> None:
         self.assigned = asyncio.Event()
         self._settings = settings
@@ -110,6 +127,10 @@ class Consumer:
         self._intake = intake
         self._rejects = rejects
         self._membership = membership
+        self._records = records
+        #: Where the assigned partitions began; a partition without a committed offset at 0.
+        self._start_offsets: dict[TopicPartition, int] = {}
+        self._start_notes: dict[TopicPartition, str] = {}  # of the commits there
         self._handover = Handover()
         #: What earlier owners have settled of records that are still to be read.
         self._settled_before: dict[TopicPartition, Settled] = {}
@@ -163,6 +184,54 @@ class Consumer:
         metrics.OLDEST_SECONDS.set((now_ms - oldest) / 1_000)
         metrics.IN_HAND.set(sum(map(len, self._partitions.values())))
 
+    @property
+    def partitions(self) -> Iterable[Progress]:
+        """The assigned partitions."""
+        return self._partitions.values()
+
+    async def prove(self) -> dict[TopicPartition, int]:
+        """Return the partitions that were this member's for certain when `prove` was called.
+
+        Each with the offset before which everything was taken in, now.
+        """
+        before = dict(self._partitions)
+        if not before or not await self._commits.prove():
+            return {}
+        return {
+            partition: self._next_offset(progress)
+            for partition, progress in before.items()
+            if self._partitions.get(partition) is progress
+        }
+
+    def partition_counts(self) -> dict[str, int]:
+        """Return how many partitions the topics have, as far as is known."""
+        if self._kafka is None:
+            return {}
+        found = {topic: self._kafka.partitions_for_topic(topic) for topic in self._settings.topics}
+        return {topic: len(partitions) for topic, partitions in found.items() if partitions}
+
+    def log_end(self, partition: TopicPartition) -> int | None:
+        """Return the offset behind a partition's last record; None where that is not known."""
+        end: int | None = None if self._kafka is None else self._kafka.highwater(partition)
+        return end
+
+    def _next_offset(self, progress: Progress) -> int:
+        if progress.next_offset is not None:
+            return progress.next_offset
+        return self._start_offsets.get(progress.partition, 0)
+
+    def _places(self) -> dict[TopicPartition, int]:
+        """Return what can be committed of every assigned partition."""
+        return {
+            partition: self._start_offsets.get(partition, 0)
+            if progress.committable is None
+            else progress.committable
+            for partition, progress in self._partitions.items()
+        }
+
+    def _word_of(self, partition: TopicPartition) -> str:
+        return "" if self._records is None else self._records.note(partition)
+
     def _look_for_topics(self) -> None:
         """Say which topics are missing, once two looks in a row have found the same.
 
@@ -191,7 +260,7 @@ class Consumer:
         self._rejoin = False
         client = group_consumer(self._settings, self._settings.kafka_group, assignor=self._handover)
         self._kafka = client
-        self._commits.use(client, note=self._starts.note)
+        self._commits.use(client, note=self._starts.note, places=self._places, word=self._word_of)
         try:
             await client.start()
         except KafkaError:
@@ -272,6 +341,11 @@ class Consumer:
         else:
             self._hold_doubtful(client, unclaimed)
             self._assign(partitions)
+            if self._records is not None:
+                notes = self._start_notes
+                self._records.begin(
+                    {each: (at, notes[each]) for each, at in self._start_offsets.items()}
+                )
             # The places to read from after an error: the commits of these offsets may fail.
             for partition, offset in skipped.items():
                 self._partitions[partition].follow(offset)
@@ -289,6 +363,7 @@ class Consumer:
         self._settled_before = {}
         skipped: dict[TopicPartition, int] = {}
         commits = await noted_commits(client, partitions)
+        found = {each: commits.get(each, (0, "")) for each in partitions}
         left = {each: claim_in(note, offset) for each, (offset, note) in commits.items()}
         claims = merged(
             [self._handover.claims, {each: claim for each, claim in left.items() if claim}]
@@ -302,6 +377,8 @@ class Consumer:
             if settled.beyond:
                 self._settled_before[partition] = settled
         self._commits.finished(skipped)
+        self._start_offsets = {each: offset for each, (offset, _) in found.items()} | skipped
+        self._start_notes = {each: note for each, (_, note) in found.items()}
         return skipped
 
     def _hold_doubtful(self, client: AIOKafkaConsumer, held: Collection[TopicPartition]) -> None:
@@ -376,31 +453,53 @@ class Consumer:
         """Take records of assigned partitions in."""
         messages: list[Message] = []
         rejections: list[Rejection] = []
-        read_ms = int(time.time() * 1000)
         for partition, records in batch.items():
-            progress = self._partitions[partition]
-            settled = self._settled_before.get(partition)
-            for record in records:
-                size = size_of(record)
-                # Kafka has -1 for a record without a timestamp.
-                timestamp_ms = record.timestamp if record.timestamp >= 0 else read_ms
-                progress.begin(record.offset, size=size, timestamp_ms=timestamp_ms)
-                if settled is not None and record.offset in settled.beyond:
-                    progress.settle(record.offset, size=size)
-                    continue
-                try:
-                    envelope = _envelope(record, timestamp_ms, self._settings.max_payload_bytes)
-                except RejectedRecord as error:
-                    rejections.append(Rejection(progress, record, error, timestamp_ms))
-                else:
-                    messages.append(Message(envelope, progress, record.offset, size=size))
-            if settled is not None:
-                self._skipped(progress, settled)
+            messages += self._take_records(self._partitions[partition], records, rejections)
         if batch:
             metrics.BATCH.observe(sum(map(len, batch.values())))
             self._intake.take(messages)
         if rejections:
             self._rejects.take(rejections)
+
+    def _take_records(
+        self, progress: Progress, records: Sequence[Record], rejections: list[Rejection]
+    ) -> list[Message]:
+        """Take records of a partition in hand; return their messages, and add to `rejections`."""
+        partition = progress.partition
+        settled = self._settled_before.get(partition)
+        messages: list[Message] = []
+        settled_before: list[Message] = []  # by an earlier owner
+        read_ms = int(time.time() * 1000)
+        for record in records:
+            size = size_of(record)
+            # Kafka has -1 for a record without a timestamp.
+            timestamp_ms = record.timestamp if record.timestamp >= 0 else read_ms
+            progress.begin(record.offset, size=size, timestamp_ms=timestamp_ms)
+            is_settled = settled is not None and record.offset in settled.beyond
+            if is_settled:
+                progress.settle(record.offset, size=size)
+            try:
+                envelope = envelope_of(record, timestamp_ms, self._settings.max_payload_bytes)
+            except RejectedRecord as error:
+                if not is_settled:
+                    rejections.append(Rejection(progress, record, error, timestamp_ms))
+                continue
+            message = Message(envelope, progress, record.offset, size=size)
+            if not is_settled:
+                messages.append(message)
+            elif envelope.ttl_seconds != 0:  # else it was for clients of then alone
+                settled_before.append(message)
+        if self._records is not None:
+            # In the turn in which the progress moves on: what is in front is at hand for answers.
+            self._records.take(
+                partition,
+                sorted((*messages, *settled_before), key=_by_offset)
+                if settled_before
+                else messages,
+            )
+        if settled is not None:
+            self._skipped(progress, settled)
+        return messages
 
     def _skipped(self, progress: Progress, settled: Settled) -> None:
         """Commit what may now be committable; forget claims that have been read past."""
@@ -438,22 +537,6 @@ def _put_back(client: AIOKafkaConsumer, batch: Batch, partitions: Iterable[Topic
             client.seek(partition, batch[partition][0].offset)
 
 
-def _envelope(record: Record, published_ms: int, max_payload_bytes: int) -> Envelope:
-    if isinstance(record, UnreadableRecord):
-        raise RejectedRecord("unreadable", "a header here or before has a name that is not UTF-8")
-    return from_record(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp,
-        published_ms=published_ms,
-        key=record.key,
-        value=record.value,
-        headers=record.headers,
-        max_payload_bytes=max_payload_bytes,
-    )
-
-
 async def _leave_group(client: AIOKafkaConsumer) -> None:
     # aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
     # brokers that are gone; uvloop raises RuntimeError for a write to a connection that was reset.
@@ -462,3 +545,6 @@ async def _leave_group(client: AIOKafkaConsumer) -> None:
         await asyncio.wait_for(client.stop(), timeout=_LEAVE_SECONDS)
     except (asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
         await abandon(client)
+
+
+_by_offset: Final = attrgetter("offset")

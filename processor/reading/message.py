@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from processor.reading.kafka import Record
+from processor.reading.kafka import Record, UnreadableRecord
 from processor.reading.progress import Progress
 from registry.directory import Node
-from registry.message import Envelope, RejectedRecord
+from registry.message import Envelope, RejectedRecord, from_record
 
 
 class Message:
@@ -26,7 +26,7 @@ class Message:
         "key",
         "lane",
         "looked_again",
-        "missed",
+        "missed_at",
         "node",
         "number",
         "offered",
@@ -68,7 +68,8 @@ class Message:
         self.waiting = False  # all pending nodes are nodes where the message waits, or were so once
         self.took = 0  # connections that took the message
         self.node: Node | None = None  # the first node that took the message
-        self.missed = 0  # nodes with connections that may not have got the message
+        #: Nodes with connections of the user that may be without the message.
+        self.missed_at: tuple[Node, ...] = ()
         self.undelivered = False  # a node did not deliver: the user may be elsewhere by now
         self.looked_again = False  # the one fresh look-up after a stale result is used up
         self.expired = False  # the TTL had passed before the message could be sent
@@ -76,6 +77,11 @@ class Message:
         #: have this message by then do not get it.
         self.replaced = False
         self.failure: str | None = None  # the reason of the last failure to deliver
+
+    @property
+    def missed(self) -> int:
+        """How many nodes have connections of the user that may be without the message."""
+        return len(self.missed_at)
 
     def drop_payload(self) -> None:
         """Forget the payload of a message that will not be sent; the outcome is still reported."""
@@ -89,3 +95,24 @@ class Rejection(NamedTuple):
     record: Record
     error: RejectedRecord
     published_ms: int  # the record's timestamp; the time of reading where the record has none
+
+
+def envelope_of(record: Record, published_ms: int, max_payload_bytes: int) -> Envelope:
+    """Read the message in a record; `published_ms` is the start of a TTL.
+
+    Raises:
+        RejectedRecord: the record breaks a publishing rule.
+    """
+    if isinstance(record, UnreadableRecord):
+        raise RejectedRecord("unreadable", "a header here or before has a name that is not UTF-8")
+    return from_record(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        published_ms=published_ms,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+        max_payload_bytes=max_payload_bytes,
+    )

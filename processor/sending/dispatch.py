@@ -513,14 +513,14 @@ def _note_result(message: Message, node: Node, result: Result | None) -> None:
     elif isinstance(result, Partly):
         message.took += result.taken
         message.node = message.node or node
-        message.missed += 1
+        message.missed_at = (*message.missed_at, node)
     elif isinstance(result, Failure):
         message.undelivered = True
         if result == GONE:  # "offline", unless another node has the user
-            message.missed += 1
+            message.missed_at = (*message.missed_at, node)
         elif result != NO_DEVICE:  # the outcome is "offline": the user lacks the message's device
             message.failure = result.reason
-            message.missed += 1
+            message.missed_at = (*message.missed_at, node)
 
 
 _by_offset: Final = attrgetter("offset")

@@ -15,13 +15,18 @@ from urllib.parse import SplitResult, urlsplit
 
 from processor.errors import ProcessorError
 from registry.frames import LINK_PATH, LINK_PROTOCOL
+from registry.resume import RESUME_PATH, RESUME_PROTOCOL
 
 #: How long the connection may take, and with TLS its handshake.
 _CONNECT_SECONDS: Final = 1.0
 #: The most bytes of the head of the answer.
 _MAX_HEAD_BYTES: Final = 16_384
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([0-9]{3})(?: [^\r\n]*)?\r\n")
-_SWITCHED: Final = re.compile(rb"\r\nupgrade:[ \t]*%b[ \t]*\r\n" % LINK_PROTOCOL.encode(), re.I)
+_SWITCHED: Final = {
+    protocol: re.compile(rb"\r\nupgrade:[ \t]*%b[ \t]*\r\n" % protocol.encode(), re.I)
+    for protocol in (LINK_PROTOCOL, RESUME_PROTOCOL)
+}
+_PATHS: Final = {LINK_PROTOCOL: LINK_PATH, RESUME_PROTOCOL: RESUME_PATH}
 
 
 class NoAnswer(ProcessorError):
@@ -37,11 +42,12 @@ class UpgradeRefused(ProcessorError):
 
 
 async def upgraded(
-    url: str, fields: Mapping[str, str], *, tls: ssl.SSLContext
+    url: str, fields: Mapping[str, str], *, tls: ssl.SSLContext, protocol: str = LINK_PROTOCOL
 ) -> tuple[asyncio.Transport, bytes]:
     """Connect, and ask for a link; return its transport, paused, and bytes behind the answer.
 
-    `url` is scheme, host and port; `fields` have the credential. `tls` counts for https.
+    `url` is scheme, host and port; `fields` have the credential. `tls` counts for https. `protocol`
+    says which kind of link: for batches, or for questions (registry/resume.py).
 
     Raises:
         UpgradeRefused: there is no link to be had at the address, or not with this credential.
@@ -54,31 +60,32 @@ async def upgraded(
     host, port = parts.hostname or "", parts.port or 0
     async with asyncio.timeout(_CONNECT_SECONDS):
         transport, upgrade = await loop.create_connection(
-            lambda: _Upgrade(loop.create_future()),
+            lambda: _Upgrade(loop.create_future(), protocol),
             host,
             port,
             ssl=tls if parts.scheme == "https" else None,
         )
     try:
-        transport.write(_request(parts, fields))
+        transport.write(_request(parts, fields, protocol))
         return transport, await upgrade.answered
     except BaseException:
         transport.abort()
         raise
 
 
-def _request(parts: SplitResult, fields: Mapping[str, str]) -> bytes:
+def _request(parts: SplitResult, fields: Mapping[str, str], protocol: str) -> bytes:
     """Return the head of the request (RFC 9110 §7.8)."""
-    own = {"Host": parts.netloc, "Connection": "Upgrade", "Upgrade": LINK_PROTOCOL}
+    own = {"Host": parts.netloc, "Connection": "Upgrade", "Upgrade": protocol}
     lines = [f"{name}: {value}" for name, value in {**own, **fields}.items()]
-    return "\r\n".join((f"GET {LINK_PATH} HTTP/1.1", *lines, "", "")).encode("ascii")
+    return "\r\n".join((f"GET {_PATHS[protocol]} HTTP/1.1", *lines, "", "")).encode("ascii")
 
 
 class _Upgrade(asyncio.Protocol):
     """Waits for the head of the answer; `answered` gets the bytes behind the head."""
 
-    def __init__(self, answered: asyncio.Future[bytes]) -> None:
+    def __init__(self, answered: asyncio.Future[bytes], protocol: str) -> None:
         self.answered = answered
+        self._switched = _SWITCHED[protocol]
         self._arrived = b""
         self._transport: asyncio.Transport | None = None
 
@@ -98,7 +105,7 @@ class _Upgrade(asyncio.Protocol):
                 self._fail(NoAnswer("the head of the answer is too large"))
         elif status_line is None:
             self._fail(NoAnswer("the answer is no HTTP"))
-        elif status_line[1] == b"101" and _SWITCHED.search(head + end):
+        elif status_line[1] == b"101" and self._switched.search(head + end):
             assert self._transport is not None  # noqa: S101 - bytes come behind connection_made
             self._transport.pause_reading()
             self.answered.set_result(rest)

@@ -45,6 +45,9 @@ class Whereabouts:
         self._clock = clock
         self._remembered: Recent[str, tuple[float, Nodes]] = Recent(MAX_REMEMBERED)
         self._probe: asyncio.Task[None] | None = None
+        #: Users who were forgotten while look-ups are under way, and how many are.
+        self._forgotten: set[str] = set()
+        self._asking = 0
 
     @property
     def reachable(self) -> bool:
@@ -72,8 +75,13 @@ class Whereabouts:
         return await self._ask(users)
 
     def forget(self, user: str) -> None:
-        """Forget the nodes of a user: a node that was found for the user did not have the user."""
+        """Forget the nodes of a user: the user is elsewhere, or somewhere else too.
+
+        What a look-up finds that began before is not remembered either.
+        """
         self._remembered.forget(user)
+        if self._asking:
+            self._forgotten.add(user)
 
     async def close(self) -> None:
         """Stop probing the registry."""
@@ -84,6 +92,7 @@ class Whereabouts:
     async def _ask(self, users: Sequence[str]) -> list[Nodes | None]:
         if self._probe is None:
             began = time.perf_counter()
+            self._asking += 1
             try:
                 answers = await self._registry.lookup(users)
             except RegistryUnavailable as error:
@@ -92,13 +101,17 @@ class Whereabouts:
                 metrics.LOOKUP_SECONDS.observe(time.perf_counter() - began)
                 self._remember(users, answers)
                 return answers
+            finally:
+                self._asking -= 1
+                if not self._asking:
+                    self._forgotten.clear()
         known = self._known(users, _STALE_SECONDS)
         return [known.get(user) for user in users]
 
     def _remember(self, users: Sequence[str], answers: Sequence[Nodes | None]) -> None:
         now = self._clock()
         for user, nodes in zip(users, answers, strict=True):
-            if nodes:
+            if nodes and user not in self._forgotten:
                 self._remembered.put(user, (now, nodes))
 
     def _known(self, users: Sequence[str], seconds: float) -> dict[str, Nodes | None]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import pytest
 
+from gateway.connections.as_of import AsOf
 from gateway.connections.hub import CROWD, Hub
 from gateway.connections.repeats import Repeats
 from gateway.push import Pusher
@@ -54,7 +55,9 @@ class Gateway(FakeForward):
     def __init__(self, *devices: Device, repeat_window: int = 100_000) -> None:
         super().__init__()
         self.hub = Hub()
-        self._pusher = Pusher(self.hub, Repeats(repeat_window), epoch="e", max_payload_bytes=65_536)
+        self._pusher = Pusher(
+            self.hub, Repeats(repeat_window), AsOf(), epoch="e", max_payload_bytes=65_536
+        )
         for device in devices:
             self.hub.add(device)
 

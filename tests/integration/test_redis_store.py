@@ -14,6 +14,7 @@ import redis
 from pushgate.embedded import LOOPBACK, choose_port
 from registry.directory import Lease, Node, RegistryUnavailable
 from registry.redis_store import BUCKETS, RedisRegistry
+from tests.support.clients import eventually
 from tests.support.processes import wait_until
 from tests.support.timings import AnyTimings
 from tests.support.valkey import Kind, RedisServer, redis_is_installed
@@ -146,6 +147,55 @@ async def where(registry: RedisRegistry, user: str) -> set[Node]:
     (found,) = await registry.lookup([user])
     assert found is not None, f"it is not known where {user} is"
     return set(found)
+
+
+# Processors
+
+
+async def test_processors_are_listed_with_the_servers_time(registry: RedisRegistry) -> None:
+    before_ms = int(time.time() * 1_000)
+    assert (await registry.processors()).names == frozenset()
+    assert (await registry.keep_processor("p1")).names == {"p1"}
+    kept = await registry.keep_processor("p2")
+    assert kept.names == {"p1", "p2"}
+    seen = await registry.processors()
+    assert seen.names == {"p1", "p2"}
+    after_ms = int(time.time() * 1_000)
+    assert before_ms - 1 <= kept.now_ms <= seen.now_ms <= after_ms + 1
+
+
+async def test_a_processor_that_retires_is_listed_no_more(registry: RedisRegistry) -> None:
+    for name in ("p1", "p2"):
+        await registry.keep_processor(name)
+    await registry.retire_processor("p1")
+    await registry.retire_processor("p1")
+    await registry.retire_processor("never there")
+    assert (await registry.processors()).names == {"p2"}
+
+
+async def test_a_processors_lease_lapses_and_its_name_goes(store: Store) -> None:
+    async with (
+        open_registry(store.url, lease_seconds=1.0, heartbeat_seconds=0.2) as short,
+        open_registry(store.url) as lasting,
+    ):
+        await short.keep_processor("p1")
+        await lasting.keep_processor("p2")
+
+        async def lapsed() -> bool:
+            return "p1" not in (await lasting.processors()).names
+
+        await eventually(lapsed, "the lease has lapsed")
+        assert (await lasting.processors()).names == {"p2"}
+        await lasting.keep_processor("p2")
+        assert store.raw.zrange("{pg-nodes}processors", 0, -1) == [b"p2"]
+
+
+async def test_a_processor_that_keeps_its_lease_stays(store: Store) -> None:
+    async with open_registry(store.url, lease_seconds=1.0, heartbeat_seconds=0.2) as registry:
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            assert (await registry.keep_processor("p1")).names == {"p1"}
+            await asyncio.sleep(0.2)
 
 
 # Leases

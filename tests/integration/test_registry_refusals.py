@@ -1,6 +1,7 @@
 """A registry that answers reads and refuses writes: known by its name, and nobody is offline."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,34 @@ async def test_a_cluster_is_back_when_every_master_accepts_writes() -> None:
                 await eventually(lambda: not gateway.registrar.warning, "no warning any more")
             await gateway.in_step()
         assert [entry["event"] for entry in logs] == [REFUSED, BACK]
+
+
+def documented_account() -> tuple[str, list[str]]:
+    """Give the pattern of keys and the commands that docs/operations.md asks an account for."""
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    found = re.search(r"needs the keys `([^`]+)` and the commands `([^`]+)`", text)
+    assert found is not None
+    return found[1], found[2].split()
+
+
+async def test_an_account_as_the_docs_name_it_may_do_all_that_pushgate_does(
+    own_valkey: RedisServer,
+) -> None:
+    keys, commands = documented_account()
+    rules = ("resetkeys", f"~{keys}*", "-@all", *(f"+{command.lower()}" for command in commands))
+    with own_valkey.client() as client:
+        client.execute_command("ACL", "SETUSER", "pushgate", "on", ">secret", *rules)
+    url = own_valkey.url.replace("//", "//pushgate:secret@")
+    registry = RedisRegistry(url, lost_seconds=30.0)
+    try:
+        await registry.heartbeat(NODE, claim=True)
+        await registry.write(NODE, ["alice"], ["bob"])
+        assert await registry.lookup(["alice"]) == [(NODE,)]
+        assert [user async for user, _ in registry.entries()] == ["alice"]
+        await registry.probe()
+        assert (await registry.keep_processor("p1")).names == {"p1"}
+        assert (await registry.processors()).names == {"p1"}
+        await registry.retire_processor("p1")
+        await registry.retire(NODE)
+    finally:
+        await registry.close()

@@ -1,6 +1,7 @@
 """A gateway in this process, from bind to exit: how it is told to leave."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from gateway.server import Gateway
 from gateway.settings import GatewaySettings
 from pushgate.embedded import LOOPBACK
-from tests.support.clients import connect
+from registry.directory import TIMINGS
+from tests.support.clients import WebSocketClient, connect
 from tests.support.processes import INTERNAL_SECRET, JWT_SECRET
 
 pytestmark = pytest.mark.anyio
@@ -56,6 +58,29 @@ async def test_stops_before_it_runs_count_too(redis_url: str) -> None:
     assert gateway.node.status == "draining"
     async with asyncio.timeout(SETTLE_SECONDS / 2):
         await gateway.run()
+
+
+@pytest.mark.parametrize(
+    ("away_seconds", "is_told"), [(TIMINGS.lease_seconds + 10.0, False), (100.0, True)]
+)
+async def test_clients_are_told_of_a_gap_where_the_node_was_gone_for_so_long_as_to_be_given_up(
+    redis_url: str, user: str, away_seconds: float, is_told: bool
+) -> None:
+    """Until then messages for its clients wait at processors (PUSHGATE_LOST_NODE_SECONDS)."""
+    gateway = gateway_for(redis_url)
+    running = asyncio.create_task(gateway.run())
+    await gateway.started()
+    async with connect("ws-v1", gateway.port, user) as client:
+        assert isinstance(client, WebSocketClient)
+        gateway.node.registrar._held_at -= away_seconds  # as if the process had been frozen
+        told: list[object] = []
+        with suppress(TimeoutError):
+            told.append(await client.next(3 * TIMINGS.heartbeat_seconds))
+        assert told == ([{"control": "gap"}] if is_told else [])
+    gateway.stop()
+    gateway.stop()
+    async with asyncio.timeout(8.0):
+        await running
 
 
 @pytest.fixture

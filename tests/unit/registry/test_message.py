@@ -46,7 +46,7 @@ def rejection(headers: Headers = (), **fields: Any) -> RejectedRecord:
 
 def test_a_bare_record_is_a_message_with_its_coordinates_as_id() -> None:
     envelope = read()
-    assert envelope.push == Push("alice", b"hello", "push-3-17", None, None, 1_000_000)
+    assert envelope.push == Push("alice", b"hello", "push-3-17", None, None, 1_000_000, "push-3-17")
     assert envelope == Envelope(envelope.push, 1_000_000, None, "normal", None)
 
 
@@ -61,7 +61,9 @@ def test_every_header_is_read() -> None:
             ("push-device", "téléphone".encode()),
         ]
     )
-    assert envelope.push == Push("alice", b"hello", "m-1", "chat message", "téléphone")
+    assert envelope.push == Push(
+        "alice", b"hello", "m-1", "chat message", "téléphone", position="push-3-17"
+    )
     assert envelope == Envelope(envelope.push, 1_000_000, 30, "high", "chat 1")
 
 
@@ -287,7 +289,7 @@ def test_a_lone_surrogate_fits_no_rule(rule: Any) -> None:
 def test_a_push_survives_the_internal_batch() -> None:
     pushes = [
         Push("u", b"\x00\xff", "id", id_scope=-1),
-        Push("é", b"", "id", "type", "device", "scope"),
+        Push("é", b"", "id", "type", "device", "scope", "push-0-7"),
     ]
     packed = msgspec.msgpack.encode(pushes)
     assert msgspec.msgpack.decode(packed, type=list[Push]) == pushes

@@ -9,7 +9,12 @@ import pytest
 
 from processor.reading import commits as module
 from processor.reading.commits import Commits
-from processor.reading.kafka import AIOKafkaConsumer, KafkaError, TopicPartition
+from processor.reading.kafka import (
+    MAX_NOTE_BYTES,
+    AIOKafkaConsumer,
+    KafkaError,
+    TopicPartition,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -216,3 +221,141 @@ async def test_every_commit_has_the_note_as_metadata() -> None:
     await commits.flush()
     assert consumer.committed == {A: 5, B: 6}
     assert consumer.notes == {"missing:low"}
+
+
+# Proofs of ownership
+
+
+def proving(consumer: FlakyConsumer, places: dict[TopicPartition, int]) -> Commits:
+    commits = Commits()
+    commits.use(
+        cast("AIOKafkaConsumer", consumer),
+        note="n",
+        places=lambda: places,
+        word=lambda partition: f"word-{partition.partition}",
+    )
+    return commits
+
+
+async def test_a_commit_that_succeeds_proves_ownership_and_has_every_partitions_word() -> None:
+    consumer = FlakyConsumer()
+    commits = proving(consumer, {A: 5, B: 0})
+    assert await commits.prove()
+    assert consumer.committed == {A: 5, B: 0}
+    assert consumer.notes == {"n word-0", "n word-1"}
+
+
+async def test_a_commit_that_kafka_refuses_proves_nothing() -> None:
+    consumer = FlakyConsumer()
+    consumer.failures = 1
+    assert not await proving(consumer, {A: 5}).prove()
+    assert consumer.committed == {}
+
+
+async def test_a_commit_that_began_before_proves_nothing() -> None:
+    """This member may have been frozen, and the partition another's, since it began."""
+    consumer = FlakyConsumer()
+    consumer.gate.clear()
+    commits = proving(consumer, {A: 5})
+    commits.finished({A: 5})
+    await asyncio.sleep(0)
+    proof = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    assert consumer.commits == 1
+    consumer.failures = 1  # of the first: the second is another attempt
+    consumer.gate.set()
+    async with asyncio.timeout(5):
+        assert await proof
+    assert consumer.commits >= 2
+
+
+async def test_all_that_wait_share_one_commit() -> None:
+    consumer = FlakyConsumer()
+    consumer.gate.clear()
+    commits = proving(consumer, {A: 5})
+    first = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(commits.prove()) for _ in range(20)]
+    await asyncio.sleep(0)
+    consumer.gate.set()
+    async with asyncio.timeout(5):
+        assert all(await asyncio.gather(first, *others))
+    assert consumer.commits == 2
+
+
+async def test_what_is_settled_meanwhile_goes_with_the_proof() -> None:
+    consumer = FlakyConsumer()
+    places = {A: 5}
+    commits = proving(consumer, places)
+    proof = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    places[A] = 6
+    commits.finished({A: 6})
+    assert await proof
+    await commits.flush()
+    assert consumer.committed[A] == 6
+
+
+async def test_without_a_partition_nothing_is_proved() -> None:
+    consumer = FlakyConsumer()
+    consumer.assigned = set()
+    assert not await proving(consumer, {A: 5}).prove()
+    assert not await proving(consumer, {}).prove()
+    assert not await Commits().prove()
+    assert consumer.commits == 0
+
+
+async def test_while_a_failed_commit_waits_for_its_turn_nothing_is_proved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", (60.0,))
+    consumer = FlakyConsumer()
+    consumer.failures = 1
+    commits = proving(consumer, {A: 5})
+    commits.finished({A: 5})
+    await consumer.failed.wait()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert not await commits.prove()
+
+
+async def test_when_partitions_are_lost_nothing_that_waits_is_proved() -> None:
+    consumer = FlakyConsumer()
+    consumer.gate.clear()
+    commits = proving(consumer, {A: 5})
+    first = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    commits.forget()
+    async with asyncio.timeout(5):
+        assert not any(await asyncio.gather(first, second))
+
+
+async def test_a_question_that_is_given_up_hinders_neither_a_loss_nor_other_proofs() -> None:
+    consumer = FlakyConsumer()
+    consumer.gate.clear()
+    commits = proving(consumer, {A: 5})
+    running = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    given_up, other = (asyncio.create_task(commits.prove()) for _ in range(2))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.sleep(0)
+    commits.forget()
+    async with asyncio.timeout(5):
+        assert not any(await asyncio.gather(running, other))
+    consumer.gate.set()
+    async with asyncio.timeout(5):
+        assert await commits.prove()
+
+
+async def test_a_claim_stands_behind_the_partitions_word_and_leaves_room_for_it() -> None:
+    consumer = FlakyConsumer()
+    commits = proving(consumer, {})
+    await commits.leave({A: (5, "settled:x")})
+    assert consumer.notes == {"n word-0 settled:x"}
+    assert commits.room_bytes + module.MAX_WORD_BYTES + len("n") + 2 <= MAX_NOTE_BYTES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -528,3 +528,103 @@ async def test_records_of_a_partition_that_is_not_assigned_yet_come_again() -> N
     await consumer._take_when_certain(cast("Any", client), {B: [record(B, 5)]})
     assert client.places[B] == 5
     assert not messages.kept
+
+
+# For clients that come back
+
+
+class KeptRecords:
+    """The keeper of what was taken in, and what it was told of assignments."""
+
+    def __init__(self) -> None:
+        self.begun: list[dict[TopicPartition, tuple[int, str]]] = []
+        self.kept: list[int] = []
+
+    def begin(self, commits: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        self.begun.append(dict(commits))
+
+    def note(self, partition: TopicPartition) -> str:
+        return f"marks:{partition.partition}"
+
+    def take(self, partition: TopicPartition, messages: Sequence[Message]) -> None:
+        assert all(message.progress.partition == partition for message in messages)
+        self.kept += [message.offset for message in messages]
+
+
+def recording(messages: KeptMessages) -> tuple[Consumer, Assigned, KeptRecords]:
+    """Give a consumer that has begun with a partition whose committed offset is 2."""
+    records = KeptRecords()
+    consumer, client = consumer_with(messages, certain())
+    consumer._records = records
+    consumer._rejects = KeptRejections()
+    consumer._commits.use(cast("Any", client), places=consumer._places, word=consumer._word_of)
+    return consumer, client, records
+
+
+async def test_what_is_taken_in_is_kept_from_the_offset_on_where_the_partition_began() -> None:
+    messages = KeptMessages()
+    consumer, client, records = recording(messages)
+    client.notes[A] = "missing:x marks:y"
+    await consumer._begin([A])
+    assert records.begun == [{A: (2, "missing:x marks:y")}]
+    bad = record(A, 3, headers=(("push-ttl", b"soon"),))
+    await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2), bad, record(A, 4)]})
+    assert records.kept == [2, 4]
+    assert [message.offset for message in messages.kept] == [2, 4]
+
+
+async def test_of_what_an_earlier_owner_settled_all_is_kept_but_what_was_for_clients_of_then() -> (
+    None
+):
+    messages = KeptMessages()
+    consumer, client, records = recording(messages)
+    consumer._handover.claims = {A: Settled(4, frozenset({5, 6}))}
+    await consumer._begin([A])
+    assert records.begun == [{A: (4, "")}]
+    now_alone = record(A, 6, headers=(("push-ttl", b"0"),))
+    batch = {A: [record(A, 4), record(A, 5), now_alone, record(A, 7)]}
+    await consumer._take_when_certain(cast("Any", client), batch)
+    assert records.kept == [4, 5, 7]
+    assert [message.offset for message in messages.kept] == [4, 7]
+
+
+async def test_a_member_proves_its_partitions_up_to_what_it_has_taken_in() -> None:
+    messages = KeptMessages()
+    consumer, client, _ = recording(messages)
+    assert await consumer.prove() == {}, "before an assignment"
+    await consumer._begin([A])
+    assert await consumer.prove() == {A: 2}
+    assert (client.committed_at[A], client.notes[A]) == (2, "marks:0")
+    await consumer._take_when_certain(cast("Any", client), {A: [record(A, 2), record(A, 5)]})
+    assert await consumer.prove() == {A: 6}
+    assert client.committed_at[A] == 2, "nothing is settled"
+
+
+async def test_records_that_are_read_and_not_taken_in_yet_are_not_proved() -> None:
+    messages = KeptMessages()
+    consumer, client, records = recording(messages)
+    await consumer._begin([A])
+    membership = Membership(clock=lambda: 0.0)
+    consumer._membership = membership
+    taking = asyncio.create_task(
+        consumer._take_when_certain(cast("Any", client), {A: [record(A, 2)]})
+    )
+    await asyncio.sleep(0)
+    assert await consumer.prove() == {A: 2}
+    assert records.kept == []
+    membership.confirm(0.0)
+    await taking
+    assert await consumer.prove() == {A: 3}
+    assert records.kept == [2]
+
+
+async def test_a_partition_that_is_taken_away_meanwhile_is_not_proved() -> None:
+    consumer, client, _ = recording(KeptMessages())
+    await consumer._begin([A])
+    proving = asyncio.create_task(consumer.prove())
+    await asyncio.sleep(0)
+    consumer._assign([A])  # lost, and back: another owner may have had it
+    assert await proving == {}
+    client.committed_at = {}
+    await consumer._revoke()
+    assert await consumer.prove() == {}
