@@ -31,9 +31,11 @@ from gateway.http.detach import exchange_of
 from gateway.http.direct import Direct, Respond
 from gateway.links import Links
 from gateway.push import BadBatch, Item, Pusher, Result
+from gateway.resume.links import ResumeLinks
 from registry.directory import Node
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
 from registry.proof import SCHEME, proof
+from registry.resume import RESUME_PATH
 
 #: How often a wrong credential is logged at most.
 _LOG_SECONDS: Final = 60.0
@@ -57,6 +59,7 @@ def internal_app(
     node: GatewayNode,
     pusher: Pusher,
     links: Links,
+    resume_links: ResumeLinks | None,
     *,
     secrets: Sequence[str],
     max_payload_bytes: int,
@@ -66,7 +69,8 @@ def internal_app(
 
     Most single pushes are answered without ASGI: the result has a Direct (`direct`) for them.
 
-    Processors send batches on `links`, people and tools post them. Any of `secrets` opens the
+    Processors send batches on `links`, people and tools post them. On `resume_links` processors are
+    asked what clients have missed; None where clients don't resume. Any of `secrets` opens the
     port, and so does a proof of it for this node. `drain` begins the node's drain, or hastens it.
     """
     pushes = _Pushes(node, pusher, links, max_payload_bytes=max_payload_bytes)
@@ -86,6 +90,9 @@ def internal_app(
                 await pushes.single(scope, receive)
             elif path == "/push" and scope["method"] == "GET":
                 await pushes.link(scope)
+            elif path == RESUME_PATH and scope["method"] == "GET" and resume_links is not None:
+                pushes.refuse_if_misdirected(scope)
+                await resume_links.open(scope)
             else:
                 await app(scope, receive, send)
         except HTTPException as error:
@@ -163,7 +170,7 @@ class _Pushes:
             HTTPException: the link is refused.
         """
         # Once is enough for all batches of the link: name and epoch are those of this process.
-        self._refuse_if_misdirected(dict(scope["headers"]))
+        self.refuse_if_misdirected(scope)
         await self._links.open(scope)
 
     async def single(self, scope: Scope, receive: Receive) -> None:
@@ -209,6 +216,14 @@ class _Pushes:
         """`GET /push/{user}`: 200 if the user has a connection on this node, else 404."""
         here = _user_in_path(request.scope["raw_path"], _PUSH_TO) in self._node.hub
         return PlainTextResponse("here\n" if here else "not on this node\n", 200 if here else 404)
+
+    def refuse_if_misdirected(self, scope: Scope) -> None:
+        """Refuse a link that is meant for another node, or for an earlier start of this one.
+
+        Raises:
+            HTTPException: 421.
+        """
+        self._refuse_if_misdirected(dict(scope["headers"]))
 
     def _refuse_if_misdirected(self, headers: Mapping[bytes, bytes]) -> None:
         """Answer 421 to a push that names another node or an earlier start of this node."""

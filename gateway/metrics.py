@@ -86,6 +86,30 @@ PARTLY_TAKEN_EVICTED = Counter(
     "connection of the user gets them.",
     registry=_registry,
 )
+RESUME_LINKS = Gauge(
+    "pushgate_gateway_resume_links",
+    "Connections that processors hold to this node, for questions of what clients have missed.",
+    registry=_registry,
+)
+RESUMES = Counter(
+    "pushgate_gateway_resumes_total",
+    "Clients that came back with a cursor: whole (got everything), gap (a part was not known any "
+    "more), timed-out (not everything was answered in a minute), unreadable (a cursor of no "
+    "gateway, from the future, or from before the window).",
+    ["result"],
+    registry=_registry,
+)
+RESUME_SECONDS = Histogram(
+    "pushgate_gateway_resume_seconds",
+    "Time from the answer to the handshake to the last message that was missed.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 60),
+    registry=_registry,
+)
+REPLAYED = Counter(
+    "pushgate_gateway_replayed_total",
+    "Messages that clients had missed, and got when they came back.",
+    registry=_registry,
+)
 REGISTRY_PENDING = Gauge(
     "pushgate_gateway_registry_pending_users",
     "Users whose entry is still to be written.",

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway import metrics
+from gateway.connections.as_of import AsOf
 from gateway.connections.connection import Connection
 from gateway.connections.delivery import Delivery
 from gateway.connections.hub import Addressed, Hub, Partial, Refusal, Results, Tally
@@ -55,7 +56,7 @@ class Item(msgspec.Struct):
     `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Messages
     of equal ids and different `id_scope` are different messages, and no repeats. A `boundary` is
     sent to no connection: only connections that have taken the message before get the user's later
-    messages of the batch. Unknown fields are ignored.
+    messages of the batch. `position` is the message's place in Kafka. Unknown fields are ignored.
     """
 
     user: str | Annotated[list[str], msgspec.Meta(max_length=MAX_BATCH_USERS)]
@@ -66,6 +67,7 @@ class Item(msgspec.Struct):
     device: str | None = None
     id_scope: str | int | None = None
     boundary: bool = False
+    position: str | None = None
 
 
 class BadBatch(GatewayError):
@@ -216,9 +218,15 @@ class _BatchDelivery:
 class Pusher:
     """Pushes batches of messages into one node's connections."""
 
-    def __init__(self, hub: Hub, repeats: Repeats, *, epoch: str, max_payload_bytes: int) -> None:
-        """`epoch` is the prefix of the ids that are made for messages without an id."""
+    def __init__(
+        self, hub: Hub, repeats: Repeats, as_of: AsOf, *, epoch: str, max_payload_bytes: int
+    ) -> None:
+        """`epoch` is the prefix of the ids that are made for messages without an id.
+
+        `as_of` is the time of cursors.
+        """
         self._hub = hub
+        self._as_of = as_of
         self._repeats = repeats
         self._epoch = epoch
         self._max_payload_bytes = max_payload_bytes
@@ -330,7 +338,7 @@ class Pusher:
             return self._hub.result(tally, user, device)
 
         async with self._crowd_lock:
-            return await self._repeats.deliver_one(name, deliver)
+            return await self._repeats.deliver_one(message, name, deliver)
 
     def _address(
         self, item: Item | None, batch: list[Addressed], names: dict[int, Name]
@@ -370,8 +378,17 @@ class Pusher:
             raise _BadItem("invalid")
         if item.device is not None and not valid_device(item.device):
             raise _BadItem("invalid")
+        if item.position is not None and not item.position.isprintable():
+            raise _BadItem("invalid")  # it would end the line of an event
         message_id = item.id or f"{self._epoch}-{next(self._numbers)}"
-        return Delivery(payload, message_id=message_id, event_type=item.type, text=text)
+        return Delivery(
+            payload,
+            message_id=message_id,
+            event_type=item.type,
+            text=text,
+            position=item.position,
+            as_of=self._as_of.text,
+        )
 
 
 def _parts(batch: Sequence[Addressed], crowds: Collection[str]) -> Iterator[range]:

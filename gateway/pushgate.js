@@ -16,7 +16,8 @@
 //                                Uint8Array where the payload is not UTF-8. `type` is null for a
 //                                message without a type.
 //   onopen()                     The connection is open; called again after every reconnect.
-//   ongap()                      Messages may have been missed: fetch the page's data afresh.
+//   ongap()                      Messages were missed, or may have been: fetch the page's data
+//                                afresh. After a gap a message may come that came before.
 //   onerror({status, reason, retryIn})
 //                                The connection was lost or refused. The client tries again in
 //                                `retryIn` ms. Where `retryIn` is null the client gives up: the
@@ -27,12 +28,17 @@
 //   state                        'connecting', 'open', 'waiting' (to try again) or 'closed'.
 //   close()                      Ends the connection for good; harmless when repeated.
 //
+// Between two connections nothing is missed, and nothing comes twice: the client tells the next
+// gateway how far the page has come, and gets first what came meanwhile. There is a gap where the
+// client was away for longer than the gateways look back (PUSHGATE_RESUME_SECONDS, two minutes),
+// where they don't resume at all, and with long-poll where another node answers.
+//
 // When the gateway asks the client to reconnect, the client opens a second connection before it
-// closes the first: no message is missed or comes twice, and no handler is called for the change. A
-// token that is about to run out is replaced while a WebSocket stays open. With SSE and long-poll
-// the next attempt to connect takes a new token. Where nothing comes any more, not even the
-// gateway's heartbeat, the client connects again ten seconds after the heartbeat was due. An attempt
-// to connect that nothing answers is given up after ten seconds, too.
+// closes the first, and no handler is called for the change. A token that is about to run out is
+// replaced while a WebSocket stays open. With SSE and long-poll the next attempt to connect takes a
+// new token. Where nothing comes any more, not even the gateway's heartbeat, the client connects
+// again ten seconds after the heartbeat was due. An attempt to connect that nothing answers is given
+// up after ten seconds, too.
 (() => {
   'use strict';
 
@@ -42,6 +48,8 @@
   const STABLE_MS = 10000; // a connection that lived this long clears earlier failures
   const OVERLAP_MS = 1000; // how long the first connection stays after the second has opened
   const MAX_OVERLAP = 256; // ids to remember, and messages that may wait, during an overlap
+  const MAX_POSITIONS = 64; // as many as a gateway takes in one cursor
+  const POSITION_MS = 120000; // a position is dropped so long after its message, see Place
   const SILENCE_MS = 10000; // how long after an answer or a heartbeat is due a network is silent
   const THAW_MS = 2000; // how long a page that was frozen has to take what came meanwhile
   const POLL_SECONDS = 25;
@@ -63,6 +71,8 @@
   // 403 refuses this page; 204 tells the client of an event stream not to reconnect (HTML standard
   // §9.2).
   const AFTER_STATUS = {204: 'NEVER', 401: 'NEW_TOKEN', 403: 'NEVER'};
+
+  const CURSOR = /^[0-9a-z]+(?:,[\w.-]+-\d+-\d+)*$/;
 
   const script = globalThis.document && document.currentScript; // null in a module
   const home = new URL('.', script ? script.src : globalThis.location.href);
@@ -95,7 +105,7 @@
     const base = new URL(url, globalThis.location.href);
     if (!base.pathname.endsWith('/')) base.pathname += '/';
     const tokens = tokensFrom(token);
-    const place = {cursor: null}; // the position in a poll session, kept over reconnects
+    const place = new Place(); // kept over reconnects
     let spentToken = null; // the token of the link that ended last
     let openedAt = null; // when this attempt opened, by Date.now(); null before it has opened
     let everOpen = false;
@@ -154,19 +164,22 @@
       const stop = new AbortController();
       const link = {
         token: credential, tokens, place, address,
+        cursor: place.cursor, // from where the link resumes; empty where it does not
         signal: stop.signal, // aborted by `stop`, and once the link has ended by itself
         stop: () => stop.abort(),
         open: false,
+        covered: false, // the predecessor was still there when the link opened
         leaving: false, // a successor is planned, or on its way
         successor: null, // the link that is taking over from this link
         overlap: null, // the Overlap with the successor, or with the predecessor
         silence: new Silence(),
         request: (path) => request(path, link),
         received: (form) => received(link, form),
+        beat: (form) => beat(link, form),
         gap,
         controls: new Map([
           ['gap', gap],
-          ['reconnect', ({after_ms: afterMs}) => handOver(link, afterMs)],
+          ['reconnect', (form) => { received(link, form); handOver(link, form.after_ms); }],
         ]),
       };
       const firstOpened = new Promise((resolve) => {
@@ -184,16 +197,27 @@
       if (link.open || link.signal.aborted) return;
       link.open = true;
       tokens.accepted();
-      if (link.overlap && !link.overlap.over) return; // for the page the connection stayed open
+      link.covered = Boolean(link.overlap && !link.overlap.over);
+      if (link.covered) return; // for the page the connection stayed open
       if (openedAt === null) openedAt = Date.now();
       connection.state = 'open';
       tell('onopen');
-      // The gateway keeps no messages for a client that is away, except in a poll session; and the
-      // answer to a poll says whether the session has a gap.
-      if (everOpen && transport !== 'poll') gap();
+      // Without a cursor nobody knows what the page lacks. A poll's answer says whether there is a
+      // gap.
+      if (everOpen && transport !== 'poll' && !link.cursor) gap();
       everOpen = true;
     }
 
+    // A hello or a heartbeat. If it has no cursor, the gateway does not resume: it has ignored the
+    // cursor with which the link came, and can't tell of the gap.
+    function beat(link, {cursor = null}) {
+      received(link, {cursor});
+      if (cursor !== null || !link.cursor) return;
+      link.cursor = '';
+      if (!link.covered) gap();
+    }
+
+    // Take a message, or a control for its cursor.
     function received(link, form) {
       if (link.signal.aborted) return;
       if (!link.overlap) give(form);
@@ -232,10 +256,16 @@
     }
 
     function gap() {
+      // A topic that was made anew is a gap too, and its offsets have begun again: by the old
+      // positions all its messages would be repeats.
+      place.positions.clear();
       tell('ongap');
     }
 
-    function give(form) {
+    // Move on by what a form's cursor says, and give a message to the page, unless it is a repeat.
+    function give(form, isRepeat = false) {
+      const isNew = place.move(form);
+      if (!isNew || isRepeat || form.data === undefined) return;
       const data = form.encoding === 'base64' ? fromBase64(form.data) : form.data;
       tell('onmessage', {id: form.id, type: form.type, data});
     }
@@ -266,6 +296,67 @@
       } catch (error) {
         queueMicrotask(() => { throw error; }); // the page's error is no reason to disconnect
       }
+    }
+  }
+
+  // How far a page has come, for the next gateway. In a cursor,
+  // `<as-of>[,<topic>-<partition>-<offset>…]`, as-of is a time: the page has everything that had its
+  // outcome before. Of a partition with a position, an offset in Kafka, the page has everything up to
+  // the position.
+  class Place {
+    constructor() {
+      this.session = null; // the cursor of a poll session
+      this.forget();
+    }
+
+    // Be without a cursor again.
+    forget() {
+      this.asOf = null;
+      this.positions = new Map(); // by partition, of the last message: {offset, at}; newest last
+    }
+
+    // What a link resumes from; empty before a gateway has sent a cursor.
+    get cursor() {
+      if (this.asOf === null) return '';
+      const positions = Array.from(this.positions, ([name, {offset}]) => `${name}-${offset}`);
+      return [this.asOf, ...positions].join(',');
+    }
+
+    // Move on by the cursor of a message or a control; null is the cursor of a gateway that has
+    // none. Returns whether the form is new to the page, as all are but repeated messages.
+    move({cursor, data}) {
+      if (cursor === null) this.forget();
+      if (typeof cursor !== 'string' || !CURSOR.test(cursor)) return true;
+      const [asOf, ...positions] = cursor.split(',');
+      if (asOf !== this.asOf) this.moveTime(asOf);
+      // The last position is the message's own. A control repeats positions of earlier messages.
+      return data === undefined || !positions.length || this.moveOn(positions.pop());
+    }
+
+    // The last as-of counts, not the greatest: a link that resumes has the as-of with which it came,
+    // until all that was missed has come.
+    moveTime(asOf) {
+      this.asOf = asOf;
+      // Only now, since positions are covered by an as-of that has moved on after them: not while
+      // the page is away, nor before it has what it missed.
+      const oldest = Date.now() - POSITION_MS;
+      for (const [partition, {at}] of this.positions) {
+        if (at < oldest) this.positions.delete(partition);
+      }
+    }
+
+    // Returns false where the page has come to the position before.
+    moveOn(position) {
+      const [, partition, digits] = /^(.*)-(\d+)$/.exec(position);
+      const offset = Number(digits);
+      const last = this.positions.get(partition);
+      if (last && offset <= last.offset) return false;
+      this.positions.delete(partition); // set anew, it stands last
+      this.positions.set(partition, {offset, at: Date.now()});
+      if (this.positions.size > MAX_POSITIONS) {
+        this.positions.delete(this.positions.keys().next().value);
+      }
+      return true;
     }
   }
 
@@ -330,9 +421,11 @@
   }
 
   // The time in which two links get the same messages. A message that was under way to the older
-  // link when the newer link opened comes on the older link alone. So the older link goes on giving
-  // messages to the page, and messages of the newer link wait for the older link's end: no message
-  // is missed or comes twice, and messages stay in order.
+  // link when the newer link opened comes on the older link alone, unless the newer link resumes;
+  // and what is in no log, as what is pushed into a gateway, is never brought again. So the older
+  // link goes on giving messages to the page, and messages of the newer link wait for the older
+  // link's end: no message is missed or comes twice, and messages stay in order. Repeats are known
+  // by id here, and by position in Place.
   class Overlap {
     constructor(give, stopOlder) {
       this.give = give;
@@ -344,6 +437,7 @@
 
     older(form) {
       this.give(form);
+      if (form.data === undefined) return;
       this.ids.add(form.id);
       if (this.ids.size > MAX_OVERLAP) this.ids.delete(this.ids.values().next().value);
     }
@@ -360,7 +454,7 @@
     }
 
     giveOnce(form) {
-      if (!this.ids.delete(form.id)) this.give(form);
+      this.give(form, this.ids.delete(form.id));
     }
   }
 
@@ -368,13 +462,20 @@
     return new Promise((resolve, reject) => {
       const url = link.address('ws');
       url.protocol = url.protocol.replace('http', 'ws');
+      // A page can set no other field of the handshake; and browsers take no comma there.
+      const cursor = link.cursor ? [`cursor.${link.cursor.replace(/,/g, '~')}`] : [];
       const bearer = link.token ? [`bearer.${link.token}`] : [];
-      const socket = new WebSocket(url, ['pushgate.v1', ...bearer]);
+      const socket = new WebSocket(url, ['pushgate.v1', ...cursor, ...bearer]);
       let open = false;
-      link.controls.set('hello', ({heartbeat_ms: ms}) => link.silence.expect(ms));
+      link.controls.set('heartbeat', link.beat);
+      link.controls.set('hello', (form) => {
+        link.silence.expect(form.heartbeat_ms);
+        link.beat(form);
+      });
       refreshInBand(link, (form) => socket.send(JSON.stringify(form)));
       socket.onopen = () => { open = true; link.silence.heard(); link.opened(); };
       socket.onmessage = ({data}) => {
+        if (link.signal.aborted) return; // the successor brings it, or is told of the gap
         link.silence.heard();
         const form = JSON.parse(data);
         if ('data' in form) link.received(form);
@@ -422,21 +523,33 @@
   // With fetch and not EventSource. An EventSource dispatches only events of types that have a
   // listener, never retries after a 503, and does not say why a request was refused.
   async function eventStream(link) {
-    const response = await link.request('sse');
+    const query = link.cursor ? `?cursor=${encodeURIComponent(link.cursor)}` : '';
+    const response = await link.request(`sse${query}`);
     link.opened();
     let notBefore = 0;
     const parse = eventParser(dispatch, (ms) => { notBefore = ms; });
-    link.controls.set('cursor', (ms) => link.silence.expect(ms));
     link.controls.set('close', ({code, reason}) => { throw new Ended(reason, {code}); });
     for await (const text of texts(response, link)) parse(text);
     throw new Ended('the stream ended', {notBefore});
 
     function dispatch({id, event = '', data}) {
-      if (event === 'pushgate.binary') link.received(JSON.parse(data));
-      else if (event.startsWith('pushgate.')) link.controls.get(event.slice(9))?.(JSON.parse(data));
-      else if (id === undefined) return; // no event of a gateway
-      else link.received({id: id.slice(id.lastIndexOf(' ') + 1), type: event || null, data});
+      if (event === 'pushgate.cursor') {
+        link.silence.expect(Number(data));
+        link.beat({cursor: id});
+      } else if (event.startsWith('pushgate.') && event !== 'pushgate.binary') {
+        link.controls.get(event.slice(9))?.(JSON.parse(data));
+      } else if (id !== undefined) { // without an id it is no event of a gateway
+        link.received(message(id, event, data));
+      }
     }
+  }
+
+  // The message in an event; `eventId` is the message's cursor, if there is one, and id.
+  function message(eventId, event, data) {
+    const space = eventId.lastIndexOf(' ');
+    const cursor = space < 0 ? undefined : eventId.slice(0, space);
+    if (event === 'pushgate.binary') return {...JSON.parse(data), cursor};
+    return {id: eventId.slice(space + 1), type: event || null, data, cursor};
   }
 
   // The text of a response's body, in the pieces in which it arrives. Each is a sign of life: a long
@@ -481,13 +594,13 @@
     for (let wait = 0; ; wait = POLL_SECONDS) {
       const askedAt = Date.now();
       link.silence.expect(wait * 1000);
-      const {cursor} = link.place;
-      const after = cursor === null ? '' : `&cursor=${encodeURIComponent(cursor)}`;
+      const {session} = link.place;
+      const after = session === null ? '' : `&cursor=${encodeURIComponent(session)}`;
       const response = await link.request(`poll?wait=${wait}${after}`);
       let json = '';
       for await (const text of texts(response, link)) json += text;
       const answer = JSON.parse(json);
-      link.place.cursor = answer.cursor;
+      link.place.session = answer.cursor;
       link.opened();
       if (answer.gap) link.gap();
       answer.messages.forEach(link.received);

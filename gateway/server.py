@@ -20,6 +20,7 @@ from gateway.connections.admission import (
     most_connections,
     most_sockets,
 )
+from gateway.connections.as_of import AsOf
 from gateway.connections.cgroup import memory_limit
 from gateway.connections.connection import TICK_SECONDS, Bounds, Unrefreshed
 from gateway.connections.drain import Drain
@@ -38,15 +39,21 @@ from gateway.http.listener import Listener, Probes, bind, tls_context
 from gateway.internal import internal_app
 from gateway.links import Links
 from gateway.push import Pusher
+from gateway.resume.links import ResumeLinks
+from gateway.resume.questions import Questions
 from gateway.settings import GatewaySettings
 from gateway.wires.choice import Wires
-from registry.directory import TIMINGS
+from registry.directory import TIMINGS, Processors
 from registry.redis_store import RedisRegistry
 
 #: How long a drained node waits until the last connections are closed, and then until the lease in
 #: the registry is given up.
 FAREWELL_SECONDS: Final = 2.0
 RETIRE_SECONDS: Final = 1.5
+
+#: A lease that was away for so much less than a node may be lost counts as gone for good: clocks of
+#: the registry and of this process are compared.
+_EARLY_SECONDS: Final = 5.0
 
 log = structlog.get_logger("gateway")
 
@@ -95,10 +102,18 @@ class Gateway:
         self._stopping = asyncio.Event()
         pusher = _pusher(self.node, settings)
         self._links = Links(self.node, pusher)
+        #: None where clients don't resume (PUSHGATE_RESUME_SECONDS=0).
+        self._questions = (
+            Questions(self.node, resume_seconds=settings.resume_seconds)
+            if settings.resume_seconds
+            else None
+        )
+        self._resume_links = None if self._questions is None else ResumeLinks(self._questions)
         internal = internal_app(
             self.node,
             pusher,
             self._links,
+            self._resume_links,
             secrets=settings.internal_secrets,
             max_payload_bytes=settings.max_payload_bytes,
             drain=self.stop,
@@ -115,7 +130,13 @@ class Gateway:
             loop=asyncio.get_running_loop(),
             send_buffer_bytes=settings.send_buffer_bytes,
         )
-        entry = Entry(self.node, origins=_origins(settings), auth=self._auth, wires=self._wires)
+        entry = Entry(
+            self.node,
+            origins=_origins(settings),
+            auth=self._auth,
+            wires=self._wires,
+            questions=self._questions,
+        )
         public = public_app(entry, extra_transports=extra_transports, extra_routes=extra_routes)
         door = Door(
             _door_bounds(settings, sockets=most_sockets()),
@@ -165,20 +186,39 @@ class Gateway:
             await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
             self._internal.stop()
             await self._links.close()
+            if self._resume_links is not None:
+                await self._resume_links.close()
             for task in (clock, announce, keys):
                 task.cancel()
+            if self._questions is not None:
+                self._questions.close()
         self._wires.close()
         await self._registry.close()
         log.info("gateway has left", node=self.node.identity.name)
 
     def _node(self, settings: GatewaySettings) -> GatewayNode:
         identity = settings.node(self.internal_port)
-        hub = Hub()
+        hub, as_of = Hub(), AsOf()
+
+        def held(processors: Processors, away_seconds: float) -> None:
+            # So long after a lapse its users are offline, whatever they are connected to.
+            if away_seconds > TIMINGS.lease_seconds + settings.lost_node_seconds - _EARLY_SECONDS:
+                log.warning("the lease lapsed for too long; clients are told of a gap")
+                self.node.tell_all_of_gap()
+            as_of.held(processors.now_ms, processors.names, at=time.monotonic())
+
         return GatewayNode(
             identity,
             hub,
-            Registrar(self._registry, identity, hub, timings=TIMINGS),
+            Registrar(
+                self._registry,
+                identity,
+                hub,
+                timings=TIMINGS,
+                held=held if settings.resume_seconds else None,
+            ),
             Admission(_limits(settings), MemoryMark(_memory_mark(settings), Heap())),
+            as_of=as_of,
             bounds=_bounds(settings),
             lifetime=Lifetime(
                 max_age=settings.max_age_seconds,
@@ -227,6 +267,9 @@ class Gateway:
             self._internal.advance(now)
             self.node.admission.out_of_sockets = self._public.full
             self.node.advance()
+            if self._questions is not None and self._resume_links is not None:
+                self._resume_links.advance(time.monotonic())
+                self._questions.advance()
 
     async def _announce(self) -> None:
         await self.started()
@@ -269,9 +312,9 @@ def _origins(settings: GatewaySettings) -> Origins:
 
 
 def _pusher(node: GatewayNode, settings: GatewaySettings) -> Pusher:
-    repeats = Repeats(settings.repeat_window_messages)
+    repeats = Repeats(settings.repeat_window_messages, unscreened=node.hub.unscreened)
     epoch, limit = node.identity.epoch, settings.max_payload_bytes
-    return Pusher(node.hub, repeats, epoch=epoch, max_payload_bytes=limit)
+    return Pusher(node.hub, repeats, node.as_of, epoch=epoch, max_payload_bytes=limit)
 
 
 def _drain(settings: GatewaySettings) -> Drain:
@@ -326,4 +369,5 @@ def _bounds(settings: GatewaySettings) -> Bounds:
         poll_grace_seconds=settings.poll_grace_seconds,
         poll_vanished_seconds=min(settings.poll_grace_seconds, vanished),
         poll_buffer_bytes=settings.poll_buffer_bytes,
+        resume_seconds=settings.resume_seconds,
     )

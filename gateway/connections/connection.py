@@ -17,6 +17,7 @@ from gateway.connections.closes import (
     Close,
 )
 from gateway.connections.delivery import Form
+from gateway.connections.gate import Screen
 from gateway.connections.identity import Identity
 from gateway.errors import GatewayError
 from gateway.wires import Wire
@@ -26,6 +27,8 @@ log = structlog.get_logger("gateway.connection")
 #: The most messages that wait in a connection while the handshake waits for the registry, one
 #: second at most. `Bounds.send_buffer_bytes` bounds their bytes.
 MAX_HANDSHAKE_BACKLOG: Final = 64
+#: Stands for the cursor of a connection whose client gets none: a plain WebSocket.
+NO_CURSOR: Final = ""
 #: The length of one tick of the node's clock; see sweep.py.
 TICK_SECONDS: Final = 0.25
 #: A tick that never comes.
@@ -51,6 +54,7 @@ class Bounds:
     poll_grace_seconds: float
     poll_vanished_seconds: float  # the grace after the kernel has found that the client is gone
     poll_buffer_bytes: int
+    resume_seconds: float  # how far back a client can resume; 0: not at all
 
 
 class State(enum.Enum):
@@ -85,6 +89,9 @@ class Keeper(Protocol):
 
     def parting(self, connection: Connection) -> None:
         """Let a new connection of the user take the place of `connection`, a client that parts."""
+
+    def cursor(self, connection: Connection) -> str:
+        """Return what a client comes back with; empty where clients don't resume."""
 
     def reconnect_delay(self) -> float:
         """Draw how long, in seconds, a client that is told to reconnect waits before it does."""
@@ -125,8 +132,10 @@ class Connection:
         "_reason",
         "address",
         "age_tick",
+        "cursor",
         "device",
         "expiry_tick",
+        "screen",
         "slot",
         "state",
         "user",
@@ -143,6 +152,10 @@ class Connection:
         self.device = identity.device
         self.state = State.OPENING
         self.address: str | None = None  # set where connections are counted by client address
+        #: The cursor of the last message that the connection took; None after a message that it had
+        #: no room for, and where none came lately. NO_CURSOR where the client gets no cursors.
+        self.cursor: str | None = None
+        self.screen: Screen | None = None  # of a client that has come back with a cursor
         self.slot = -1  # the connection's slot in the clock's wheel; -1: in no slot
         self.wake_tick = self.age_tick = self.expiry_tick = NEVER
         self.warned = False  # whether the client was asked for a new token
@@ -165,6 +178,9 @@ class Connection:
     def has_backlog(self) -> bool:
         """Whether messages wait for the client, so that another message would wait too."""
         raise NotImplementedError
+
+    def tell_gap(self) -> None:
+        """Tell the client that messages may be missing, where the client understands that."""
 
     def close(self, close: Close) -> None:
         """Tell the client why the connection ends, and end it. Harmless when repeated."""
@@ -372,6 +388,11 @@ class StreamConnection(Connection):
             self._wait_for_handshake(data)
         elif self.wire is not None and self.state in _SENDING:
             self.wire.write_control(data)
+
+    def tell_gap(self) -> None:
+        """Tell the client that messages may be missing, where the client understands that."""
+        if notice := self.gap_notice():
+            self.write_control(notice)
 
     def _wait_for_handshake(self, data: bytes) -> bool:
         backlog = self._handshake_backlog

@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.connections.connection import Connection
+from gateway.connections.connection import NO_CURSOR, Connection
 from gateway.connections.delivery import Delivery
+from gateway.connections.gate import Screen, Verdict
 from gateway.connections.partly_taken import NO_TAKERS, Takers
 from gateway.wires.burst import write_at_once
 
@@ -69,6 +70,8 @@ class Hub:
         # Set by the node. Messages that would wait for a client that does not read are then
         # refused; all others go out.
         self.is_short_of_memory = False
+        #: Users with connections behind screens (gate.py), and how many these are.
+        self.screened: dict[str, int] = {}
 
     def __contains__(self, user: str) -> bool:
         return user in self._users
@@ -96,6 +99,7 @@ class Hub:
     def add(self, connection: Connection) -> bool:
         """Add a connection; return True where the user had no connection before."""
         user = connection.user
+        self._count_screen(user, connection.screen is not None, False)
         earlier = self._users.get(user, ())
         if isinstance(earlier, dict):
             earlier[connection] = None
@@ -109,6 +113,7 @@ class Hub:
     def remove(self, connection: Connection) -> bool:
         """Remove a connection; return True where the user has no connection any more."""
         user = connection.user
+        self.put_screen(connection, None)
         held = self._users[user]
         if isinstance(held, dict):
             del held[connection]
@@ -119,6 +124,24 @@ class Hub:
         del self._users[user]
         self.crowds.discard(user)
         return True
+
+    def put_screen(self, connection: Connection, screen: Screen | None) -> None:
+        """Put a screen in front of a connection that is here, or take it away."""
+        self._count_screen(connection.user, screen is not None, connection.screen is not None)
+        connection.screen = screen
+
+    def unscreened(self, user: str) -> Takers | None:
+        """Return the user's connections without a screen; None where none has a screen."""
+        if user not in self.screened:
+            return None
+        return frozenset(held for held in self.of(user) if held.screen is None)
+
+    def _count_screen(self, user: str, has: bool, had: bool) -> None:
+        number = self.screened.get(user, 0) + has - had
+        if number:
+            self.screened[user] = number
+        else:
+            self.screened.pop(user, None)
 
     def deliver(
         self,
@@ -138,10 +161,13 @@ class Hub:
         where a batch is delivered by several calls.
         """
         full = set() if full is None else full
-        if not full and not takers:
+        screened = self.screened
+        if not full and not takers and not screened:
             return self._deliver_together(batch, full)
         takers = takers or {}
         users_apart = {held.user for held in full}.union(batch[number][1] for number in takers)
+        if screened:
+            users_apart.update(user for _, user, _ in batch if user in screened)
         together = [message for message in batch if message[1] not in users_apart]
         results = iter(self._deliver_together(together, full))
         return [
@@ -161,9 +187,12 @@ class Hub:
         message_numbers: list[int] = []
         for number, (delivery, user, device) in enumerate(batch):
             earlier_writes = len(connections)
+            in_log = delivery.position is not None
             for connection in users.get(user, ()):
                 if device is None or connection.device == device:
                     connections.append(connection)
+                    if in_log and connection.cursor is not NO_CURSOR:
+                        connection.cursor = delivery.cursor
                     encoded.append(delivery.encoded(connection.form))
                     message_numbers.append(number)
             taken_counts.append(len(connections) - earlier_writes)
@@ -204,11 +233,24 @@ class Hub:
             ]
             with_room = [held for held in part if held not in full]
             tally.overloaded += len(part) - len(with_room)
-            encoded = [delivery.encoded(held.form) for held in with_room]
+            if user in self.screened:
+                with_room = _behind_screens(delivery, with_room, tally, full)
+            encoded = [
+                delivery.encoded(held.form)
+                if held.screen is None
+                else held.screen.encoded(delivery, held.form)
+                for held in with_room
+            ]
             later = write_at_once([held.wire for held in with_room], encoded)
             not_taken = self._write_later(with_room, encoded, later, full)
             tally.overloaded += sum(with_room[at].takes_messages for at in not_taken)
-            tally.takers += [held for at, held in enumerate(with_room) if at not in not_taken]
+            takers = [held for at, held in enumerate(with_room) if at not in not_taken]
+            for held in takers:
+                if delivery.position is not None and held.cursor is not NO_CURSOR:
+                    held.cursor = delivery.cursor
+                if held.screen is not None:
+                    held.screen.passed(delivery)
+            tally.takers += takers
             yield
 
     def result(self, tally: Tally, user: str, device: str | None) -> Result:
@@ -257,6 +299,9 @@ class Hub:
             if connection not in full and self._write(connection, encoded[position]):
                 continue
             not_taken.add(position)
+            if connection.cursor is not NO_CURSOR:
+                # A cursor beyond a message that is still to come would lose the message.
+                connection.cursor = None
             if connection.takes_messages:
                 full.add(connection)
         return not_taken
@@ -269,6 +314,23 @@ class Hub:
         except Exception:  # a fault in one connection must not take the results of a whole batch
             connection.failed()
             return False
+
+
+def _behind_screens(
+    delivery: Delivery, connections: Sequence[Connection], tally: Tally, full: set[Connection]
+) -> list[Connection]:
+    """Return the connections that get a message now; count the others in `tally`."""
+    passing: list[Connection] = []
+    for held in connections:
+        verdict = Verdict.PASSES if held.screen is None else held.screen.meet(delivery)
+        if verdict is Verdict.PASSES:
+            passing.append(held)
+        elif verdict is Verdict.HAS:
+            tally.takers.append(held)
+        else:
+            tally.overloaded += 1
+            full.add(held)
+    return passing
 
 
 def _partials(

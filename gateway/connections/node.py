@@ -16,6 +16,7 @@ from typing import Final, ParamSpec
 
 from gateway import metrics
 from gateway.connections.admission import Admission
+from gateway.connections.as_of import AsOf
 from gateway.connections.closes import DISCONNECTED, GOING_AWAY
 from gateway.connections.connection import (
     Bounds,
@@ -72,6 +73,7 @@ class GatewayNode:
         registrar: Registrar,
         admission: Admission,
         *,
+        as_of: AsOf,
         bounds: Bounds,
         lifetime: Lifetime,
         identify: Identify,
@@ -80,6 +82,7 @@ class GatewayNode:
     ) -> None:
         self.identity = identity
         self.hub = hub
+        self.as_of = as_of
         self.registrar = registrar
         self.admission = admission
         self.bounds = bounds
@@ -200,6 +203,25 @@ class GatewayNode:
         if self.takes_new:
             self._parting.setdefault(connection.user, {})[connection] = False
 
+    def cursor(self, connection: Connection) -> str:
+        """Return what a client comes back with; empty where clients don't resume.
+
+        With the position of the connection's last message while that message is in the window: a
+        client of an event stream keeps one cursor alone.
+        """
+        as_of = self.as_of
+        if not as_of.text:
+            return ""
+        if connection.screen is not None:
+            return connection.screen.cursor(as_of.ms)
+        if connection.cursor:
+            time_text, _, position = connection.cursor.partition(",")
+            age_ms = as_of.ms - int(time_text, 36)
+            if position and age_ms < self.bounds.resume_seconds * 1_000:
+                return f"{as_of.text},{position}"
+            connection.cursor = None
+        return as_of.text
+
     def reconnect_delay(self) -> float:
         """Draw how long, in seconds, a client that is told to reconnect is to wait."""
         longest = self.drain.longest_delay if self.drain else self._lifetime.reconnect_delay
@@ -249,6 +271,11 @@ class GatewayNode:
         for connection in connections:
             _apart(connection, connection.close, DISCONNECTED)
         return len(connections)
+
+    def tell_all_of_gap(self) -> None:
+        """Tell every client that messages may be missing."""
+        for connection in self.hub.connections():
+            _apart(connection, connection.tell_gap)
 
     def advance(self) -> None:
         """Do everything that is due for connections, for admission and for a drain."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
@@ -21,7 +22,14 @@ import structlog
 from gateway import metrics
 from gateway.connections.hub import Hub
 from gateway.connections.outage import Outage
-from registry.directory import Lease, Node, Registry, RegistryUnavailable, Timings
+from registry.directory import (
+    Lease,
+    Node,
+    Processors,
+    Registry,
+    RegistryUnavailable,
+    Timings,
+)
 
 _USERS_A_WRITE: Final = 1_000
 #: How many users of a full write are asserted again, where so many wait: a storm of connects must
@@ -49,7 +57,12 @@ class Registrar:
         hub: Hub,
         *,
         timings: Timings,
+        held: Callable[[Processors, float], None] | None = None,
     ) -> None:
+        """`held` is called after each heartbeat that has the lease: the time, and processors.
+
+        And with the seconds since the heartbeat before. None where clients don't resume.
+        """
         self.ready = asyncio.Event()  # set once the node's name is claimed
         self._registry = registry
         self._node = node
@@ -64,6 +77,8 @@ class Registrar:
         self._limited: dict[int, dict[asyncio.Future[bool], None]] = {}
         self._any_to_write = asyncio.Event()
         self._outage = Outage()
+        self._held = held
+        self._held_at = -math.inf  # the loop's time of the last heartbeat that had an answer
         self._owns_name = True  # False while another process has a lease under this node's name
 
     @property
@@ -141,7 +156,7 @@ class Registrar:
         attempt = 0
         while True:
             try:
-                await self._registry.heartbeat(self._node, claim=True)
+                await self._heartbeat(claim=True)
                 return
             except RegistryUnavailable as error:
                 self._failed(error)
@@ -159,12 +174,41 @@ class Registrar:
             except RegistryUnavailable as error:
                 self._failed(error)
 
-    async def _heartbeat(self) -> None:
-        lease = await self._registry.heartbeat(self._node)
+    async def findable(self, user: str, *, timeout_seconds: float) -> bool:
+        """Wait until look-ups find a user: the user's entry is written, and the lease is held.
+
+        False after `timeout_seconds`.
+        """
+        if not await self.written(user, timeout_seconds=timeout_seconds):
+            return False
+        held_for = asyncio.get_running_loop().time() - self._held_at
+        return self._owns_name and held_for < self._timings.lease_seconds
+
+    async def _heartbeat(self, *, claim: bool = False) -> None:
+        began = asyncio.get_running_loop().time()
+        processors = await self._live_processors()
+        lease = await self._registry.heartbeat(self._node, claim=claim)
         self._note_owner(self._node.name, own=lease is not Lease.TAKEN)
-        if lease is Lease.LAPSED:
+        if lease is not Lease.TAKEN:
+            away_seconds, self._held_at = began - self._held_at, began
+            if processors is not None and self._held is not None:
+                self._held(processors, 0.0 if claim else away_seconds)
+        if lease is Lease.LAPSED and not claim:
             log.warning("the lease lapsed or Redis lost keys; asserting every user again")
             self._assert_all()
+
+    async def _live_processors(self) -> Processors | None:
+        """Return the live processors; None where clients don't resume, or they can't be read.
+
+        Read in front of a heartbeat: what was settled before this time was settled while the lease
+        was held, if the heartbeat finds it held.
+        """
+        if self._held is None:
+            return None
+        try:
+            return await self._registry.processors()
+        except RegistryUnavailable:
+            return None  # the heartbeat itself may be allowed, and says what is wrong
 
     async def _keep_entries(self) -> None:
         loop = asyncio.get_running_loop()

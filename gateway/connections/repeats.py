@@ -41,14 +41,20 @@ class Repeats:
     was rejected: popping the oldest key of a dict scans the slots of all keys deleted before.
     """
 
-    __slots__ = ("_old", "_partly_taken", "_window", "_young")
+    __slots__ = ("_old", "_partly_taken", "_unscreened", "_window", "_young")
 
-    def __init__(self, window: int) -> None:
+    def __init__(
+        self, window: int, *, unscreened: Callable[[str], Takers | None] = lambda _: None
+    ) -> None:
         """Remember at least the last `window` delivered messages, and at most twice as many.
 
-        0: remember nothing, so no message is a repeat.
+        0: remember nothing, so no message is a repeat. `unscreened` returns a user's connections
+        without a screen (gate.py), or None where no connection of the user has one. Connections
+        with a screen get repeats too: the screen knows what a connection has, and a message may
+        have been taken by a connection of the user that has ended.
         """
         self._window = window
+        self._unscreened = unscreened
         self._young: dict[int, int] = {}  # hash of a name → connections that took the message
         self._old: dict[int, int] = {}
         self._partly_taken = PartlyTaken()
@@ -119,7 +125,10 @@ class Repeats:
         )
 
     async def deliver_one(
-        self, name: Name | None, deliver: Callable[[Takers], Awaitable[Result]]
+        self,
+        message: Addressed,
+        name: Name | None,
+        deliver: Callable[[Takers], Awaitable[Result]],
     ) -> Result:
         """Await `deliver`, which sends one message over some time, unless the message is a repeat.
 
@@ -130,10 +139,14 @@ class Repeats:
             return await deliver(NO_TAKERS)
         name_hash = hash(name)
         earlier_result = self._young.get(name_hash) or self._old.get(name_hash)
+        takers = self._partly_taken.takers(name_hash)
         if earlier_result is not None:
             metrics.REPEATS.inc()
-            return earlier_result
-        result = await deliver(self._partly_taken.takers(name_hash))
+            unscreened = self._decided_by_screens(message)
+            if unscreened is None:
+                return earlier_result
+            takers = unscreened
+        result = await deliver(takers)
         self._remember([name_hash], [result])
         self._note_takers([name_hash], [result])
         return result
@@ -154,24 +167,38 @@ class Repeats:
         position_by_hash: dict[int, int] = {}  # the first message with a hash, in this batch
         earlier_results: dict[int, int] = {}  # by position: repeats of earlier batches
         original_positions: dict[int, int] = {}  # by position: repeats within this batch
+        takers_before: dict[int, Takers] = {}  # by position
         for position, name_hash in hash_by_position.items():
             # Remembered results are never 0, so 0 is not among the values of either `get`.
             result = self._young.get(name_hash) or self._old.get(name_hash)
             original = position_by_hash.setdefault(name_hash, position)
-            if result is not None:
+            takers = (
+                self._partly_taken.takers(name_hash)
+                if result is None
+                else self._decided_by_screens(batch[position])
+            )
+            if result is not None and takers is None:
                 earlier_results[position] = result
             elif original != position:
                 original_positions[position] = original
+            elif takers:
+                takers_before[position] = takers
         metrics.REPEATS.inc(len(earlier_results) + len(original_positions))
-        new_messages: list[Addressed] = []
-        takers: dict[int, Takers] = {}
-        for position, message in enumerate(batch):
-            if position in earlier_results or position in original_positions:
-                continue
-            if connections := self._partly_taken.takers(hash_by_position.get(position)):
-                takers[len(new_messages)] = connections
-            new_messages.append(message)
-        new_results = iter(deliver(new_messages, takers))
+        new_positions = [
+            position
+            for position in range(len(batch))
+            if position not in earlier_results and position not in original_positions
+        ]
+        new_results = iter(
+            deliver(
+                [batch[position] for position in new_positions],
+                {
+                    number: takers_before[position]
+                    for number, position in enumerate(new_positions)
+                    if position in takers_before
+                },
+            )
+        )
         results: Results = []
         for position in range(len(batch)):
             if position in original_positions:
@@ -181,6 +208,14 @@ class Repeats:
             else:
                 results.append(next(new_results))
         return results
+
+    def _decided_by_screens(self, message: Addressed) -> Takers | None:
+        """Return the connections that have a repeat; None where no screen is to decide.
+
+        Screens know positions alone: what is in no log is a repeat for every connection.
+        """
+        delivery, user, _ = message
+        return None if delivery.position is None else self._unscreened(user)
 
     def _remember(self, hashes: Sequence[int], results: Results) -> bool:
         """Remember the results of delivered messages; return whether all were delivered."""

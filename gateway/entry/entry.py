@@ -27,6 +27,7 @@ from gateway.errors import GatewayError
 from gateway.http.detach import Detached, Lent, Resume, exchange_of
 from gateway.http.head import Head
 from gateway.http.responses import field_lines
+from gateway.resume.questions import Questions
 from gateway.wires import Borrower, Wire
 from gateway.wires.choice import Wires
 
@@ -78,9 +79,17 @@ class Entry:
     """Admits requests to one node, and has the node hold the connections."""
 
     def __init__(
-        self, node: GatewayNode, *, origins: Origins, auth: Authenticator, wires: Wires
+        self,
+        node: GatewayNode,
+        *,
+        origins: Origins,
+        auth: Authenticator,
+        wires: Wires,
+        questions: Questions | None = None,
     ) -> None:
+        """`questions` ask for what clients have missed; None where clients don't resume."""
         self.node = node
+        self._questions = questions
         self._origins = origins
         self._refused_origins = RefusedOrigins()
         self._auth = auth
@@ -130,6 +139,26 @@ class Entry:
         reason = self.node.user_refusal(user) or self.node.refusal(address, user)
         if reason is not None:
             raise Overloaded(admitted.cors, reason)
+
+    def resume(self, connection: Connection, cursor_text: str | None) -> bool:
+        """Let a connection resume from a client's cursor, None for a client without one.
+
+        Return False where the client has a cursor that nothing can be asked with: it is to be told
+        of a gap.
+        """
+        if self._questions is None or not cursor_text:
+            return True
+        cursor = self._questions.cursor_in(cursor_text)
+        if cursor is None:
+            metrics.RESUMES.labels("unreadable").inc()
+            return False
+        self._questions.gate(connection, cursor)
+        return True
+
+    def ask(self, connection: Connection) -> None:
+        """Ask for what a connection that resumes has missed, once its handshake is answered."""
+        if self._questions is not None and connection.screen is not None:
+            self._questions.begin(connection)
 
     def hold(self, connection: StreamConnection, admitted: Admitted, answer: bytes) -> ASGIApp:
         """Return the response for a held connection, to be called as an ASGI application.
@@ -268,6 +297,7 @@ class _Hold:
         entry.take_wire(detached, connection)
         await entry.register(connection, self._admitted)
         connection.open(self._answer, early=detached.rest)
+        entry.ask(connection)
         if not entry.node.takes_new:  # the drain has settled while the handshake was under way
             connection.close(GOING_AWAY)
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.connections.closes import BY_REASON, Close
-from gateway.connections.connection import Connection, Keeper, State
+from gateway.connections.connection import NO_CURSOR, Connection, Keeper, State
 from gateway.connections.delivery import json_form
 from gateway.connections.identity import Identity
 from gateway.entry.entry import Entry
@@ -165,6 +165,7 @@ class PollSession(Connection):
     ) -> None:
         super().__init__(identity, keeper)
         self.key = secrets.token_urlsafe(12)
+        self.cursor = NO_CURSOR
         self.state = State.OPEN  # there is no handshake to wait for
         self._sessions = sessions
         # Every message and gap that is not acknowledged. A list, since sessions are many and mostly
@@ -196,6 +197,12 @@ class PollSession(Connection):
             # Later, so that the answer has all messages of the batch that is being delivered.
             self._sessions.soon(self._answer_due)
         return True
+
+    def tell_gap(self) -> None:
+        """Put a gap into the buffer, for the next answer."""
+        unanswered = self._buffer[self._answered - self._acknowledged :]
+        if _GAP not in unanswered:
+            self._buffer.append(_GAP)
 
     def has_backlog(self) -> bool:
         """Whether messages wait for the client's next poll."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import cache
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import msgspec
@@ -51,39 +51,57 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         count_refusal(overloaded)
         return Response(retry(), headers={**_FIELDS, **entry.cors(head)})
     connection = SseConnection(admitted.identity, entry.node)
-    heartbeat_seconds = entry.node.bounds.heartbeat_seconds
-    return entry.hold(
-        connection, admitted, stream_head(admitted.cors_lines, heartbeat_seconds=heartbeat_seconds)
+    resumes = entry.resume(connection, _cursor_text(head))
+    answer = stream_head(
+        admitted.cors_lines,
+        heartbeat_seconds=entry.node.bounds.heartbeat_seconds,
+        cursor=entry.node.cursor(connection),
     )
+    return entry.hold(connection, admitted, answer if resumes else answer + connection.gap_notice())
 
 
-def stream_head(cors_lines: bytes, *, heartbeat_seconds: float) -> bytes:
+def _cursor_text(head: Head) -> str | None:
+    """Return the cursor that a client comes back with: of its last event's id, or of the query."""
+    last_id = head.fields.get("last-event-id")
+    return last_id.partition(" ")[0] if last_id else head.query.get("cursor")
+
+
+def stream_head(cors_lines: bytes, *, heartbeat_seconds: float, cursor: str = "") -> bytes:
     """Return the response's head and the first event.
 
     Some intermediaries pass the head on only with the first bytes of the body.
     """
-    return b"".join((_HEAD, cors_lines, END_HEAD, heartbeat(heartbeat_seconds)))
+    return b"".join((_HEAD, cors_lines, END_HEAD, heartbeat(heartbeat_seconds, cursor)))
 
 
-@cache  # a node has one interval
-def heartbeat(interval_seconds: float) -> bytes:
-    """Encode the event of a heartbeat, with the interval in milliseconds for data.
+@lru_cache(maxsize=16)  # most connections have the node's cursor, which changes once a second
+def heartbeat(interval_seconds: float, cursor: str = "") -> bytes:
+    """Encode the event of a heartbeat: the interval in milliseconds for data, the cursor for id.
 
-    An event and no comment: a page sees only events.
+    An event and no comment: a page sees only events, and an id without data moves no client's
+    cursor.
     """
     milliseconds = str(round(interval_seconds * 1_000))
-    return ServerSentEvent(milliseconds, event="pushgate.cursor", sep="\n").encode()
+    return _event(ServerSentEvent(milliseconds, event="pushgate.cursor", sep="\n"), cursor)
 
 
 def event(delivery: Delivery) -> bytes:
-    """Encode a message as one event, with the message's id and type.
+    """Encode a message as one event, with the message's cursor, id and type.
 
     A payload that is not UTF-8 becomes a JSON object with base64, in an event of `BINARY_TYPE`.
     """
     data, name = delivery.text, delivery.type
     if data is None:
         data, name = delivery.encoded(json_form).decode(), BINARY_TYPE
-    return ServerSentEvent(data, event=name, id=delivery.id, sep="\n").encode()
+    cursor = delivery.cursor
+    event_id = delivery.id if cursor is None else f"{cursor} {delivery.id}"
+    return _event(ServerSentEvent(data, event=name, sep="\n"), event_id)
+
+
+def _event(event: ServerSentEvent, event_id: str) -> bytes:
+    """Encode an event with its id behind its data: an event that is cut moves no cursor."""
+    encoded = event.encode()
+    return b"%bid: %b\n\n" % (encoded[:-1], event_id.encode()) if event_id else encoded
 
 
 def retry() -> bytes:
@@ -127,7 +145,7 @@ class SseConnection(StreamConnection):
             self.abort("goodbye unread")
         else:
             if self.wire is not None and not self.wire.waits():
-                self.write_control(heartbeat(interval))
+                self.write_control(heartbeat(interval, self._keeper.cursor(self)))
             self._keeper.wake_at(self, interval)
 
     def understands_reconnect(self) -> bool:

@@ -7,6 +7,7 @@ import struct
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import ClassVar, Final, Literal
 
 import msgspec
@@ -17,8 +18,8 @@ from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, Close
-from gateway.connections.connection import Keeper, State, StreamConnection, Unrefreshed
-from gateway.connections.delivery import Delivery, json_form
+from gateway.connections.connection import NO_CURSOR, Keeper, State, StreamConnection, Unrefreshed
+from gateway.connections.delivery import Delivery, cursor_form
 from gateway.connections.identity import Identity
 from gateway.entry.entry import Entry
 from gateway.errors import GatewayError
@@ -31,6 +32,8 @@ PLAIN: Final = "pushgate.plain"
 #: The subprotocol whose frames hold JSON objects, with controls for the client library.
 V1: Final = "pushgate.v1"
 
+#: A subprotocol that is no protocol: the cursor of a client that comes back.
+_CURSOR_PREFIX: Final = "cursor."
 _SWITCHING: Final = start_head(101, {"Upgrade": "websocket", "Connection": "Upgrade"})
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 #: The first bytes of whole messages: FIN and the opcode, as plain integers. To look up an enum's
@@ -63,8 +66,22 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         raise HTTPException(bad.status, bad.detail, headers) from bad
     connection = WebSocketConnection(admitted.identity, entry.node, subprotocol=subprotocol)
     if subprotocol == V1:
-        answer += hello(entry.node.bounds.heartbeat_seconds)
+        resumes = entry.resume(connection, _cursor_text(head, offered))
+        answer += hello(entry.node.bounds.heartbeat_seconds, entry.node.cursor(connection))
+        if not resumes:
+            answer += connection.gap_notice()
     return entry.hold(connection, admitted, answer)
+
+
+def _cursor_text(head: Head, offered: Iterable[str]) -> str | None:
+    """Return the cursor that a client comes back with, in its subprotocols or in the query.
+
+    Browsers allow no comma in a subprotocol: `~` stands for it.
+    """
+    for name in offered:
+        if name.startswith(_CURSOR_PREFIX):
+            return name.removeprefix(_CURSOR_PREFIX).replace("~", ",")
+    return head.query.get("cursor")
 
 
 def answer_handshake(
@@ -102,7 +119,7 @@ def plain_frame(delivery: Delivery) -> bytes:
 
 def v1_frame(delivery: Delivery) -> bytes:
     """Encode a message as one text frame with the JSON object of `pushgate.v1`."""
-    return _frame(_TEXT, delivery.encoded(json_form))
+    return _frame(_TEXT, cursor_form(delivery))
 
 
 def _frame(first_byte: int, payload: bytes) -> bytes:
@@ -127,14 +144,25 @@ def control_frame(control: str, **fields: object) -> bytes:
     return _frame(_TEXT, _encode({"control": control, **fields}))
 
 
-def hello(heartbeat_seconds: float) -> bytes:
+def hello(heartbeat_seconds: float, cursor: str = "") -> bytes:
     """Encode the first frame of `pushgate.v1`, with the interval of the heartbeats that follow."""
-    return control_frame("hello", heartbeat_ms=round(heartbeat_seconds * 1_000))
+    interval_ms = round(heartbeat_seconds * 1_000)
+    return control_frame("hello", **_cursor_field(cursor), heartbeat_ms=interval_ms)
 
 
-#: A heartbeat in one write: the Ping is for the peer's WebSocket to answer, and a web page sees the
-#: control frame alone.
-_V1_HEARTBEAT: Final = _PING + control_frame("heartbeat")
+@lru_cache(maxsize=16)  # most connections have the node's cursor, which changes once a second
+def v1_heartbeat(cursor: str = "") -> bytes:
+    """Encode a heartbeat of `pushgate.v1` in one write.
+
+    The Ping is for the peer's WebSocket to answer, and a web page sees the control frame alone.
+    """
+    return _PING + control_frame("heartbeat", **_cursor_field(cursor))
+
+
+def _cursor_field(cursor: str) -> dict[str, str]:
+    return {"cursor": cursor} if cursor else {}
+
+
 #: The state of the Pings between the answer to a Ping and the next Ping. Otherwise the state is the
 #: number of Pings since the client's last bytes.
 _ANSWERED: Final = -1
@@ -159,6 +187,8 @@ class WebSocketConnection(StreamConnection):
     def __init__(self, identity: Identity, keeper: Keeper, *, subprotocol: str | None) -> None:
         super().__init__(identity, keeper)
         self.form = v1_frame if subprotocol == V1 else plain_frame
+        if subprotocol != V1:
+            self.cursor = NO_CURSOR
         self._inbound: Inbound | None = None
         # Frames of the client since the last heartbeat, without the frames that `_inbound` counts.
         self._frames = 0
@@ -241,7 +271,8 @@ class WebSocketConnection(StreamConnection):
         else:
             self._pings = max(self._pings, 0) + 1
             self._begin_interval()
-            self.write_control(_V1_HEARTBEAT if self.form is v1_frame else _PING)
+            is_v1 = self.form is v1_frame
+            self.write_control(v1_heartbeat(self._keeper.cursor(self)) if is_v1 else _PING)
             self._keeper.wake_at(self, check_seconds)
 
     def _begin_interval(self) -> None:
@@ -261,8 +292,9 @@ class WebSocketConnection(StreamConnection):
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
         """Send the control frame `reconnect`."""
+        cursor = _cursor_field(self._keeper.cursor(self))
         after_ms = int(delay_seconds * 1_000)
-        self.write_control(control_frame("reconnect", after_ms=after_ms, code=close.code))
+        self.write_control(control_frame("reconnect", after_ms=after_ms, code=close.code, **cursor))
 
     def gap_notice(self) -> bytes:
         """Return the control frame `gap` for a `pushgate.v1` client; nothing for a plain client."""

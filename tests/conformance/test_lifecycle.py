@@ -90,7 +90,10 @@ async def test_a_page_is_told_of_the_heartbeat_first_and_then_sees_each(
         first = [await client.frame(timeout=1.0) for _ in range(3)]
     hello, heartbeat = {"control": "hello", "heartbeat_ms": 500}, {"control": "heartbeat"}
     assert [opcode for opcode, _, _ in first] == [TEXT, PING, TEXT]
-    assert [json.loads(payload) for _, payload, _ in (first[0], first[2])] == [hello, heartbeat]
+    forms = [json.loads(payload) for _, payload, _ in (first[0], first[2])]
+    cursors = [form.pop("cursor") for form in forms]
+    assert forms == [hello, heartbeat]
+    assert all(int(cursor, 36) for cursor in cursors), "a time, and no message yet"
 
 
 async def test_an_event_stream_gets_heartbeats_and_stays(quick: GatewayProcess, user: str) -> None:
@@ -100,6 +103,8 @@ async def test_an_event_stream_gets_heartbeats_and_stays(quick: GatewayProcess, 
             await client.message(timeout=4.0)
         assert client.heartbeat_ms == 500
         assert client.heartbeats >= 3
+        assert client.last_event_id is not None
+        assert int(client.last_event_id, 36)
         await push.push_one(user, b"still here")
         assert (await client.message()).payload == b"still here"
 

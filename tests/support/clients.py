@@ -67,13 +67,14 @@ Control = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a client got; `id` and `type` are None where the transport does not carry them."""
+    """What a client got; `id`, `type` and `cursor` are None where the transport has none."""
 
     id: str | None
     type: str | None
     payload: bytes
     raw: bytes
     binary: bool = False
+    cursor: str | None = None
 
 
 class Ended(Exception):
@@ -283,6 +284,8 @@ class WebSocketClient:
     pings: int = 0
     heartbeat_ms: int | None = None
     heartbeats: int = 0
+    cursor: str | None = None
+    """How far this client has come, as the gateway said last."""
     pongs: list[bytes] = field(default_factory=list)
 
     @property
@@ -338,6 +341,7 @@ class WebSocketClient:
             elif self.subprotocol == "pushgate.v1":
                 assert opcode == TEXT
                 form = json.loads(payload)
+                self.cursor = form.get("cursor", self.cursor)
                 if "control" not in form:
                     assert self.heartbeat_ms is not None, "a message came before the hello"
                     return _from_json(form, raw)
@@ -356,10 +360,10 @@ class WebSocketClient:
             return False
         assert (form["control"] == "hello") is (self.heartbeat_ms is None)
         if form["control"] == "hello":
-            assert form.keys() == {"control", "heartbeat_ms"}
+            assert form.keys() - {"cursor"} == {"control", "heartbeat_ms"}
             self.heartbeat_ms = form["heartbeat_ms"]
         else:
-            assert form.keys() == {"control"}
+            assert form.keys() - {"cursor"} == {"control"}
             self.heartbeats += 1
         return True
 
@@ -383,6 +387,8 @@ class SseClient:
     answer: Answer
     heartbeat_ms: int | None = None
     heartbeats: int = 0
+    last_event_id: str | None = None
+    """What a browser would send as Last-Event-ID."""
     retry_ms: int | None = None
 
     async def message(self, timeout: float = SECONDS) -> Message:
@@ -404,6 +410,11 @@ class SseClient:
         while True:
             block = await self.wire.until(b"\n\n", max(0.0, deadline - time.monotonic()))
             fields = self._fields(block)
+            if "id" in fields:
+                assert (b"\n" + block).index(b"\ndata:") < (b"\n" + block).index(b"\nid:"), (
+                    "a cut event moves no id"
+                )
+                self.last_event_id = fields["id"].decode()
             event = fields["event"].decode() if "event" in fields else None
             if event == "pushgate.cursor":
                 self._beat(fields)
@@ -415,11 +426,11 @@ class SseClient:
                 assert "id" not in fields, "control events carry no id"
                 form = json.loads(fields["data"])
                 return {"control": event.removeprefix("pushgate."), **form}
-            message_id = fields["id"].decode().rpartition(" ")[2]
-            return Message(message_id, event, fields["data"], block)
+            cursor, _, message_id = fields["id"].decode().rpartition(" ")
+            return Message(message_id, event, fields["data"], block, cursor=cursor or None)
 
     def _beat(self, fields: Mapping[str, bytes]) -> None:
-        assert fields.keys() == {"event", "data"}
+        assert fields.keys() - {"id"} == {"event", "data"}
         if self.heartbeat_ms is None:
             self.heartbeat_ms = int(fields["data"])
         else:
@@ -526,14 +537,15 @@ def _close(payload: bytes) -> Ended:
 
 
 def _from_json(form: dict[str, Any], raw: bytes) -> Message:
-    assert form.keys() - {"encoding"} == {"id", "type", "data"}
+    assert form.keys() - {"encoding", "cursor"} == {"id", "type", "data"}
+    cursor = form.get("cursor")
     assert isinstance(form["id"], str)
     assert isinstance(form["data"], str)
     if "encoding" not in form:
-        return Message(form["id"], form["type"], form["data"].encode(), raw)
+        return Message(form["id"], form["type"], form["data"].encode(), raw, cursor=cursor)
     assert form["encoding"] == "base64"
     payload = base64.b64decode(form["data"], validate=True)
-    return Message(form["id"], form["type"], payload, raw, binary=True)
+    return Message(form["id"], form["type"], payload, raw, binary=True, cursor=cursor)
 
 
 @asynccontextmanager
@@ -546,17 +558,21 @@ async def connect(
     answers_pings: bool = True,
     receive_buffer_bytes: int | None = None,
     ttl_seconds: int = 600,
+    cursor: str | None = None,
 ) -> AsyncIterator[Client]:
-    """Connect as `user`; for long-poll this opens a session."""
+    """Connect as `user`; for long-poll this opens a session. `cursor` resumes (v1 and SSE)."""
     async with wire_to(port, receive_buffer_bytes=receive_buffer_bytes) as wire:
         credential = bearer(user, device=device, ttl_seconds=ttl_seconds)
         client: Client
         if transport == "sse":
-            client = await open_sse(wire, credential)
+            last_id = {} if cursor is None else {"Last-Event-ID": cursor}
+            client = await open_sse(wire, {**credential, **last_id})
         elif transport == "poll":
             client = await PollClient(wire, Answer("", 0, {}), credential).open()
         else:
             subprotocol = "pushgate.v1" if transport == "ws-v1" else None
+            if subprotocol and cursor is not None:
+                subprotocol += f", cursor.{cursor.replace(',', '~')}"
             client = await open_websocket(wire, credential, subprotocol=subprotocol)
             client.answers_pings = answers_pings
         yield client

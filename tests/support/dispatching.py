@@ -23,7 +23,7 @@ from processor.sending.forward import (
     Result,
 )
 from processor.sending.whereabouts import Whereabouts
-from registry.directory import Lease, Node, RegistryUnavailable
+from registry.directory import Lease, Node, Processors, RegistryUnavailable
 from registry.message import Envelope, Push
 
 A = Node("gw-a", "e1", "10.0.0.1:8081")
@@ -62,6 +62,14 @@ class FakeRegistry:
         return Lease.HELD
 
     async def retire(self, node: Node) -> None: ...
+
+    async def processors(self) -> Processors:
+        return Processors(0, frozenset())
+
+    async def keep_processor(self, name: str) -> Processors:
+        return Processors(0, frozenset((name,)))
+
+    async def retire_processor(self, name: str) -> None: ...
 
     async def write(self, node: Node, here: Sequence[str], gone: Sequence[str]) -> None: ...
 

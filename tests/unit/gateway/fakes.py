@@ -16,7 +16,7 @@ from gateway.connections.connection import (
 )
 from gateway.connections.delivery import Delivery
 from gateway.connections.identity import Identity
-from registry.directory import Lease, Node, RegistryRefuses, RegistryUnavailable
+from registry.directory import Lease, Node, Processors, RegistryRefuses, RegistryUnavailable
 
 BOUNDS = Bounds(
     heartbeat_seconds=25.0,
@@ -28,6 +28,7 @@ BOUNDS = Bounds(
     poll_grace_seconds=30.0,
     poll_vanished_seconds=17.0,
     poll_buffer_bytes=4_096,
+    resume_seconds=120.0,
 )
 NODE = Node("gw-a", "e1", "127.0.0.1:8081")
 
@@ -56,6 +57,7 @@ class FakeKeeper:
         self.wake_in: float | None = None
         self.ages: list[float | None] = []
         self.told_to_part: list[Connection] = []
+        self.cursors = ""  # what every client comes back with
         self.delay = 3.0  # what a client is told to wait
         self.tokens: dict[str, float] = {}  # those that refresh, and for how long
         self.dropped_messages = 0
@@ -73,6 +75,9 @@ class FakeKeeper:
 
     def parting(self, connection: Connection) -> None:
         self.told_to_part.append(connection)
+
+    def cursor(self, connection: Connection) -> str:
+        return self.cursors
 
     def reconnect_delay(self) -> float:
         return self.delay
@@ -267,6 +272,8 @@ class FakeRegistry:
         self.writes: list[tuple[list[str], list[str]]] = []
         self.claims = 0
         self.heartbeats = 0
+        self.now_ms = 0  # by its clock; each reading is a millisecond later
+        self.live_processors: frozenset[str] = frozenset()
         self.writing = 0
         self.open = asyncio.Event()  # a write waits for it
         self.open.set()
@@ -286,6 +293,19 @@ class FakeRegistry:
             return Lease.TAKEN
         held, self.leased_by = self.leased_by == node, node
         return Lease.HELD if held else Lease.LAPSED
+
+    async def processors(self) -> Processors:
+        self._check()
+        self.now_ms += 1
+        return Processors(self.now_ms, self.live_processors)
+
+    async def keep_processor(self, name: str) -> Processors:
+        self.live_processors |= {name}
+        return await self.processors()
+
+    async def retire_processor(self, name: str) -> None:
+        self._check()
+        self.live_processors -= {name}
 
     async def retire(self, node: Node) -> None:
         self._check()

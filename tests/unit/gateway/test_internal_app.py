@@ -29,11 +29,14 @@ class Request:
     """One request of the application, and what is sent for it."""
 
     def __init__(self, rig: Rig, path: str) -> None:
-        pusher = Pusher(rig.node.hub, Repeats(0), epoch="e1", max_payload_bytes=1_000)
+        pusher = Pusher(
+            rig.node.hub, Repeats(0), rig.node.as_of, epoch="e1", max_payload_bytes=1_000
+        )
         self._app = internal_app(
             rig.node,
             pusher,
             Links(rig.node, pusher),
+            None,
             secrets=[SECRET],
             max_payload_bytes=1_000,
             drain=lambda: None,

@@ -62,7 +62,7 @@ class HeldPusher(Pusher):
     """Pushes as ever, once the test lets it; or answers with so many bytes, or fails."""
 
     def __init__(self, rig: Rig) -> None:
-        super().__init__(rig.hub, Repeats(100), epoch="e1", max_payload_bytes=1_000)
+        super().__init__(rig.hub, Repeats(100), rig.node.as_of, epoch="e1", max_payload_bytes=1_000)
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.bodies: list[bytes] = []  # of the batches that have begun
@@ -137,6 +137,7 @@ async def serving() -> AsyncIterator[Node]:
         made.rig.node,
         made.pusher,
         made.links,
+        None,
         secrets=[SECRET],
         max_payload_bytes=1_000,
         drain=lambda: None,

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 import gateway.push
+from gateway.connections.as_of import AsOf
 from gateway.connections.hub import CROWD, Hub
 from gateway.connections.repeats import Repeats
 from gateway.push import MAX_BATCH_USERS, BadBatch, Item, Pusher
@@ -35,7 +36,9 @@ class Rig:
 
     def __init__(self, *, repeat_window: int = 0) -> None:
         self.hub = Hub()
-        self.pusher = Pusher(self.hub, Repeats(repeat_window), epoch="e1", max_payload_bytes=65_536)
+        self.pusher = Pusher(
+            self.hub, Repeats(repeat_window), AsOf(), epoch="e1", max_payload_bytes=65_536
+        )
 
     def hold(self, user: str, count: int = 1) -> list[FakeConnection]:
         connections = [FakeConnection(identity(user)) for _ in range(count)]

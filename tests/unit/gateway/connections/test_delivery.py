@@ -5,7 +5,7 @@ from base64 import b64decode
 
 import pytest
 
-from gateway.connections.delivery import Delivery, json_form
+from gateway.connections.delivery import Delivery, cursor_form, json_form
 
 
 def form_of(payload: bytes, event_type: str | None = None) -> dict[str, object]:
@@ -55,3 +55,36 @@ def test_forms_do_not_mix() -> None:
     delivery = Delivery(b"x", message_id="m-1")
     assert delivery.encoded(json_form) != delivery.encoded(lambda one: one.payload)
     assert delivery.encoded(json_form) == json_form(delivery)
+
+
+# Cursors
+
+
+def test_a_message_from_the_log_has_the_nodes_time_and_its_place_as_cursor() -> None:
+    delivery = Delivery(b"x", message_id="m-1", position="push-3-17", as_of="k")
+    assert delivery.cursor == "k,push-3-17"
+    assert delivery.place == ("push", 3, 17)
+    form = json.loads(cursor_form(delivery))
+    assert form == {"id": "m-1", "cursor": "k,push-3-17", "type": None, "data": "x"}
+
+
+def test_a_message_that_is_in_no_log_has_the_nodes_time_alone() -> None:
+    delivery = Delivery(b"\xff", message_id="m-1", as_of="k")
+    assert (delivery.cursor, delivery.place) == ("k", None)
+    form = json.loads(cursor_form(delivery))
+    assert (form["cursor"], form["encoding"]) == ("k", "base64")
+
+
+def test_where_clients_do_not_resume_there_is_no_cursor() -> None:
+    delivery = Delivery(b"x", message_id="m-1", position="push-3-17")
+    assert delivery.cursor is None
+    assert cursor_form(delivery) == json_form(delivery)
+
+
+def test_a_copy_with_another_cursor_differs_in_nothing_else() -> None:
+    delivery = Delivery(b"\xff", message_id="m-1", event_type="t", position="push-3-17", as_of="k")
+    before = cursor_form(delivery)
+    copy = delivery.with_cursor("z,push-3-17")
+    assert json.loads(cursor_form(copy)) == {**json.loads(before), "cursor": "z,push-3-17"}
+    assert (copy.place, copy.payload, copy.text) == (delivery.place, b"\xff", None)
+    assert cursor_form(delivery) == before

@@ -1,12 +1,14 @@
 """User → connections: who is here, and who took a message."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from gateway.connections.connection import Connection, State
-from gateway.connections.delivery import Delivery
+from gateway.connections.delivery import Delivery, Form
+from gateway.connections.gate import Verdict
 from gateway.connections.hub import CROWD, Hub, Partial, Refusal, Result, Tally
 from tests.unit.gateway.fakes import FakeConnection, identity, message
 
@@ -251,3 +253,165 @@ def test_what_many_connections_of_one_user_cost_does_not_grow_with_their_square(
         hub.remove(connection)
     assert time.process_time() - began < 2.0
     assert len(hub) == 0
+
+
+# Screens
+
+
+class FakeScreen:
+    """A screen that says what a test wants, and notes what its connection took."""
+
+    def __init__(self, verdict: Verdict = Verdict.PASSES) -> None:
+        self.verdict = verdict
+        self.met: list[str] = []
+        self.took: list[str] = []
+
+    def meet(self, delivery: Delivery) -> Verdict:
+        self.met.append(delivery.id)
+        return self.verdict
+
+    def encoded(self, delivery: Delivery, form: Form) -> bytes:
+        return b"own " + delivery.encoded(form)
+
+    def passed(self, delivery: Delivery) -> None:
+        self.took.append(delivery.id)
+
+    def cursor(self, as_of_ms: int) -> str:
+        return str(as_of_ms)
+
+
+def screened(hub: Hub, screen: FakeScreen, user: str = "alice") -> FakeConnection:
+    connection = FakeConnection(identity(user))
+    connection.screen = screen
+    hub.add(connection)
+    return connection
+
+
+@pytest.fixture(params=["at once", "in parts"])
+def deliver(request: pytest.FixtureRequest, hub: Hub) -> Callable[[str], Result]:
+    """Give what delivers one message to alice."""
+    if request.param == "at once":
+        return lambda text: taken(hub, message(text, text), "alice")
+
+    def through_parts(text: str) -> Result:
+        tally = Tally()
+        for _ in hub.deliver_in_parts((message(text, text), "alice", None), tally, set()):
+            pass
+        return hub.result(tally, "alice", None)
+
+    return through_parts
+
+
+def test_what_passes_a_screen_is_encoded_by_it_and_noted(
+    hub: Hub, deliver: Callable[[str], Result]
+) -> None:
+    screen = FakeScreen()
+    behind, beside = screened(hub, screen), held(hub)
+    assert deliver("one") == 2
+    assert (behind.got, beside.got) == ([b"own one"], [b"one"])
+    assert (screen.met, screen.took) == (["one"], ["one"])
+
+
+def test_a_message_that_waits_behind_a_screen_is_taken_and_not_written(
+    hub: Hub, deliver: Callable[[str], Result]
+) -> None:
+    screen = FakeScreen(Verdict.HAS)
+    behind = screened(hub, screen)
+    assert deliver("one") == 1
+    assert (behind.got, screen.took) == ([], [])
+
+
+def test_a_screen_without_room_refuses_as_a_full_connection_does(
+    hub: Hub, deliver: Callable[[str], Result]
+) -> None:
+    screened(hub, FakeScreen(Verdict.NO_ROOM))
+    assert deliver("one") is Refusal.OVERLOADED
+    beside = held(hub)
+    assert deliver("one") == Partial(frozenset((beside,)), 1)
+
+
+def test_behind_a_screen_without_room_no_later_message_of_the_batch_goes(hub: Hub) -> None:
+    screen = FakeScreen(Verdict.NO_ROOM)
+    behind = screened(hub, screen)
+    full: set[Connection] = set()
+    assert hub.deliver([(message(), "alice", None)], full=full) == [Refusal.OVERLOADED]
+    screen.verdict = Verdict.PASSES
+    assert hub.deliver([(message(), "alice", None)], full=full) == [Refusal.OVERLOADED]
+    assert behind.got == []
+    assert hub.deliver([(message(), "alice", None)]) == [1]
+
+
+def test_a_write_that_is_refused_moves_no_position(
+    hub: Hub, deliver: Callable[[str], Result]
+) -> None:
+    screen = FakeScreen()
+    behind = screened(hub, screen)
+    behind.takes = False
+    assert deliver("one") is Refusal.OVERLOADED
+    assert screen.took == []
+    assert behind.cursor is None
+
+
+def test_a_batch_for_users_with_and_without_screens_keeps_each_users_order(hub: Hub) -> None:
+    behind, other = screened(hub, FakeScreen()), held(hub, "bob")
+    batch = [
+        (message(str(number)), user, None) for number in range(3) for user in ("alice", "bob", "c")
+    ]
+    assert hub.deliver(batch) == [1, 1, 0] * 3
+    assert behind.got == [b"own 0", b"own 1", b"own 2"]
+    assert other.got == [b"0", b"1", b"2"]
+
+
+def test_only_messages_for_its_device_come_to_a_screen(hub: Hub) -> None:
+    screen = FakeScreen()
+    screened(hub, screen)
+    held(hub, device="phone")
+    assert taken(hub, message(), "alice", "phone") == 1
+    assert screen.met == []
+
+
+def test_users_are_known_for_as_long_as_a_connection_of_theirs_has_a_screen(hub: Hub) -> None:
+    first, second, plain = screened(hub, FakeScreen()), screened(hub, FakeScreen()), held(hub)
+    assert hub.unscreened("alice") == frozenset((plain,))
+    assert hub.unscreened("bob") is None
+    hub.put_screen(first, FakeScreen())
+    hub.put_screen(second, None)
+    assert hub.unscreened("alice") == frozenset((second, plain))
+    hub.remove(first)
+    assert hub.unscreened("alice") is None
+    hub.put_screen(plain, FakeScreen())
+    assert hub.unscreened("alice") == frozenset((second,))
+    hub.put_screen(plain, None)
+    assert hub.screened == {}
+
+
+def test_a_screen_of_a_connection_that_has_ended_counts_no_more(hub: Hub) -> None:
+    ended = screened(hub, FakeScreen())
+    held(hub)
+    ended.state = State.CLOSED
+    hub.remove(ended)
+    hub.put_screen(ended, FakeScreen())
+    hub.put_screen(ended, None)
+    assert hub.screened == {}
+
+
+# Cursors
+
+
+def placed(number: int) -> Delivery:
+    return Delivery(b"x", message_id="m", position=f"push-0-{number}", as_of="k")
+
+
+def test_a_connection_keeps_the_cursor_of_its_last_message(hub: Hub) -> None:
+    connection, other = held(hub), held(hub, "bob")
+    hub.deliver([(placed(1), "alice", None), (placed(2), "alice", None)])
+    assert (connection.cursor, other.cursor) == ("k,push-0-2", None)
+
+
+def test_a_cursor_is_never_beyond_a_message_that_had_no_room(hub: Hub) -> None:
+    connection = held(hub)
+    hub.deliver([(placed(1), "alice", None)])
+    connection.on_deliver = lambda: setattr(connection, "takes", len(connection.got) != 2)
+    hub.deliver([(placed(number), "alice", None) for number in (2, 3, 4)])
+    assert len(connection.got) == 2
+    assert connection.cursor in (None, "k,push-0-1", "k,push-0-2")

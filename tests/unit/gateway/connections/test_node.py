@@ -9,9 +9,19 @@ from dataclasses import replace
 import pytest
 
 from gateway.connections.admission import Admission, Limits
+from gateway.connections.as_of import AsOf
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, GOING_AWAY, TOKEN_EXPIRED, TOO_OLD
-from gateway.connections.connection import TICK_SECONDS, State, StreamConnection, Unrefreshed
+from gateway.connections.connection import (
+    NO_CURSOR,
+    TICK_SECONDS,
+    State,
+    StreamConnection,
+    Unrefreshed,
+)
+from gateway.connections.cursor import Cursor, read_cursor
+from gateway.connections.delivery import Delivery
 from gateway.connections.drain import Drain
+from gateway.connections.gate import Gate
 from gateway.connections.hub import Hub
 from gateway.connections.identity import Identity
 from gateway.connections.memory import MemoryMark
@@ -75,7 +85,7 @@ class Rig:
     ) -> None:
         self.now, self.wall = 1_000.0, WALL
         self.tokens: dict[str, Identity] = {}
-        self.hub = Hub()
+        self.hub, self.as_of = Hub(), AsOf()
         self.memory = FakeMemory()
         self.registry = FakeRegistry()
         limits = Limits(connections, per_address, per_user, 0)
@@ -84,6 +94,7 @@ class Rig:
             self.hub,
             Registrar(self.registry, NODE, self.hub, timings=TIMINGS),
             Admission(limits, MemoryMark(MARK, self.memory)),
+            as_of=self.as_of,
             bounds=QUIET,
             lifetime=Lifetime(max_age, jitter, delay),
             identify=self._identify,
@@ -551,3 +562,74 @@ async def test_the_hub_knows_of_a_shortage_of_memory_at_once() -> None:
     rig.pass_time(2.0)
     assert shortage == [True, "short of memory"]
     assert [rig.hub.is_short_of_memory, rig.node.refusal("a")] == [False, None]
+
+
+# Cursors
+
+
+def at_time(rig: Rig, ms: int) -> None:
+    rig.as_of.held(ms, (), at=rig.now)
+
+
+def placed(rig: Rig, offset: int) -> Delivery:
+    position = f"push-0-{offset}"
+    return Delivery(b"x", message_id=position, position=position, as_of=rig.as_of.text)
+
+
+def test_before_the_first_lease_there_is_no_cursor() -> None:
+    rig = Rig()
+    assert rig.node.cursor(rig.hold().connection) == ""
+
+
+def test_the_cursor_has_the_nodes_time_and_the_last_messages_position() -> None:
+    rig = Rig()
+    at_time(rig, 1_000_000)
+    connection = rig.hold().connection
+    assert read_cursor(rig.node.cursor(connection)) == Cursor(1_000_000)
+    rig.hub.deliver([(placed(rig, 7), "alice", None)])
+    at_time(rig, 1_090_000)
+    assert read_cursor(rig.node.cursor(connection)) == Cursor(1_090_000, {("push", 0): 7})
+
+
+def test_a_position_stays_for_as_long_as_its_message_is_in_the_window() -> None:
+    rig = Rig()
+    at_time(rig, 1_000_000)
+    connection = rig.hold().connection
+    rig.hub.deliver([(placed(rig, 7), "alice", None)])
+    at_time(rig, 1_000_000 + int(BOUNDS.resume_seconds * 1_000))
+    assert read_cursor(rig.node.cursor(connection)) == Cursor(rig.as_of.ms)
+    assert connection.cursor is None
+
+
+def test_a_message_that_is_in_no_log_leaves_the_position() -> None:
+    rig = Rig()
+    at_time(rig, 1_000_000)
+    connection = rig.hold().connection
+    pushed = Delivery(b"x", message_id="m", as_of=rig.as_of.text)
+    for delivery in (placed(rig, 7), pushed):
+        rig.hub.deliver([(delivery, "alice", None)])
+    assert read_cursor(rig.node.cursor(connection)) == Cursor(1_000_000, {("push", 0): 7})
+
+
+def test_behind_a_screen_the_screen_says_what_the_cursor_is() -> None:
+    rig = Rig()
+    at_time(rig, 1_000_000)
+    connection = rig.hold().connection
+    gate = Gate(Cursor(5, {("other", 2): 3}), most_bytes=1)
+    rig.hub.put_screen(connection, gate)
+    assert read_cursor(rig.node.cursor(connection)) == Cursor(5, {("other", 2): 3})
+    rig.hub.put_screen(connection, gate.replayed({}))
+    assert read_cursor(rig.node.cursor(connection)) == Cursor(1_000_000, {("other", 2): 3})
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_for_a_client_without_cursors_none_is_made(has_room: bool) -> None:
+    rig = Rig()
+    at_time(rig, 1_000_000)
+    plain = rig.hold(make=lambda who, node: WebSocketConnection(who, node, subprotocol=None))
+    plain.wire.full = not has_room
+    delivery = placed(rig, 7)
+    rig.hub.deliver([(delivery, "alice", None)])
+    assert plain.connection.cursor == NO_CURSOR
+    assert delivery._cursor is None
+    assert read_cursor(rig.node.cursor(plain.connection)) == Cursor(1_000_000)

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway import metrics
 from gateway.connections.hub import Hub
 from gateway.connections.registrar import Registrar
-from registry.directory import Node, Registry, Timings
+from registry.directory import Node, Processors, Registry, RegistryUnavailable, Timings
 from tests.unit.gateway.fakes import NODE, FakeConnection, FakeRegistry, identity
 
 pytestmark = pytest.mark.anyio
@@ -400,3 +400,100 @@ async def test_leaving_in_the_middle_of_a_write_loses_no_change(rig: Rig) -> Non
     await rig.registrar.retire(timeout_seconds=1.0)
     assert rig.registry.users == {"alice"}
     assert rig.registry.leased_by is None
+
+
+# Clients that resume
+
+
+class ResumeRig(Rig):
+    """A registrar that tells of leases; and what it told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[Processors, float]] = []
+        self.registrar = Registrar(
+            self.registry,
+            NODE,
+            self.hub,
+            timings=Timings(heartbeat_seconds=HEARTBEAT_SECONDS),
+            held=lambda processors, away_seconds: self.told.append((processors, away_seconds)),
+        )
+
+
+async def test_each_heartbeat_with_the_lease_tells_a_time_in_front_of_it_and_the_processors() -> (
+    None
+):
+    rig = ResumeRig()
+    rig.registry.live_processors = frozenset({"p1", "p2"})
+    async with rig.running():
+        await until(lambda: len(rig.told) > 3)
+    times = [processors.now_ms for processors, _ in rig.told]
+    assert times == sorted(set(times))
+    assert times[-1] <= rig.registry.now_ms
+    assert {processors.names for processors, _ in rig.told} == {frozenset({"p1", "p2"})}
+    assert rig.told[0][1] == 0.0, "at the start nothing was away"
+    assert all(HEARTBEAT_SECONDS / 2 < away < 5.0 for _, away in rig.told[1:])
+
+
+async def test_while_another_has_the_name_no_time_is_told_and_afterwards_how_long_that_was() -> (
+    None
+):
+    rig = ResumeRig()
+    async with rig.running():
+        await until(lambda: len(rig.told) > 1)
+        rig.registry.taken_by = Node("gw-a", "e2", "127.0.0.1:9")
+        beats = rig.registry.heartbeats
+        await until(lambda: rig.registry.heartbeats > beats + 1)
+        told = len(rig.told)
+        await until(lambda: rig.registry.heartbeats > beats + 6)
+        assert len(rig.told) == told
+        rig.registry.taken_by = None
+        await until(lambda: len(rig.told) > told)
+        assert rig.told[told][1] > 4 * HEARTBEAT_SECONDS
+
+
+async def test_a_lease_is_kept_though_the_processors_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An account of a gateway may not be allowed to."""
+    rig = ResumeRig()
+
+    async def refused() -> Processors:
+        raise RegistryUnavailable("as the test wants it")
+
+    monkeypatch.setattr(rig.registry, "processors", refused)
+    async with rig.running():
+        await until(lambda: rig.registry.heartbeats > 3)
+        rig.connect("alice")
+        assert await rig.registrar.findable("alice", timeout_seconds=5.0)
+    assert rig.told == []
+
+
+async def test_a_user_is_found_once_written_and_for_as_long_as_the_lease_is_held(
+    rig: Rig,
+) -> None:
+    rig.connect("alice")
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("bob")
+        assert not await rig.registrar.findable("bob", timeout_seconds=0.02)
+        rig.registry.open.set()
+        assert await rig.registrar.findable("bob", timeout_seconds=5.0)
+        rig.registry.taken_by = Node("gw-a", "e2", "127.0.0.1:9")
+        await until(name_is_taken)
+        assert not await rig.registrar.findable("bob", timeout_seconds=5.0)
+        rig.registry.taken_by = None
+        await until(lambda: not name_is_taken())
+        assert await rig.registrar.findable("bob", timeout_seconds=5.0)
+
+
+async def test_a_user_is_not_found_where_the_lease_may_have_lapsed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not await rig.registrar.findable("alice", timeout_seconds=1.0), "before the first lease"
+    async with rig.running():
+        rig.connect("alice")
+        assert await rig.registrar.findable("alice", timeout_seconds=5.0)
+        rig.registrar._held_at -= rig.registrar._timings.lease_seconds
+        rig.registry.available = False  # no heartbeat brings it back
+        assert not await rig.registrar.findable("alice", timeout_seconds=5.0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pytest
+
 from gateway.connections.delivery import Delivery
-from gateway.connections.hub import Addressed, Partial, Refusal, Result, Results
+from gateway.connections.gate import Replayed
+from gateway.connections.hub import Addressed, Hub, Partial, Refusal, Result, Results
 from gateway.connections.partly_taken import Takers
-from gateway.connections.repeats import Repeats
+from gateway.connections.repeats import Name, Repeats
 from tests.unit.gateway.fakes import FakeConnection
 
 #: A message of these tests: user, id (None: it came without) and device; its id has no scope.
@@ -218,3 +221,98 @@ def test_a_message_that_was_partly_taken_goes_out_again_without_its_takers() -> 
     assert node.push_ids("alice", "1", "2") == [3, 3]
     assert node.taken() == [("alice", "2")], "the first is a repeat by now"
     assert node.takers == [takers] * 2
+
+
+# Connections that resume
+
+
+class ResumingUser:
+    """Alice on one node, with a hub: messages of partition 0, by offset."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self.repeats = Repeats(100, unscreened=self.hub.unscreened)
+
+    def connect(self, *, replayed_to: int | None = None) -> FakeConnection:
+        """Connect; with a screen where everything before an offset was replayed."""
+        connection = FakeConnection()
+        if replayed_to is not None:
+            connection.screen = Replayed({("push", 0): replayed_to}, {})
+        self.hub.add(connection)
+        return connection
+
+    def push(self, *offsets: int) -> Results:
+        batch = [self._message(offset) for offset in offsets]
+        names = {at: self._name(offset) for at, offset in enumerate(offsets)}
+        return self.repeats.deliver(batch, names, self.hub.deliver)
+
+    async def push_one(self, offset: int) -> Result:
+        """Push a message as to a crowd."""
+
+        async def deliver(takers: Takers) -> Result:
+            (result,) = self.hub.deliver([self._message(offset)], {0: takers})
+            return result
+
+        return await self.repeats.deliver_one(self._message(offset), self._name(offset), deliver)
+
+    def _message(self, offset: int) -> Addressed:
+        position = f"push-0-{offset}"
+        delivery = Delivery(b"%d" % offset, message_id=position, position=position)
+        return delivery, "alice", None
+
+    def _name(self, offset: int) -> Name:
+        return "alice", f"push-0-{offset}", None, None
+
+
+def test_a_repeat_reaches_a_connection_that_resumed_without_it() -> None:
+    alice = ResumingUser()
+    dead = alice.connect()
+    assert alice.push(5) == [1]
+    alice.hub.remove(dead)
+    back, bystander = alice.connect(replayed_to=5), alice.connect()
+    assert alice.push(5) == [2], "the bystander counts as one that has it"
+    assert (back.got, bystander.got) == ([b"5"], [])
+    assert alice.push(5, 5) == [2, 2]
+    assert back.got == [b"5"]
+
+
+@pytest.mark.anyio
+async def test_a_repeat_for_a_crowd_reaches_a_connection_that_resumed_without_it() -> None:
+    alice = ResumingUser()
+    dead = alice.connect()
+    assert await alice.push_one(5) == 1
+    alice.hub.remove(dead)
+    back, bystander = alice.connect(replayed_to=5), alice.connect()
+    assert await alice.push_one(5) == 2
+    assert await alice.push_one(5) == 2
+    assert (back.got, bystander.got) == ([b"5"], [])
+
+
+def test_a_repeat_of_what_was_replayed_reaches_nobody() -> None:
+    alice = ResumingUser()
+    first = alice.connect()
+    assert alice.push(5) == [1]
+    back = alice.connect(replayed_to=6)
+    assert alice.push(5) == [2]
+    assert (first.got, back.got) == ([b"5"], [])
+
+
+def test_what_is_in_no_log_is_a_repeat_for_resumed_connections_too() -> None:
+    alice = ResumingUser()
+    batch: list[Addressed] = [(Delivery(b"x", message_id="m"), "alice", None)]
+    names: dict[int, Name] = {0: ("alice", "m", None, None)}
+    alice.connect()
+    assert alice.repeats.deliver(batch, names, alice.hub.deliver) == [1]
+    back = alice.connect(replayed_to=0)
+    assert alice.repeats.deliver(batch, names, alice.hub.deliver) == [1]
+    assert back.got == []
+
+
+def test_new_messages_around_a_repeat_come_in_their_order_to_a_resumed_connection() -> None:
+    alice = ResumingUser()
+    dead = alice.connect()
+    alice.push(6)
+    alice.hub.remove(dead)
+    back = alice.connect(replayed_to=5)
+    assert alice.push(5, 6, 7) == [1, 1, 1]
+    assert back.got == [b"5", b"6", b"7"]

@@ -18,6 +18,7 @@ from gateway.connections.closes import (
 )
 from gateway.connections.connection import State
 from gateway.connections.delivery import Delivery
+from gateway.http.head import Head
 from gateway.transports import sse
 from gateway.transports.sse import SseConnection
 from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
@@ -285,3 +286,60 @@ def test_a_goodbye_that_nobody_reads_is_cut_off(rig: Rig) -> None:
     assert rig.keeper.wake_in == CLOSE_GRACE_SECONDS
     rig.keeper.wake(rig.connection)
     assert rig.wire.aborted
+
+
+# Cursors
+
+
+def test_a_message_with_a_cursor_has_it_in_front_of_its_id() -> None:
+    delivery = Delivery(b"x", message_id="m-1", position="push-0-7", as_of="k")
+    assert events_of(delivery) == [Event("k,push-0-7 m-1", "message", "x")]
+
+
+@pytest.mark.parametrize("payload", HOSTILE, ids=lambda text: repr(text[:20]))
+def test_an_event_that_is_cut_anywhere_moves_no_id(payload: str) -> None:
+    """A browser takes an event's id over with its end, other clients with the id's line."""
+    delivery = Delivery(payload.encode(), message_id="m-1", position="push-0-7", as_of="k")
+    encoded = sse.event(delivery)
+    assert encoded.endswith(b"\nid: k,push-0-7 m-1\n\n"), "the id's line is the last"
+    assert sum(line.startswith(b"id") for line in encoded.splitlines()) == 1
+
+
+def test_the_opening_and_heartbeats_move_the_id_and_are_no_message() -> None:
+    events, _ = parse(sse.heartbeat(25.0, "k,push-0-7"))
+    assert events == [Event("k,push-0-7", "pushgate.cursor", "25000")]
+    body = sse.stream_head(b"", heartbeat_seconds=25.0, cursor="k").partition(b"\r\n\r\n")[2]
+    assert parse(body)[0] == [Event("k", "pushgate.cursor", "25000")]
+
+
+def test_a_heartbeat_has_what_the_client_comes_back_with_then(rig: Rig) -> None:
+    for cursor in ("k", "m,push-0-7", ""):
+        rig.keeper.cursors = cursor
+        rig.keeper.wake(rig.connection)
+        assert parse(rig.wire.take())[0] == [Event(cursor, "pushgate.cursor", "25000")]
+
+
+@pytest.mark.parametrize(
+    ("last_id", "query", "text"),
+    [
+        (None, "", None),
+        (None, "cursor=k,push-0-7", "k,push-0-7"),
+        ("k,push-0-7 m-1", "", "k,push-0-7"),
+        ("k", "cursor=other", "k"),
+        ("", "cursor=k", "k"),
+        (" m-1", "", ""),
+        ("m-1", "", "m-1"),
+    ],
+)
+def test_a_client_comes_back_with_its_last_events_id_or_with_a_query(
+    last_id: str | None, query: str, text: str | None
+) -> None:
+    scope = {
+        "headers": [] if last_id is None else [(b"last-event-id", last_id.encode())],
+        "http_version": "1.1",
+        "client": ("10.0.0.1", 1),
+        "method": "GET",
+        "scheme": "http",
+        "query_string": query.encode(),
+    }
+    assert sse._cursor_text(Head(scope)) == text

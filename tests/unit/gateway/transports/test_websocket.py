@@ -12,10 +12,12 @@ import pytest
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, GOING_AWAY, TOO_OLD, TOO_SLOW
 from gateway.connections.connection import Bounds, State
 from gateway.connections.delivery import Delivery
+from gateway.http.head import Head
 from gateway.transports.inbound import Inbound
 from gateway.transports.websocket import (
     BadHandshake,
     WebSocketConnection,
+    _cursor_text,
     answer_handshake,
     hello,
 )
@@ -689,3 +691,68 @@ def test_where_the_oldest_is_dropped_v1_is_told_of_the_gap(
     assert give(rig.connection, message())
     assert [server_frames(sent) for sent in rig.wire.notices] == [notice]
     assert rig.keeper.dropped_messages == 2
+
+
+# Cursors
+
+
+def test_hello_heartbeat_and_reconnect_say_what_the_client_comes_back_with(v1: Rig) -> None:
+    assert json.loads(server_frames(hello(25.0, "k"))[0][1]) == {
+        "control": "hello",
+        "cursor": "k",
+        "heartbeat_ms": 25_000,
+    }
+    v1.keeper.cursors = "k,push-0-7"
+    v1.keeper.wake(v1.connection)
+    (_, (_, heartbeat)) = v1.frames()
+    assert json.loads(heartbeat) == {"control": "heartbeat", "cursor": "k,push-0-7"}
+    v1.connection.part(TOO_OLD, 2.5)
+    (reconnect,) = v1.controls()
+    assert (reconnect["control"], reconnect["cursor"]) == ("reconnect", "k,push-0-7")
+
+
+def test_a_message_has_its_cursor_in_v1_and_no_trace_of_it_in_plain_frames(v1: Rig) -> None:
+    delivery = Delivery(b"x", message_id="m-1", position="push-0-7", as_of="k")
+    give(v1.connection, delivery)
+    ((_, form),) = v1.frames()
+    assert json.loads(form)["cursor"] == "k,push-0-7"
+    plain = make()
+    plain.connection.open(b"")
+    plain.keeper.cursors = "k"
+    give(plain.connection, delivery)
+    plain.keeper.wake(plain.connection)
+    assert plain.frames() == [(TEXT, b"x"), (PING, b"")]
+
+
+@pytest.mark.parametrize(
+    ("offered", "query", "text"),
+    [
+        (["pushgate.v1"], "", None),
+        (["pushgate.v1", "cursor.k"], "", "k"),
+        (["cursor.k~push-0-7~other-1-2", "pushgate.v1"], "", "k,push-0-7,other-1-2"),
+        (["pushgate.v1", "cursor.k"], "cursor=other", "k"),
+        (["pushgate.v1"], "cursor=k,push-0-7", "k,push-0-7"),
+        (["pushgate.v1", "cursor."], "", ""),
+        (["pushgate.v1", "bearer.cursor.k"], "", None),
+    ],
+)
+def test_a_client_comes_back_with_a_subprotocol_or_with_a_query(
+    offered: list[str], query: str, text: str | None
+) -> None:
+    scope = {
+        "headers": [],
+        "http_version": "1.1",
+        "client": ("10.0.0.1", 1),
+        "method": "GET",
+        "scheme": "http",
+        "query_string": query.encode(),
+    }
+    assert _cursor_text(Head(scope), offered) == text
+
+
+def test_a_cursor_among_the_subprotocols_is_never_selected() -> None:
+    for offered in (["cursor.k", "pushgate.v1"], ["pushgate.v1", "cursor.k"]):
+        answer, subprotocol = answer_handshake(HANDSHAKE, offered)
+        assert subprotocol == "pushgate.v1"
+        assert b"cursor" not in answer
+    assert answer_handshake(HANDSHAKE, ["cursor.k"])[1] is None

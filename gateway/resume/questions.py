@@ -1,0 +1,451 @@
+"""Questions to the processors: which messages have returning clients missed?
+
+A resuming connection is asked for once the user's entry is written and the lease is held: look-ups
+from then on find the connection, and messages taken in before are in the answer. Questions are
+gathered while an ask is under way. A silent processor is asked again, for a minute: after the end
+of a processor, partitions have no owner for up to twenty seconds. Without an answer by then, the
+client is told of a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Final, ParamSpec, Protocol, cast
+
+import msgspec
+import structlog
+
+from gateway import metrics
+from gateway.connections.closes import TOO_SLOW
+from gateway.connections.connection import Connection
+from gateway.connections.cursor import Cursor, Partition, is_position, read_cursor
+from gateway.connections.delivery import Delivery
+from gateway.connections.gate import Ends, Gate, Replayed
+from gateway.connections.node import GatewayNode
+from gateway.errors import GatewayError
+from registry.message import Push, valid_id, valid_type
+from registry.resume import (
+    MAX_ASK_BYTES,
+    MAX_QUESTIONS,
+    Answer,
+    Ask,
+    Position,
+    Question,
+    Replay,
+    Stamp,
+    push_in,
+)
+
+#: Connections within so short a time are asked for together.
+_GATHER_SECONDS: Final = 0.01
+#: Unanswered asks of a processor at most; further connections wait.
+MOST_ASKS: Final = 4
+#: Bytes of a question without positions, and of a position, at most.
+_QUESTION_BYTES: Final = 1_024
+_POSITION_BYTES: Final = 270
+#: How long the answers to an ask are waited for, before the connections are asked for again.
+_ANSWER_SECONDS: Final = 2.0
+#: Pauses before a connection is asked for again.
+_AGAIN_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
+#: How long a connection is asked for in all.
+_GIVE_UP_SECONDS: Final = 60.0
+#: How long a connection waits behind messages of a partition without an answer, though all live
+#: processors have answered.
+_STRANGERS_SECONDS: Final = 5.0
+#: How long a wait for the registry takes, at most.
+_FIND_SECONDS: Final = 5.0
+#: Cursors may be ahead of the node's time by so much: readings of the registry's clock differ.
+_AHEAD_MS: Final = 30_000
+
+_P = ParamSpec("_P")
+
+log = structlog.get_logger("gateway.resume")
+
+
+class Link(Protocol):
+    """The resume link of a processor."""
+
+    @property
+    def processor(self) -> str | None:
+        """The processor's name; None before the first stamp."""
+
+    def ask(self, ask: Ask) -> None:
+        """Send questions."""
+
+
+class _Resuming:
+    """A connection behind a gate, and the state of the questions."""
+
+    __slots__ = (
+        "ask_when_written",
+        "attempts",
+        "connection",
+        "gate",
+        "has_more",
+        "opened",
+        "since",
+    )
+
+    def __init__(self, connection: Connection, gate: Gate, now: float) -> None:
+        self.connection = connection
+        self.gate = gate
+        self.opened = now
+        self.since = now  # when an answer last brought the connection further
+        self.attempts = 0  # asks without all answers
+        self.has_more = False  # an answer was cut: the rest is asked for without a pause
+        self.ask_when_written = False  # once the client has read the last answer
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the gate is still to be opened."""
+        return self.connection.screen is self.gate
+
+
+class _UnderWay:
+    """An ask without all answers."""
+
+    __slots__ = ("awaited", "began", "ended", "resuming")
+
+    def __init__(self, resuming: Sequence[_Resuming], awaited: set[Link], began: float) -> None:
+        self.resuming = resuming
+        self.awaited = awaited
+        self.began = began
+        #: The connections are asked for again; a late answer counts all the same.
+        self.ended = False
+
+
+class Questions:
+    """Asks for the missed messages of connections, and writes the answers."""
+
+    def __init__(
+        self,
+        node: GatewayNode,
+        *,
+        resume_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._node = node
+        self._resume_seconds = resume_seconds
+        self._clock = clock
+        self._links: set[Link] = set()
+        self._waiting: deque[_Resuming] = deque()  # to be asked for
+        self._again: list[tuple[float, _Resuming]] = []  # to be asked for from a time on
+        self._under_way: dict[int, _UnderWay] = {}
+        self._writing: dict[_Resuming, None] = {}  # answers wait for the client to read
+        self._screens: deque[tuple[float, Connection]] = deque()  # with their last moment
+        self._shared: dict[tuple[tuple[Partition, int], ...], Ends] = {}
+        self._finding: set[asyncio.Task[None]] = set()
+        self._next_number = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._warned_of: set[str] = set()
+
+    def cursor_in(self, text: str) -> Cursor | None:
+        """Return the cursor in a client's text; None where the text is no use for a question.
+
+        A text of no gateway, a time in the future, a time before the window.
+        """
+        cursor = read_cursor(text)
+        now_ms = self._node.as_of.clock.now_ms(self._clock())
+        if cursor is None or now_ms is None:
+            return None
+        age_ms = now_ms - cursor.as_of_ms
+        return cursor if -_AHEAD_MS <= age_ms <= self._resume_seconds * 1_000 else None
+
+    def gate(self, connection: Connection, cursor: Cursor) -> None:
+        """Put a gate in front of a connection, before the node holds the connection."""
+        connection.screen = Gate(cursor, most_bytes=self._node.bounds.send_buffer_bytes)
+
+    def begin(self, connection: Connection) -> None:
+        """Ask for the missed messages of a connection behind a gate, after the handshake."""
+        gate = connection.screen
+        if isinstance(gate, Gate):
+            resuming = _Resuming(connection, gate, self._clock())
+            task = asyncio.get_running_loop().create_task(self._find(resuming))
+            self._finding.add(task)
+            task.add_done_callback(self._finding.discard)
+
+    def join(self, link: Link) -> None:
+        """Ask a processor too from now on."""
+        self._links.add(link)
+
+    def leave(self, link: Link) -> None:
+        """Ask a processor no more; unanswered questions are asked again."""
+        self._links.discard(link)
+        for number, ask in list(self._under_way.items()):
+            if link in ask.awaited:
+                ask.awaited.discard(link)
+                self._end_if_answered(number, ask)
+
+    def close(self) -> None:
+        """Ask nothing more."""
+        for task in self._finding:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def stamped(self, stamp: Stamp) -> None:
+        """Take a processor's stamp; tell the connections of users with missed messages of a gap."""
+        hub = self._node.hub
+        for user in hub.users() if stamp.missed_more else stamp.missed:
+            for connection in hub.of(user):
+                self._apart(connection, connection.tell_gap)
+        self._node.as_of.stamped(stamp.processor, stamp.stamp_ms)
+        if stamp.resume_seconds != self._resume_seconds and stamp.processor not in self._warned_of:
+            self._warned_of.add(stamp.processor)
+            log.warning(
+                "PUSHGATE_RESUME_SECONDS differs between this gateway and a processor",
+                gateway=self._resume_seconds,
+                processor=stamp.resume_seconds,
+            )
+
+    def answered(self, link: Link, answer: Answer) -> None:
+        """Write missed messages to connections, as far as a processor answers."""
+        ask = self._under_way.get(answer.number)
+        if ask is None or link not in ask.awaited:
+            return
+        ask.awaited.discard(link)
+        if len(answer.replays) == len(ask.resuming):
+            for resuming, replay in zip(ask.resuming, answer.replays, strict=True):
+                if resuming.lasts:
+                    self._apart(resuming.connection, self._take, resuming, answer, replay)
+        self._end_if_answered(answer.number, ask)
+
+    def advance(self) -> None:
+        """Do the due work: called at every tick of the node's clock."""
+        now = self._clock()
+        for number, ask in list(self._under_way.items()):
+            if not ask.ended and now - ask.began >= _ANSWER_SECONDS:
+                self._end(ask)
+            if now - ask.began >= _GIVE_UP_SECONDS:
+                del self._under_way[number]
+        for resuming in list(self._writing):
+            self._apart(resuming.connection, self._write, resuming)
+        due = [resuming for at, resuming in self._again if at <= now]
+        if due:
+            self._again = [(at, resuming) for at, resuming in self._again if at > now]
+            self._waiting.extend(due)
+        while self._screens and self._screens[0][0] <= now:
+            _, connection = self._screens.popleft()
+            if isinstance(connection.screen, Replayed):
+                self._node.hub.put_screen(connection, None)
+        self._shared.clear()  # connections with one answer finish in one turn
+        self._give_up_those_in_vain(now)
+        self._ask()
+
+    async def _find(self, resuming: _Resuming) -> None:
+        """Wait until look-ups find the connection; then ask."""
+        connection = resuming.connection
+        while resuming.lasts:
+            if await self._node.registrar.findable(connection.user, timeout_seconds=_FIND_SECONDS):
+                self._waiting.append(resuming)
+                self._ask_soon()
+                return
+            if self._clock() - resuming.opened > _GIVE_UP_SECONDS:
+                self._apart(connection, self._give_up, resuming)
+                return
+            await asyncio.sleep(_AGAIN_SECONDS[-1])
+
+    def _ask_soon(self) -> None:
+        """Ask at once where nothing is under way; otherwise gather for a moment."""
+        if not self._under_way:
+            self._ask()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_GATHER_SECONDS, self._ask_gathered)
+
+    def _ask_gathered(self) -> None:
+        self._timer = None
+        self._ask()
+
+    def _ask(self) -> None:
+        """Ask for waiting connections, where processors have few unanswered asks."""
+        while self._waiting:
+            unanswered = Counter(link for ask in self._under_way.values() for link in ask.awaited)
+            links = {link for link in self._links if unanswered[link] < MOST_ASKS}
+            if self._links and not links:
+                return
+            batch = self._next_batch()
+            if not batch:
+                return
+            number, self._next_number = self._next_number, self._next_number + 1
+            under_way = self._under_way[number] = _UnderWay(batch, links, self._clock())
+            ask = Ask(number, [_question(resuming) for resuming in batch])
+            for link in list(links):
+                link.ask(ask)
+            if not under_way.awaited:  # no processor to ask
+                del self._under_way[number]
+                self._end(under_way)
+
+    def _next_batch(self) -> list[_Resuming]:
+        batch: list[_Resuming] = []
+        size = 0
+        while self._waiting and len(batch) < MAX_QUESTIONS and size < MAX_ASK_BYTES // 2:
+            resuming = self._waiting.popleft()
+            if resuming.lasts:
+                batch.append(resuming)
+                size += _QUESTION_BYTES + _POSITION_BYTES * len(resuming.gate.positions)
+        return batch
+
+    def _take(self, resuming: _Resuming, answer: Answer, replay: Replay) -> None:
+        """Take a processor's answer for a connection, and write the messages."""
+        connection, gate = resuming.connection, resuming.gate
+        messages: dict[Partition, list[Delivery]] = {}
+        try:
+            for message in replay.messages:
+                delivery = _delivery(push_in(message), connection)
+                topic, number, _ = cast("Position", delivery.place)
+                messages.setdefault((topic, number), []).append(delivery)
+        except (msgspec.MsgspecError, NotForConnection) as error:
+            log.error("an answer is of no use", error=str(error))
+            return
+        gate.heard.add(answer.processor)
+        gate.take_counts(answer.partitions)
+        if replay.incomplete and not gate.has_gap:
+            gate.has_gap = True
+            connection.tell_gap()
+        for at, (topic, number, end) in enumerate(answer.owned):
+            partition = (topic, number)
+            if at in replay.void:
+                gate.void(partition)
+            cut = replay.cut.get(at)
+            further = gate.answer(
+                partition,
+                messages.get(partition, ()),
+                end if cut is None else cut,
+                whole=cut is None,
+            )
+            if further:
+                resuming.since = self._clock()
+        resuming.has_more |= bool(replay.cut)
+        self._write(resuming)
+
+    def _write(self, resuming: _Resuming) -> None:
+        """Write answered and waiting messages, as far as there is room."""
+        connection, gate = resuming.connection, resuming.gate
+        if not resuming.lasts:
+            self._writing.pop(resuming, None)
+            return
+        while (delivery := gate.next_to_write()) is not None:
+            # Behind a backlog messages would only wait in another place, without a bound.
+            if connection.has_backlog() or not connection.write(
+                gate.encoded(delivery, connection.form)
+            ):
+                self._writing[resuming] = None
+                return
+            gate.wrote(delivery)
+            metrics.REPLAYED.inc()
+        self._writing.pop(resuming, None)
+        if gate.is_whole(self._node.as_of.processors):
+            self._finish(resuming, "gap" if gate.has_gap else "whole")
+        elif resuming.ask_when_written:
+            resuming.ask_when_written = False
+            self._waiting.append(resuming)
+
+    def _end_if_answered(self, number: int, ask: _UnderWay) -> None:
+        if not ask.awaited:
+            del self._under_way[number]
+            if not ask.ended:
+                self._end(ask)
+            self._ask()
+
+    def _end(self, ask: _UnderWay) -> None:
+        """End an ask: connections without all answers are asked for again."""
+        ask.ended = True
+        now = self._clock()
+        for resuming in ask.resuming:
+            if not resuming.lasts:
+                continue
+            if self._is_in_vain(resuming, now):
+                self._apart(resuming.connection, self._give_up, resuming)
+            elif resuming.gate.is_writing:
+                resuming.ask_when_written = True
+            elif resuming.has_more:
+                resuming.has_more = False
+                self._waiting.append(resuming)
+            else:
+                pause = _AGAIN_SECONDS[min(resuming.attempts, len(_AGAIN_SECONDS) - 1)]
+                resuming.attempts += 1
+                self._again.append((now + pause, resuming))
+
+    def _is_in_vain(self, resuming: _Resuming, now: float) -> bool:
+        """Whether no answer is going to come.
+
+        Where all live processors have answered, or there is none, and messages come from an
+        unanswered partition, the partition's processor does not take part: an older version, for
+        example.
+        """
+        gate = resuming.gate
+        if gate.is_writing:
+            return False
+        all_heard = gate.heard.issuperset(self._node.as_of.processors)
+        patience = _STRANGERS_SECONDS if all_heard and gate.waiting else _GIVE_UP_SECONDS
+        return now - resuming.since > patience
+
+    def _give_up_those_in_vain(self, now: float) -> None:
+        """Give up connections in the queue of questions, where processors answer too slowly."""
+        waiting = [*self._waiting, *(resuming for _, resuming in self._again)]
+        for resuming in waiting:
+            if resuming.lasts and self._is_in_vain(resuming, now):
+                self._apart(resuming.connection, self._give_up, resuming)
+
+    def _give_up(self, resuming: _Resuming) -> None:
+        """Tell a client of a gap for want of answers; the client goes on from here."""
+        connection, gate = resuming.connection, resuming.gate
+        if not gate.has_gap:
+            gate.has_gap = True
+            connection.tell_gap()
+        if not resuming.lasts:  # to tell has ended the connection
+            return
+        gate.open_all()
+        while (delivery := gate.next_to_write()) is not None:
+            if not connection.write(gate.encoded(delivery, connection.form)):
+                connection.close(TOO_SLOW)  # to go on would carry the cursor past a hole
+                return
+            gate.wrote(delivery)
+        self._finish(resuming, "timed-out")
+
+    def _finish(self, resuming: _Resuming, result: str) -> None:
+        """Take the gate away: live messages come at once from now on."""
+        now = self._clock()
+        metrics.RESUMES.labels(result).inc()
+        metrics.RESUME_SECONDS.observe(now - resuming.opened)
+        self._writing.pop(resuming, None)
+        self._node.hub.put_screen(resuming.connection, resuming.gate.replayed(self._shared))
+        self._screens.append((now + self._resume_seconds, resuming.connection))
+
+    def _apart(
+        self, connection: Connection, act: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs
+    ) -> None:
+        """Act for a connection; an unexpected error ends the connection, and nothing more."""
+        try:
+            act(*args, **kwargs)
+        except Exception:  # any fault: further connections go on
+            connection.failed()
+
+
+class NotForConnection(GatewayError):
+    """An answer has a message for another connection, or for none."""
+
+
+def _question(resuming: _Resuming) -> Question:
+    connection, gate = resuming.connection, resuming.gate
+    positions = [
+        (topic, partition, offset) for (topic, partition), offset in gate.positions.items()
+    ]
+    return Question(connection.user, connection.device, gate.as_of_ms, positions)
+
+
+def _delivery(push: Push, connection: Connection) -> Delivery:
+    """Return a replayed message as a delivery to a connection.
+
+    Raises:
+        NotForConnection: the message is for another user or device, or breaks a rule.
+    """
+    for_it = push.user == connection.user and push.device in (None, connection.device)
+    valid = valid_id(push.id) and (push.type is None or valid_type(push.type))
+    if not (for_it and valid and push.position is not None and is_position(push.position)):
+        raise NotForConnection(f"message {push.id!r}")
+    return Delivery(push.data, message_id=push.id, event_type=push.type, position=push.position)
