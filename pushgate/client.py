@@ -1,8 +1,12 @@
-"""A client of every transport, for `pushgate listen`: payloads as they were published."""
+"""A client of every transport, for `pushgate listen`: payloads as they were published.
+
+A `Place` is kept over connections: what a client that comes back with it has missed comes first.
+"""
 
 from __future__ import annotations
 
 import re
+import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -13,6 +17,11 @@ import msgspec
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
+#: A position is dropped so long after its message, when as-of has moved on; as many are kept as a
+#: gateway takes in one cursor.
+_POSITION_SECONDS: Final = 120.0
+_MAX_POSITIONS: Final = 64
+_BINARY: Final = "pushgate.binary"
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
 
@@ -25,90 +34,198 @@ class Message:
     payload: bytes
 
 
+class Place:
+    """How far a client has come: as-of, and the last position of each partition.
+
+    docs/protocol.md, "Cursors", has the rules. `told_gap` is called where messages were missed.
+    """
+
+    def __init__(
+        self,
+        told_gap: Callable[[], None] = lambda: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.session: str | None = None  # the cursor of a poll session
+        self._told_gap = told_gap
+        self._clock = clock
+        self._as_of: str | None = None
+        self._positions: dict[str, tuple[str, float]] = {}  # by partition: offset, since when
+
+    @property
+    def cursor(self) -> str | None:
+        """What the next connection resumes from; None before a gateway has sent a cursor."""
+        if self._as_of is None:
+            return None
+        offsets = (f"{partition}-{offset}" for partition, (offset, _) in self._positions.items())
+        return ",".join((self._as_of, *offsets))
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the next connection gets what comes meanwhile."""
+        return self._as_of is not None or self.session is not None
+
+    def beat(self, cursor: str | None) -> None:
+        """Take note of a hello or a heartbeat; one without a cursor is of a gateway without any.
+
+        Such a gateway has ignored the cursor with which the client came.
+        """
+        if cursor is not None:
+            self._move_time(cursor.partition(",")[0])
+        elif self._as_of is not None:
+            self._as_of = None
+            self.gap()
+
+    def move(self, cursor: str | None) -> None:
+        """Take note of a message's cursor; its last position is the message's own."""
+        if cursor is None:
+            return
+        as_of, *positions = cursor.split(",")
+        self._move_time(as_of)
+        if positions:
+            partition, _, offset = positions[-1].rpartition("-")
+            self._positions.pop(partition, None)  # set anew, it stands last
+            self._positions[partition] = (offset, self._clock())
+            if len(self._positions) > _MAX_POSITIONS:
+                del self._positions[next(iter(self._positions))]
+
+    def gap(self) -> None:
+        """Take note that messages were missed: positions may be of a topic that is gone."""
+        self._positions.clear()
+        self._told_gap()
+
+    def _move_time(self, as_of: str) -> None:
+        if as_of == self._as_of:
+            return
+        self._as_of = as_of
+        oldest = self._clock() - _POSITION_SECONDS
+        self._positions = {
+            partition: (offset, since)
+            for partition, (offset, since) in self._positions.items()
+            if since >= oldest
+        }
+
+
 def _from_json(form: dict[str, Any]) -> Message:
     data = form["data"]
     payload = b64decode(data) if form.get("encoding") == "base64" else data.encode()
     return Message(form["id"], form["type"], payload)
 
 
-async def websocket(url: str, token: str) -> AsyncIterator[Message]:
+async def websocket(url: str, token: str, place: Place | None = None) -> AsyncIterator[Message]:
     """Yield messages from a WebSocket until it closes. `url` is the gateway's, http:// or https://.
 
     Raises:
         websockets.exceptions.InvalidStatus: the gateway refused; the error has the status.
     """
+    place = place or Place()
     address = f"ws{url.removeprefix('http')}/ws"
     subprotocols = [Subprotocol("pushgate.v1"), Subprotocol(f"bearer.{token}")]
+    if place.cursor is not None:
+        subprotocols.append(Subprotocol(f"cursor.{place.cursor.replace(',', '~')}"))
     async with connect(address, subprotocols=subprotocols, proxy=None) as connection:
         async for frame in connection:
             form = msgspec.json.decode(frame)
             if "data" in form:
+                place.move(form.get("cursor"))
                 yield _from_json(form)
+            elif form.get("control") in ("hello", "heartbeat"):
+                place.beat(form.get("cursor"))
+            elif form.get("control") == "gap":
+                place.gap()
 
 
-async def sse(url: str, token: str) -> AsyncIterator[Message]:
+async def sse(url: str, token: str, place: Place | None = None) -> AsyncIterator[Message]:
     """Yield messages from an event stream (SSE) until the stream ends.
 
     Raises:
         httpx.HTTPStatusError: the gateway refused; the error has the status.
     """
+    place = place or Place()
     headers = {"authorization": f"Bearer {token}", "accept": "text/event-stream"}
     timeout = httpx.Timeout(10.0, read=None)
+    query = {} if place.cursor is None else {"cursor": place.cursor}
     async with (
         httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False) as http,
-        http.stream("GET", "/sse") as response,
+        http.stream("GET", "/sse", params=query) as response,
     ):
         response.raise_for_status()
-        fields: dict[bytes, list[bytes]] = {}
-        async for line in _lines(response.aiter_raw()):
-            if line:
-                name, _, value = line.partition(b":")
-                fields.setdefault(name, []).append(value.removeprefix(b" "))
-                continue
-            if b"data" in fields and b"id" in fields and not _is_control(fields):
-                yield _from_event(fields)
-            fields = {}
+        async for event in _events(response.aiter_raw()):
+            if event.type == "pushgate.cursor":
+                place.beat(event.id)
+            elif event.type == "pushgate.gap":
+                place.gap()
+            elif event.id is not None and not event.is_control:
+                cursor, _, message_id = event.id.rpartition(" ")
+                place.move(cursor or None)
+                yield _from_event(message_id, event)
 
 
-async def poll(url: str, token: str) -> AsyncIterator[Message]:
+async def poll(url: str, token: str, place: Place | None = None) -> AsyncIterator[Message]:
     """Yield messages from long polls until a poll fails.
 
     Raises:
         httpx.HTTPStatusError: the gateway refused; the error has the status.
     """
+    place = place or Place()
     headers = {"authorization": f"Bearer {token}"}
     timeout = httpx.Timeout(10.0, read=70.0)
-    cursor: str | None = None
     async with httpx.AsyncClient(
         base_url=url, headers=headers, timeout=timeout, trust_env=False
     ) as http:
         while True:
-            response = await http.get("/poll", params={"cursor": cursor} if cursor else {})
+            query = {"cursor": place.session} if place.session else {}
+            response = await http.get("/poll", params=query)
             response.raise_for_status()
             answer = msgspec.json.decode(response.content)
-            cursor = answer["cursor"]
+            place.session = answer["cursor"]
+            if answer.get("gap"):
+                place.gap()
             for form in answer["messages"]:
                 yield _from_json(form)
 
 
-TRANSPORTS: Final[dict[str, Callable[[str, str], AsyncIterator[Message]]]] = {
+TRANSPORTS: Final[dict[str, Callable[[str, str, Place], AsyncIterator[Message]]]] = {
     "ws": websocket,
     "sse": sse,
     "poll": poll,
 }
 
 
-def _is_control(fields: dict[bytes, list[bytes]]) -> bool:
-    event = fields.get(b"event", [b""])[-1]
-    return event.startswith(b"pushgate.") and event != b"pushgate.binary"
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """An event of a stream; `id` is None for an event without one."""
+
+    id: str | None
+    type: str | None
+    data: bytes
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the event is no message."""
+        return (self.type or "").startswith("pushgate.") and self.type != _BINARY
 
 
-def _from_event(fields: dict[bytes, list[bytes]]) -> Message:
-    event = fields[b"event"][-1].decode() if b"event" in fields else None
-    data = b"\n".join(fields[b"data"])
-    if event == "pushgate.binary":
-        return _from_json(msgspec.json.decode(data))
-    return Message(fields[b"id"][-1].decode().rpartition(" ")[2], event, data)
+def _from_event(message_id: str, event: _Event) -> Message:
+    if event.type == _BINARY:
+        return _from_json(msgspec.json.decode(event.data))
+    return Message(message_id, event.type, event.data)
+
+
+async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[_Event]:
+    """Yield the events of a stream that have data (HTML standard §9.2.6)."""
+    fields: dict[bytes, list[bytes]] = {}
+    async for line in _lines(chunks):
+        if line:
+            name, _, value = line.partition(b":")
+            fields.setdefault(name, []).append(value.removeprefix(b" "))
+            continue
+        if b"data" in fields:
+            event_id, event_type = (
+                fields[name][-1].decode() if name in fields else None for name in (b"id", b"event")
+            )
+            yield _Event(event_id, event_type, b"\n".join(fields[b"data"]))
+        fields = {}
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -10,7 +10,7 @@ import click
 import httpx
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from pushgate.client import TRANSPORTS
+from pushgate.client import TRANSPORTS, Place
 from pushgate.commands.running import load_settings, run
 from pushgate.options import settings_options
 from pushgate.settings import DEV_FILE, ListenSettings
@@ -28,15 +28,20 @@ _RECONNECT_SECONDS: Final = 1.0
 @click.option("--device", help="The device the token speaks for.")
 @settings_options(ListenSettings)
 def listen(user: str, transport: str, device: str | None, **flags: Any) -> None:
-    """Connect as USER and print what arrives, a message a line."""
+    """Connect as USER and print what arrives, a message a line.
+
+    After a lost connection it connects again, and what came meanwhile comes first.
+    """
     settings = load_settings(ListenSettings, flags, files=(DEV_FILE,))
     secret = settings.jwt_secret.get_secret_value()
+    place = Place(lambda: click.echo(f"{settings.url}: messages were missed here", err=True))
 
     async def receive() -> None:
         while True:
             token = mint(user, secret, ttl_seconds=3_600, device=device)
             try:
-                async for message in TRANSPORTS[transport](settings.url.rstrip("/"), token):
+                messages = TRANSPORTS[transport](settings.url.rstrip("/"), token, place)
+                async for message in messages:
                     sys.stdout.buffer.write(message.payload + b"\n")
                     sys.stdout.buffer.flush()
                 reason = "the connection ended"
@@ -46,7 +51,8 @@ def listen(user: str, transport: str, device: str | None, **flags: Any) -> None:
                 reason = str(error)
             except (httpx.HTTPError, WebSocketException, OSError) as error:
                 reason = str(error) or type(error).__name__
-            click.echo(f"{settings.url}: {reason}; connecting again", err=True)
+            then = "connecting again" + (" to resume" if place.resumes else "")
+            click.echo(f"{settings.url}: {reason}; {then}", err=True)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     run(receive())

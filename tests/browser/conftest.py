@@ -1,4 +1,4 @@
-"""The browser that these tests share."""
+"""The browser that these tests share, and where its pages are from."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.browser.chromium import Chromium, chromium_binary
+from tests.support.processes import GatewayProcess
+from tests.support.valkey import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +21,10 @@ def chromium() -> Iterator[Chromium]:
         pytest.skip(missing)
     with Chromium(binary) as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def origin(valkey: RedisServer) -> Iterator[GatewayProcess]:
+    """Give a gateway that serves pages their script."""
+    with GatewayProcess("origin", redis_url=valkey.url) as process:
+        yield process

@@ -10,6 +10,10 @@ from tests.browser.chromium import Chromium, Page
 
 TRANSPORTS: Final = ("ws", "sse", "poll")
 
+#: With no jitter left, the delays are the bounds.
+LONGEST: Final = "Math.random = () => 1"
+SHORTEST: Final = "Math.random = () => 0"
+
 #: Puts a connection and all it has told under `window.seen[name]`.
 WATCH: Final = """
 window.seen = {};
@@ -70,3 +74,8 @@ async def messages(page: Page, name: str, count: int) -> list[dict[str, Any]]:
     await page.until(f"seen.{name}.messages.length >= {count}")
     found: list[dict[str, Any]] = await page.evaluate(f"seen.{name}.messages")
     return found
+
+
+async def data(page: Page, count: int, name: str = "ws") -> list[str]:
+    """Give what has come once `count` messages have."""
+    return [message["data"] for message in await messages(page, name, count)]

@@ -12,6 +12,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from pushgate.embedded import LOOPBACK
+from tests.browser.chromium import Page
 
 SECONDS: Final = 10.0
 V1: Final = Subprotocol("pushgate.v1")
@@ -26,14 +27,23 @@ class Held:
         offered = connection.request.headers["Sec-WebSocket-Protocol"].split(", ")
         self.token = offered[-1].removeprefix("bearer.")
         """What it came with; the subprotocol where it has none."""
+        cursors = [name.removeprefix("cursor.") for name in offered if name.startswith("cursor.")]
+        self.cursor = cursors[0] if cursors else None
+        """Where it resumes from, as a browser sends it."""
 
     async def send(self, **form: object) -> None:
         """Send a JSON object: a message, or a control frame."""
         await self._connection.send(json.dumps(form))
 
-    async def message(self, push_id: str) -> None:
+    async def message(self, push_id: str, cursor: str | None = None) -> None:
         """Send a message that holds its own id."""
-        await self.send(id=push_id, type=None, data=push_id)
+        fields = {} if cursor is None else {"cursor": cursor}
+        await self.send(id=push_id, type=None, data=push_id, **fields)
+
+    async def hello(self, cursor: str | None = None) -> None:
+        """Send the first frame, of a gateway that resumes where there is a cursor."""
+        fields = {} if cursor is None else {"cursor": cursor}
+        await self.send(control="hello", heartbeat_ms=60_000, **fields)
 
     async def received(self) -> Any:
         """Give the next JSON object from the page."""
@@ -113,3 +123,40 @@ async def scripted_gateway() -> AsyncIterator[ScriptedGateway]:
     ) as server:
         gateway.port = next(iter(server.sockets)).getsockname()[1]
         yield gateway
+
+
+async def connect(page: Page, gateway: ScriptedGateway, *, source: str = "'t1'") -> Held:
+    """Connect a page by WebSocket; `source` is its token in JavaScript."""
+    url = json.dumps(f"http://{LOOPBACK}:{gateway.port}")
+    await page.evaluate(f"watch('ws', {{token: {source}, url: {url}}})")
+    held = await gateway.accepted()
+    await page.until("seen.ws.connection.state === 'open'")
+    return held
+
+
+async def hand_over(held: Held, gateway: ScriptedGateway) -> Held:
+    """Tell the page to reconnect, and give its second WebSocket."""
+    await held.send(control="reconnect", after_ms=0, code=1001)
+    return await gateway.accepted()
+
+
+#: Event streams in place of the network: a test says what is on them.
+STREAMS: Final = """
+window.streams = [];
+window.fetch = async (url, {headers, signal}) => {
+  const stream = {url: String(url), headers, aborted: false};
+  const body = new ReadableStream({start(controller) { stream.controller = controller; }});
+  signal.addEventListener('abort', () => {
+    stream.aborted = true;
+    try { stream.controller.error(signal.reason); } catch (_) {}
+  });
+  stream.say = (text) => stream.controller.enqueue(new TextEncoder().encode(text));
+  streams.push(stream);
+  return new Response(body);
+};
+"""
+
+
+async def say(page: Page, number: int, text: str) -> None:
+    """Send on one of the page's event streams."""
+    await page.evaluate(f"streams[{number}].say({json.dumps(text)})")

@@ -136,6 +136,23 @@ async def test_another_user_connects_in_place_of_the_first(
         assert shown == "(empty)"
 
 
+async def test_a_page_that_stays_open_over_a_restart_shows_what_comes_then(
+    chromium: Chromium,
+) -> None:
+    with DevProcess() as dev:
+        async with demo_page(chromium, dev, "frank") as page:
+            await connect_all(page)
+            for payload in ("1", "2", "3"):
+                await send(page, payload)
+            await page.until("document.querySelectorAll('.pane .text').length === 9")
+            dev.terminate()
+            await page.until("!document.querySelector('[data-state=open]')")
+            dev.start()
+            await page.until("document.querySelectorAll('[data-state=open]').length === 3")
+            await send(page, "of the new broker, whose offsets begin again")
+            await page.until("document.querySelectorAll('.pane .text').length === 12")
+
+
 async def test_the_page_fits_a_phone(chromium: Chromium, dev: DevProcess) -> None:
     async with demo_page(chromium, dev, "erin") as page:
         await page.resize(360, 740)

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,18 +10,30 @@ import pytest
 from gateway.connections.closes import CLOSES, Next
 from pushgate.embedded import LOOPBACK
 from tests.browser.chromium import Chromium, Page
-from tests.browser.pages import TRANSPORTS, messages, page_at, told, watch
-from tests.browser.scripted import Held, ScriptedGateway, scripted_gateway
+from tests.browser.pages import (
+    LONGEST,
+    SHORTEST,
+    TRANSPORTS,
+    data,
+    messages,
+    page_at,
+    told,
+    watch,
+)
+from tests.browser.scripted import (
+    STREAMS,
+    ScriptedGateway,
+    connect,
+    hand_over,
+    say,
+    scripted_gateway,
+)
 from tests.support.clients import eventually, token
 from tests.support.processes import GatewayProcess
-from tests.support.valkey import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 CUT = 1006
-#: With no jitter left, the delays are the bounds.
-LONGEST = "Math.random = () => 1"
-SHORTEST = "Math.random = () => 0"
 #: What takes half a second or more takes for ever.
 STOPPED_CLOCK = """((original) => {
   window.setTimeout = (then, ms) => (ms < 500 ? original(then, ms) : 0);
@@ -29,31 +41,10 @@ STOPPED_CLOCK = """((original) => {
 DELAYS = {Next.NOW: 1_000, Next.LATER: 5_000, Next.NEW_TOKEN: 1_000, Next.NEVER: None}
 
 
-@pytest.fixture(scope="module")
-def origin(valkey: RedisServer) -> Iterator[GatewayProcess]:
-    """A gateway that serves pages their script."""
-    with GatewayProcess("origin", redis_url=valkey.url) as process:
-        yield process
-
-
-async def connect(page: Page, gateway: ScriptedGateway, *, source: str = "'t1'") -> Held:
-    """Connect a page by WebSocket; `source` is its token in JavaScript."""
-    url = json.dumps(f"http://127.0.0.1:{gateway.port}")
-    await page.evaluate(f"watch('ws', {{token: {source}, url: {url}}})")
-    held = await gateway.accepted()
-    await page.until("seen.ws.connection.state === 'open'")
-    return held
-
-
 async def error(page: Page, name: str = "ws") -> Any:
     """Give the first error that the page is told of."""
     await page.until(f"seen.{name}.errors.length")
     return (await page.evaluate(f"seen.{name}.errors"))[0]
-
-
-async def data(page: Page, count: int) -> list[str]:
-    """Give what has come once `count` messages have."""
-    return [message["data"] for message in await messages(page, "ws", count)]
 
 
 def tokens(*values: str) -> str:
@@ -120,12 +111,6 @@ async def test_it_is_quick_once_and_backs_off_when_that_fails(
             held = await (connect(page, gateway) if delay == 100 else gateway.accepted())
             await held.close(4001)
             await page.until(f"seen.ws.errors.some(({{retryIn}}) => retryIn === {delay})")
-
-
-async def hand_over(held: Held, gateway: ScriptedGateway) -> Held:
-    """Tell the page to reconnect, and give its second WebSocket."""
-    await held.send(control="reconnect", after_ms=0, code=1001)
-    return await gateway.accepted()
 
 
 async def test_what_comes_on_both_comes_once_and_in_order(
@@ -300,27 +285,6 @@ async def test_a_gap_is_told_and_other_controls_are_ignored(
         assert await data(page, 1) == ["1"]
         assert await told(page, "ws") == ["open", "gap"]
         assert page.exceptions == []
-
-
-STREAMS = """
-window.streams = [];
-window.fetch = async (url, {headers, signal}) => {
-  const stream = {headers, aborted: false};
-  const body = new ReadableStream({start(controller) { stream.controller = controller; }});
-  signal.addEventListener('abort', () => {
-    stream.aborted = true;
-    try { stream.controller.error(signal.reason); } catch (_) {}
-  });
-  stream.say = (text) => stream.controller.enqueue(new TextEncoder().encode(text));
-  streams.push(stream);
-  return new Response(body);
-};
-"""
-
-
-async def say(page: Page, number: int, text: str) -> None:
-    """Send on one of the page's event streams."""
-    await page.evaluate(f"streams[{number}].say({json.dumps(text)})")
 
 
 async def test_event_streams_are_handed_over_and_told_of_gaps(

@@ -1,42 +1,58 @@
-"""The client of `pushgate listen` reads an event stream however it is cut."""
+"""The client of `pushgate listen`: event streams however they are cut, and coming back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
 
-from pushgate.client import Message, sse
+from gateway.connections.cursor import read_cursor
+from pushgate.client import Message, Place, poll, sse, websocket
 
 pytestmark = pytest.mark.anyio
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 
 
-@asynccontextmanager
-async def serving(*chunks: bytes) -> AsyncIterator[str]:
-    """Answer every request with the chunks, each a segment of its own, and then the end."""
+@dataclass
+class Server:
+    """Where it is, and what was asked for."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+    url: str = ""
+    targets: list[str] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def serving(*chunks: bytes) -> AsyncIterator[Server]:
+    """Answer every request with the chunks, each a segment of its own, and then the end."""
+    served = Server()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        served.targets.append(head.split()[1].decode())
         for chunk in chunks:
             writer.write(chunk)
             await writer.drain()
             await asyncio.sleep(0)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield served
     finally:
         server.close()
         await server.wait_closed()
 
 
 async def received(*chunks: bytes) -> list[Message]:
-    async with serving(HEAD, *chunks) as url, asyncio.timeout(10):
-        return [message async for message in sse(url, "token")]
+    async with serving(HEAD, *chunks) as server, asyncio.timeout(10):
+        return [message async for message in sse(server.url, "token")]
 
 
 def message(payload: str, message_id: str = "m-1", event_type: str | None = None) -> Message:
@@ -110,9 +126,9 @@ async def test_an_event_that_is_cut_off_is_no_message() -> None:
 
 async def test_a_refusal_is_raised_with_its_status() -> None:
     refusal = b"HTTP/1.1 401 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-    async with serving(refusal) as url:
+    async with serving(refusal) as server:
         with pytest.raises(httpx.HTTPStatusError) as caught:
-            await anext(sse(url, "token"))
+            await anext(sse(server.url, "token"))
     assert caught.value.response.status_code == 401
 
 
@@ -122,3 +138,123 @@ async def test_a_heartbeat_is_no_message_with_an_id_or_without() -> None:
         b"id: m-1\ndata: one\n\n",
         b"event: pushgate.cursor\nid: c\ndata: 25000\n\n",
     ) == [message("one")]
+
+
+def test_a_place_is_the_time_that_came_last_and_the_last_position_of_each_partition() -> None:
+    place = Place()
+    assert (place.cursor, place.resumes) == (None, False)
+    place.beat("a1")
+    place.move("a2,push-0-5")
+    place.move("a2,high-prio-3-7")
+    place.move("a3,high-prio-3-7,push-0-9")
+    place.move("a4")  # is in no log
+    place.move(None)
+    place.beat("a3,push-0-5")  # a position of an earlier message
+    assert (place.cursor, place.resumes) == ("a3,high-prio-3-7,push-0-9", True)
+
+
+def test_a_position_is_dropped_when_the_time_covers_it() -> None:
+    now = 0.0
+    place = Place(clock=lambda: now)
+    place.move("a1,push-0-1")
+    now = 119.0
+    place.move("a2,push-1-1")
+    now = 1_000.0
+    place.beat("a2")  # away, or waiting for what was missed
+    assert place.cursor == "a2,push-0-1,push-1-1"
+    now = 121.0
+    place.beat("b1")
+    assert place.cursor == "b1,push-1-1"
+
+
+def test_a_place_has_no_more_positions_than_a_gateway_takes() -> None:
+    place = Place()
+    for partition in range(100):
+        place.move(f"a1,push-{partition}-1")
+    assert place.cursor is not None
+    cursor = read_cursor(place.cursor)
+    assert cursor is not None
+    assert list(cursor.positions) == [("push", partition) for partition in range(36, 100)]
+
+
+def test_a_gap_is_told_and_positions_are_forgotten() -> None:
+    gaps: list[str | None] = []
+    place = Place(lambda: gaps.append(place.cursor))
+    place.move("a1,push-0-5")
+    place.gap()
+    assert gaps == [place.cursor] == ["a1"]
+
+
+def test_a_gateway_that_does_not_resume_is_one_gap() -> None:
+    gaps: list[None] = []
+    place = Place(lambda: gaps.append(None))
+    place.beat(None)
+    assert not gaps
+    place.beat("a1")
+    place.beat(None)
+    place.beat(None)
+    assert (place.cursor, len(gaps)) == (None, 1)
+
+
+async def test_an_event_stream_begins_at_the_place_and_moves_it() -> None:
+    gaps: list[None] = []
+    place = Place(lambda: gaps.append(None))
+    events = (
+        b"event: pushgate.cursor\ndata: 25000\nid: a1\n\n",
+        b"data: x\nid: a1,push-0-5 m-1\n\n",
+        b"event: pushgate.cursor\ndata: 25000\nid: a2,push-0-5\n\n",
+    )
+    async with serving(HEAD, *events) as server:
+        assert [m.id async for m in sse(server.url, "token", place)] == ["m-1"]
+    async with serving(HEAD, events[0], b"event: pushgate.gap\ndata: {}\n\n") as second:
+        assert [m async for m in sse(second.url, "token", place)] == []
+    assert server.targets == ["/sse"]
+    assert second.targets == ["/sse?cursor=a2%2Cpush-0-5"]
+    assert (place.cursor, len(gaps)) == ("a1", 1)
+
+
+async def test_a_websocket_begins_at_the_place_and_moves_it() -> None:
+    gaps: list[None] = []
+    place = Place(lambda: gaps.append(None))
+    offered: list[str] = []
+    frames = [
+        {"control": "hello", "heartbeat_ms": 25_000, "cursor": "a1"},
+        {"control": "unknown"},
+        {"id": "m-1", "cursor": "a1,push-0-5", "type": None, "data": "x"},
+        {"control": "heartbeat", "cursor": "a2,push-0-5"},
+    ]
+
+    async def hold(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        offered.append(connection.request.headers["Sec-WebSocket-Protocol"])
+        for frame in frames:
+            await connection.send(json.dumps(frame))
+
+    async with serve(hold, "127.0.0.1", 0, subprotocols=[Subprotocol("pushgate.v1")]) as server:
+        url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        assert [m.id async for m in websocket(url, "t", place)] == ["m-1"]
+        frames[1:] = [{"control": "gap"}]
+        assert [m async for m in websocket(url, "t", place)] == []
+    assert offered == [
+        "pushgate.v1, bearer.t",
+        "pushgate.v1, bearer.t, cursor.a2~push-0-5",
+    ]
+    assert (place.cursor, len(gaps)) == ("a1", 1)
+
+
+async def first_ids(messages: AsyncIterator[Message], count: int) -> list[str]:
+    assert isinstance(messages, AsyncGenerator)
+    async with aclosing(messages):
+        return [(await anext(messages)).id for _ in range(count)]
+
+
+async def test_a_poll_goes_on_with_its_session_and_tells_of_a_gap() -> None:
+    gaps: list[None] = []
+    place = Place(lambda: gaps.append(None))
+    body = b'{"cursor": "k.1", "messages": [{"id": "m-1", "type": null, "data": "x"}], "gap": true}'
+    answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+    async with serving(answer % (len(body), body)) as server:
+        assert await first_ids(poll(server.url, "token", place), 2) == ["m-1", "m-1"]
+        assert await first_ids(poll(server.url, "token", place), 1) == ["m-1"]
+    assert server.targets == ["/poll", "/poll?cursor=k.1", "/poll?cursor=k.1"]
+    assert len(gaps) == 3

@@ -1,0 +1,82 @@
+"""`pushgate listen` comes back by itself, with how far it has come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Final
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pushgate.cli import cli
+from pushgate.commands import listen as listen_module
+
+CURSOR: Final = b"event: pushgate.cursor\ndata: 25000\nid: %b\n\n"
+BARE: Final = b"event: pushgate.cursor\ndata: 25000\n\n"
+
+
+@contextmanager
+def answering(*streams: bytes) -> Iterator[tuple[str, list[str]]]:
+    """Answer the first requests with event streams that end, the next with 401.
+
+    Give the server's address, and what is asked for.
+    """
+    left, targets = list(streams), list[str]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            targets.append(self.path)
+            if not left:
+                self.send_error(401)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(left.pop(0))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", targets
+        server.shutdown()
+        thread.join()
+
+
+def listened(monkeypatch: pytest.MonkeyPatch, *streams: bytes) -> tuple[Result, list[str]]:
+    """Run it until it is refused; give what it said, and what it asked for."""
+    monkeypatch.setattr(listen_module, "_RECONNECT_SECONDS", 0.0)
+    with answering(*streams) as (url, targets):
+        flags = ["--transport", "sse", "--url", url, "--jwt-secret", "x" * 32]
+        return CliRunner().invoke(cli, ["listen", "alice", *flags]), targets
+
+
+def test_after_the_end_of_a_connection_it_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, targets = listened(
+        monkeypatch,
+        CURSOR % b"a1" + b"data: one\nid: a1,push-0-5 m1\n\n",
+        CURSOR % b"a1,push-0-5" + b"data: two\nid: a2,push-0-6 m2\n\n",
+    )
+    assert result.exit_code == 1, result.output  # 401, in the end
+    assert result.stdout == "one\ntwo\n"
+    assert targets == ["/sse", "/sse?cursor=a1%2Cpush-0-5", "/sse?cursor=a2%2Cpush-0-6"]
+    assert result.stderr.count("the connection ended; connecting again to resume\n") == 2
+    assert "missed" not in result.stderr
+
+
+def test_it_says_where_messages_were_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gap = b"event: pushgate.gap\ndata: {}\n\n"
+    result, targets = listened(monkeypatch, CURSOR % b"a1", CURSOR % b"a2" + gap, BARE + BARE)
+    assert targets == ["/sse", "/sse?cursor=a1", "/sse?cursor=a2", "/sse"]
+    said = [line.partition(": ")[2] for line in result.stderr.splitlines() if "http://" in line]
+    assert said[:5] == [
+        "the connection ended; connecting again to resume",
+        "messages were missed here",
+        "the connection ended; connecting again to resume",
+        "messages were missed here",
+        "the connection ended; connecting again",
+    ]
