@@ -251,7 +251,8 @@ async def test_the_cursor_of_the_second_does_not_count_before_its_messages(
         await third.message("2", "a2,push-0-2")
         first.cut()
         assert await data(page, 2) == ["1", "2"]
-        assert await told(page, "ws") == ["open"]
+        # Whether the page was without any link for a moment depends on which of two is faster.
+        assert {*await told(page, "ws")} == {"open"}
 
 
 async def test_where_the_first_ends_before_the_second_is_open_nothing_is_missed(
