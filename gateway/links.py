@@ -13,14 +13,11 @@ from typing import Final
 
 import msgspec
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from gateway import metrics
 from gateway.connections.node import GatewayNode
-from gateway.http.detach import exchange_of
-from gateway.http.head import Head, asks_for
-from gateway.http.responses import END_HEAD, start_head
+from gateway.http.upgrade import switch, take_upgrade
 from gateway.push import BadBatch, Pusher
 from registry.frames import LINK_PROTOCOL, BadFrame, Frame, FrameReader, frame_head, probe_peer
 from registry.message import BATCH_MEDIA_TYPE, MAX_BATCH_BYTES
@@ -31,8 +28,6 @@ _FAREWELL_SECONDS: Final = 1.0
 #: a batch up sooner (PUSHGATE_FORWARD_TIMEOUT_SECONDS), and a part of a frame takes up to 4 MiB.
 _FRAME_SECONDS: Final = 10.0
 _MEDIA_TYPE: Final = BATCH_MEDIA_TYPE.encode("ascii")
-_UPGRADE: Final = {"Connection": "Upgrade", "Upgrade": LINK_PROTOCOL}
-_SWITCHING: Final = start_head(101, _UPGRADE) + END_HEAD
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 log = structlog.get_logger("gateway.links")
@@ -56,16 +51,7 @@ class Links:
             HTTPException: 426 where no link is asked for, 413 for a request with a body, 503 after
                 the goodbye.
         """
-        head = Head(scope)
-        if not asks_for(head.fields, LINK_PROTOCOL):
-            raise HTTPException(426, f"batches are posted, or sent on a {LINK_PROTOCOL}", _UPGRADE)
-        if head.has_body:
-            raise HTTPException(413, "no body is taken here")
-        exchange = exchange_of(scope)
-        await exchange.flush()
-        if self._said_goodbye:
-            raise HTTPException(503, "this node has left")
-        detached = exchange.detach()
+        detached = await take_upgrade(scope, LINK_PROTOCOL, has_left=lambda: self._said_goodbye)
         if detached is None:
             return
         link = Link(self, detached.transport)
@@ -133,10 +119,8 @@ class Link(asyncio.Protocol):
         `rest` are the bytes that have arrived behind the request.
         """
         transport = self._transport
-        transport.pause_reading()
-        transport.set_protocol(self)
+        switch(transport, self, LINK_PROTOCOL)
         probe_peer(transport)
-        transport.write(_SWITCHING)
         self._frames.feed(rest)
         self._read(True)
         self._go_on()

@@ -202,7 +202,8 @@ class Gateway:
 
         def held(processors: Processors, away_seconds: float) -> None:
             # So long after a lapse its users are offline, whatever they are connected to.
-            if away_seconds > TIMINGS.lease_seconds + settings.lost_node_seconds - _EARLY_SECONDS:
+            counted_seconds = max(0.0, settings.lost_node_seconds - _EARLY_SECONDS)
+            if away_seconds > TIMINGS.lease_seconds + counted_seconds:
                 log.warning("the lease lapsed for too long; clients are told of a gap")
                 self.node.tell_all_of_gap()
             as_of.held(processors.now_ms, processors.names, at=time.monotonic())

@@ -14,13 +14,10 @@ from typing import Final
 
 import msgspec
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from gateway import metrics
-from gateway.http.detach import exchange_of
-from gateway.http.head import Head, asks_for
-from gateway.http.responses import END_HEAD, start_head
+from gateway.http.upgrade import switch, take_upgrade
 from gateway.resume.questions import Questions
 from registry.frames import BadFrame, FrameReader, frame_head, probe_peer
 from registry.resume import MAX_ANSWER_BYTES, RESUME_PROTOCOL, Ack, Ask, Stamp, encode, word_in
@@ -31,8 +28,6 @@ _MOST_UNREAD_BYTES: Final = 16 * 1024 * 1024
 _SILENCE_SECONDS: Final = 15.0
 #: How long links may take to end at the node's goodbye.
 _FAREWELL_SECONDS: Final = 1.0
-_UPGRADE: Final = {"Connection": "Upgrade", "Upgrade": RESUME_PROTOCOL}
-_SWITCHING: Final = start_head(101, _UPGRADE) + END_HEAD
 
 log = structlog.get_logger("gateway.resume")
 
@@ -43,6 +38,7 @@ class ResumeLinks:
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
         self._links: set[ResumeLink] = set()
+        self._said_goodbye = False
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -50,16 +46,10 @@ class ResumeLinks:
         """Answer `GET /resume`: 101, after which the request's socket is a resume link.
 
         Raises:
-            HTTPException: 426 where no resume link is asked for, 413 for a request with a body.
+            HTTPException: 426 where no resume link is asked for, 413 for a request with a body, 503
+                after the goodbye.
         """
-        head = Head(scope)
-        if not asks_for(head.fields, RESUME_PROTOCOL):
-            raise HTTPException(426, f"this is for a {RESUME_PROTOCOL}", _UPGRADE)
-        if head.has_body:
-            raise HTTPException(413, "no body is taken here")
-        exchange = exchange_of(scope)
-        await exchange.flush()
-        detached = exchange.detach()
+        detached = await take_upgrade(scope, RESUME_PROTOCOL, has_left=lambda: self._said_goodbye)
         if detached is not None:
             link = ResumeLink(self._questions, detached.transport, ended=self._forget)
             self._links.add(link)
@@ -78,7 +68,8 @@ class ResumeLinks:
                 link.abort()
 
     async def close(self) -> None:
-        """End every link, in a second."""
+        """Say goodbye: end every link, in a second."""
+        self._said_goodbye = True
         for link in list(self._links):
             link.close()
         with suppress(TimeoutError):
@@ -110,10 +101,8 @@ class ResumeLink(asyncio.Protocol):
         `rest` are the bytes that have arrived behind the request.
         """
         transport = self._transport
-        transport.pause_reading()
-        transport.set_protocol(self)
+        switch(transport, self, RESUME_PROTOCOL)
         probe_peer(transport)
-        transport.write(_SWITCHING)
         metrics.RESUME_LINKS.inc()
         transport.resume_reading()
         if rest:

@@ -26,11 +26,11 @@ from processor.reading.kafka import (
     KafkaError,
     Record,
     TopicPartition,
-    abandon,
     fetch_directly,
     group_consumer,
     is_dead,
     is_member,
+    leave,
     noted_commits,
     size_of,
     until_reached,
@@ -55,8 +55,6 @@ _STOPPING_SECONDS: Final = 8.0
 #: The same where the group has given this member up: no commit can succeed, and only writes of
 #: outcomes that are under way are waited for.
 _EXPELLED_SECONDS: Final = 0.5
-#: How long a consumer may take to leave the group.
-_LEAVE_SECONDS: Final = 5.0
 #: How long records that were read wait for certainty before they are put back, and how often
 #: meanwhile is looked whether to stop.
 _CERTAINTY_SECONDS: Final = 5.0
@@ -166,7 +164,7 @@ class Consumer:
                 await self._leave()
             finally:
                 self._rejects.abandon()
-                await _leave_group(client)
+                await leave(client)
 
     def observe(self, now_ms: int) -> None:
         """Set the gauges of lag, of the oldest message's age, of messages in hand; look for topics.
@@ -264,7 +262,7 @@ class Consumer:
         try:
             await client.start()
         except KafkaError:
-            await _leave_group(client)
+            await leave(client)
             raise
         await fetch_directly(client)
         watch_heartbeats(client, self._membership.confirm, clock=self._membership.now)
@@ -535,16 +533,6 @@ def _put_back(client: AIOKafkaConsumer, batch: Batch, partitions: Iterable[Topic
     for partition in partitions:
         with contextlib.suppress(KafkaError):  # the partition is not assigned any more
             client.seek(partition, batch[partition][0].offset)
-
-
-async def _leave_group(client: AIOKafkaConsumer) -> None:
-    # aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
-    # brokers that are gone; uvloop raises RuntimeError for a write to a connection that was reset.
-    # Without stop() the group removes this member at its session time-out.
-    try:
-        await asyncio.wait_for(client.stop(), timeout=_LEAVE_SECONDS)
-    except (asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
-        await abandon(client)
 
 
 _by_offset: Final = attrgetter("offset")

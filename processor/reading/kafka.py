@@ -67,6 +67,7 @@ __all__ = [
     "group_consumer",
     "is_dead",
     "is_member",
+    "leave",
     "noted_commits",
     "partition_of",
     "partitions_of",
@@ -85,6 +86,8 @@ SESSION_TIMEOUT_MS: Final = 6_000
 MAX_NOTE_BYTES: Final = 4_000
 #: Pauses while a topic does not exist: brokers may create topics that a client asks for.
 _CREATION_SECONDS: Final = (0.1, 0.3, 0.6)
+#: How long a consumer may take to stop.
+_LEAVE_SECONDS: Final = 5.0
 #: How long each part of a consumer may take to end.
 _ABANDON_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
@@ -178,6 +181,7 @@ async def records_between(
 
     Raises:
         KafkaError: no broker answers, or a request failed.
+        UnicodeDecodeError: aiokafka can't decode a record (reader.py).
     """
     consumer = AIOKafkaConsumer(
         enable_auto_commit=False,
@@ -197,7 +201,7 @@ async def records_between(
             found = await consumer.getmany(partition, timeout_ms=_READ_BACK_MS)
             yield first, [record for record in found.get(partition, ()) if record.offset < end]
     finally:
-        await consumer.stop()
+        await leave(consumer)
 
 
 def watch_heartbeats(
@@ -237,6 +241,19 @@ async def fetch_directly(consumer: AIOKafkaConsumer) -> None:
         auto_offset_reset=_OFFSET_RESET,
         isolation_level=_ISOLATION,
     )
+
+
+async def leave(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer, which leaves its group if it has one, in _LEAVE_SECONDS.
+
+    aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
+    brokers that are gone; uvloop raises RuntimeError for a write to a connection that was reset.
+    Without stop() a group removes its member at the session time-out.
+    """
+    try:
+        await asyncio.wait_for(consumer.stop(), timeout=_LEAVE_SECONDS)
+    except (asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
+        await abandon(consumer)
 
 
 async def abandon(consumer: AIOKafkaConsumer) -> None:

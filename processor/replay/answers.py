@@ -18,7 +18,7 @@ import structlog
 from processor import metrics
 from processor.reading.kafka import TopicPartition
 from processor.replay.marks import Marks
-from processor.replay.read_back import ReadBack, TooMuch
+from processor.replay.read_back import ReadBack, Unreadable
 from processor.replay.windows import Windows
 from registry.resume import (
     MAX_QUESTION_BYTES,
@@ -186,8 +186,8 @@ class Answers:
                 return
             try:
                 back = await self._reader.read(partition, start, end)
-            except TooMuch as error:
-                log.warning("too much to read back: clients are told of a gap", what=str(error))
+            except Unreadable as error:
+                log.warning("not read back; clients are told of a gap", reason=str(error))
                 window.too_far = start
             else:
                 if back is not None:
@@ -250,11 +250,13 @@ class Answers:
         """Return from which offset on a client may have missed messages."""
         marks = self._marks.get(partition)
         mark = None if marks is None else marks.before(as_of_ms - SLACK_MS)
+        end = self._owner.log_end(partition)
+        # Beyond the end: the topic was deleted and made anew, and its offsets began again.
+        if mark is not None and end is not None and mark > end:
+            mark = None
         if position is None:
             return _Since(mark, is_void=False)
-        end = self._owner.log_end(partition)
         if end is not None and position >= end:
-            # The topic was deleted and made anew: its offsets began again.
             return _Since(None, is_void=True)
         # What was settled before the cursor's time the client has too.
         return _Since(max(position + 1, mark or 0), is_void=False)

@@ -36,8 +36,11 @@ class Marks:
     def add(self, now_ms: int, offset: int) -> None:
         """Note that everything before `offset` is settled."""
         times, offsets = self._times_ms, self._offsets
-        if times and (now_ms - times[-1] < INTERVAL_MS or offset < offsets[-1]):
+        if times and now_ms - times[-1] < INTERVAL_MS:
             return
+        if offsets and offset < offsets[-1]:  # the topic was made anew: its offsets began again
+            times.clear()
+            offsets.clear()
         times.append(now_ms)
         offsets.append(offset)
         # One mark at or before the bound stays: it answers for the times behind it.

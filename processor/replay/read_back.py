@@ -31,8 +31,8 @@ _SECONDS: Final = 10.0
 log = structlog.get_logger("processor.resume")
 
 
-class TooMuch(ProcessorError):
-    """There is more to read back than there is room for."""
+class Unreadable(ProcessorError):
+    """Messages can't be read back, now or later; the text says which, and why."""
 
 
 class ReadBack(NamedTuple):
@@ -54,7 +54,8 @@ class Reader:
         None where they could not be read now.
 
         Raises:
-            TooMuch: they have more bytes than PUSHGATE_RESUME_BYTES.
+            Unreadable: they have more bytes than PUSHGATE_RESUME_BYTES, or a record can't be
+                decoded.
         """
         metrics.READ_BACK.inc()
         progress = Progress(partition, lane=0)  # nobody's: these messages have their outcomes
@@ -69,12 +70,14 @@ class Reader:
                     first = begins
                     room -= sum(map(size_of, records)) + _MESSAGE_BYTES * len(records)
                     if room < 0:
-                        raise TooMuch(f"{partition.topic}-{partition.partition} from {start} on")
+                        raise Unreadable(f"{_from(partition, start)}: more than there is room for")
                     messages += self._messages(progress, records)
         except (KafkaError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             log.warning("messages can't be read back", error=reason)
             return None
+        except UnicodeDecodeError as error:
+            raise Unreadable(f"{_from(partition, start)}: {error}") from error
         return ReadBack(first, messages)
 
     def _messages(self, progress: Progress, records: Sequence[Record]) -> Iterator[Message]:
@@ -85,3 +88,7 @@ class Reader:
             except RejectedRecord:
                 continue
             yield Message(envelope, progress, record.offset)
+
+
+def _from(partition: TopicPartition, start: int) -> str:
+    return f"{partition.topic}-{partition.partition} from {start} on"

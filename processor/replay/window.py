@@ -27,6 +27,8 @@ _FILLED_AT_ONCE: Final = 1_000
 #: Bytes of a message beside the payload, measured with 200,000 messages of 5,000 users: 260 for the
 #: push and the strings, 60 for a part of the index.
 _MESSAGE_BYTES: Final = 330
+#: Bytes of a collapse key's place in the window's dict.
+_COLLAPSING_BYTES: Final = 300
 #: A message's number in a chunk: none.
 _NONE: Final = -1
 #: The end of a replaced message, and of a settled message with a TTL of 0, which is for connected
@@ -137,8 +139,8 @@ class Window:
         """`start` is the offset of the next message."""
         self.floor = self.end = start
         self.size = 0  # bytes of messages and index
-        #: Nothing is read back from here or from further in front: there is too much, or retention
-        #: has taken the records.
+        #: Nothing is read back from here or from further in front: there is too much, a record
+        #: can't be decoded, or retention has taken the records.
         self.too_far = -1
         self._chunks: deque[_Chunk] = deque()
         #: By user, device and collapse key: the offset of the latest message.
@@ -178,7 +180,6 @@ class Window:
             self._chunks.append(chunk)
         first, before = len(chunk), chunk.size
         chunk.extend(messages)
-        self.size += chunk.size - before
         self.end = messages[-1].offset + 1
         for number, message in enumerate(messages, first):
             envelope = message.envelope
@@ -187,6 +188,8 @@ class Window:
                 chunk.end_at(number, ends_ms)
             if envelope.collapse_key is not None:
                 self._collapse(message, envelope.collapse_key)
+                chunk.size += _COLLAPSING_BYTES
+        self.size += chunk.size - before
 
     def settled(self, offset: int) -> None:
         """Note the outcome of a message with a TTL of 0: the message is due no more."""

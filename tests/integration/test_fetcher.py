@@ -12,8 +12,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import ConnectionGroup
 
-from processor.reading import consumer as consumer_module
 from processor.reading import fetcher as module
+from processor.reading import kafka as kafka_module
 from processor.reading.kafka import fetch_directly
 from tests.support.kafka import KafkaServer
 
@@ -211,7 +211,7 @@ async def test_an_answer_in_many_pieces_is_whole(real_kafka: KafkaServer, topic:
 async def test_a_consumer_that_can_not_leave_its_group_fetches_no_more(
     real_kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer_module, "_LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr(kafka_module, "_LEAVE_SECONDS", 0.1)
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=real_kafka.bootstrap, group_id=topic)
     await consumer.start()
     await fetch_directly(consumer)
@@ -226,7 +226,7 @@ async def test_a_consumer_that_can_not_leave_its_group_fetches_no_more(
     fetcher: Any = consumer._fetcher
     client: Any = consumer._client
     try:
-        await consumer_module._leave_group(consumer)
+        await kafka_module.leave(consumer)
         assert fetcher._fetch_task.done()
         assert not any(connection.connected() for connection in client._conns.values())
     finally:

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from processor.replay import read_back as module
-from processor.replay.read_back import ReadBack, Reader, TooMuch
+from processor.replay.read_back import ReadBack, Reader, Unreadable
 from processor.settings import ProcessorSettings
 from tests.support.kafka import KafkaServer
 
@@ -97,7 +97,7 @@ async def test_what_retention_took_is_not_claimed(
 async def test_more_than_there_is_room_for_is_refused(rig: Rig) -> None:
     await rig.publish(range(8), value=b"x" * 200_000)
     reader = rig.reader(resume_bytes=1024 * 1024)
-    with pytest.raises(TooMuch):
+    with pytest.raises(Unreadable):
         await reader.read(rig.partition, 0, 8)
     assert await reader.read(rig.partition, 5, 8) is not None
 
@@ -118,3 +118,15 @@ async def test_where_no_broker_answers_there_is_nothing_now(
     async with asyncio.timeout(10):
         away = rig.reader(kafka_bootstrap="127.0.0.1:1")
         assert await away.read(rig.partition, 0, 50) is None
+
+
+async def test_a_record_that_can_not_be_decoded_is_not_read_again_and_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def undecodable(*_: object) -> AsyncIterator[tuple[int, list[object]]]:
+        yield 0, []
+        b"\xff".decode()  # as aiokafka does with a header's name (reader.py)
+
+    monkeypatch.setattr(module, "records_between", undecodable)
+    with pytest.raises(Unreadable):
+        await rig.reader().read(rig.partition, 0, 3)

@@ -226,10 +226,24 @@ async def test_a_link_that_a_gateway_ends_is_opened_again(processor: Processor) 
     async with serving() as gateway:
         await processor.linked(gateway.node)
         assert gateway.links is not None
-        await gateway.links.close()
+        for link in list(gateway.links._links):
+            link.abort()
         await eventually(lambda: processor.links._links == {}, "it has ended here too")
         await processor.linked(gateway.node)
         assert gateway.open_links == 1
+
+
+async def test_after_the_goodbye_no_link_is_opened(processor: Processor) -> None:
+    async with serving() as gateway:
+        await processor.linked(gateway.node)
+        assert gateway.links is not None
+        await gateway.links.close()
+        assert gateway.open_links == 0
+        port = int(gateway.node.address.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(UPGRADE)
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 503 ")
+        writer.close()
 
 
 # A gateway that is none

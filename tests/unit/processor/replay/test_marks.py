@@ -74,15 +74,6 @@ def test_marks_reach_back_as_far_as_they_are_kept_and_no_further(marks: Marks) -
     assert marks.before(last_ms - KEEP_MS - 2_000) is None
 
 
-def test_an_offset_behind_the_last_mark_makes_none(marks: Marks) -> None:
-    """A member that joined anew reads again what is not committed."""
-    marks.add(NOW_MS, 50)
-    marks.add(NOW_MS + 2_000, 40)
-    assert marks.before(NOW_MS + 5_000) == 50
-    marks.add(NOW_MS + 3_000, 60)
-    assert marks.before(NOW_MS + 5_000) == 60
-
-
 # In the note of a commit
 
 
@@ -144,3 +135,10 @@ def test_a_note_adds_to_nothing_that_is_newer(marks: Marks) -> None:
     marks.add(NOW_MS + 60_000, 90)
     marks.read(earlier.word)
     assert marks.before(NOW_MS + 60_000) == 90
+
+
+def test_offsets_that_begin_again_begin_the_marks_again(marks: Marks) -> None:
+    marks.add(NOW_MS, 5_000)
+    marks.add(NOW_MS + 2_000, 3)  # the topic was made anew
+    assert marks.before(NOW_MS + 1_000) is None
+    assert marks.before(NOW_MS + 2_000) == 3

@@ -298,3 +298,13 @@ def test_whatever_happens_it_gives_what_a_list_of_all_messages_would(partition: 
                     for at, whose, only in everything
                     if since <= at < until and whose == user and only in (None, device)
                 ]
+
+
+def test_collapse_keys_count_for_the_size(window: Window, partition: Partition) -> None:
+    """Else keys that are never used again would take memory without a bound."""
+    take(window, partition.message(0, "alice"), 0)
+    plain = window.size
+    take(window, partition.message(1, "alice", collapse_key="k"), 0)
+    assert window.size - plain > plain
+    window.drop_oldest()
+    assert window.size == 0
