@@ -31,7 +31,7 @@
 // Between two connections nothing is missed, and nothing comes twice: the client tells the next
 // gateway how far the page has come, and gets first what came meanwhile. There is a gap where the
 // client was away for longer than the gateways look back (PUSHGATE_RESUME_SECONDS, two minutes),
-// where they don't resume at all, and with long-poll where another node answers.
+// and where they don't resume at all.
 //
 // When the gateway asks the client to reconnect, the client opens a second connection before it
 // closes the first, and no handler is called for the change. A token that is about to run out is

@@ -16,6 +16,7 @@ from gateway.connections.closes import (
     TOO_SLOW,
     Close,
 )
+from gateway.connections.cursor import Partition
 from gateway.connections.delivery import Form
 from gateway.connections.gate import Screen
 from gateway.connections.identity import Identity
@@ -178,6 +179,16 @@ class Connection:
     def has_backlog(self) -> bool:
         """Whether messages wait for the client, so that another message would wait too."""
         raise NotImplementedError
+
+    def takes_replay(self) -> bool:
+        """Whether a replayed message can go out now: behind a backlog it would wait unbounded."""
+        return not self.has_backlog()
+
+    def resumed(self) -> None:
+        """Take note that all missed messages have been written."""
+
+    def forget_position(self, partition: Partition) -> None:
+        """Take note that the client's position in a partition is of a topic made anew."""
 
     def tell_gap(self) -> None:
         """Tell the client that messages may be missing, where the client understands that."""

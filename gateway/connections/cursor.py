@@ -22,6 +22,8 @@ Partition = tuple[str, int]
 MAX_POSITIONS: Final = 64
 #: Names of topics reach 249 bytes; 16 KB hold 64 positions of the longest.
 MAX_CURSOR_BYTES: Final = 18_000
+#: Cursors may be ahead of a node's time by so much: readings of the registry's clock differ.
+MOST_AHEAD_MS: Final = 30_000
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 #: 2⁵³ ms is in the year 287396.
 _TIME: Final = re.compile(r"[0-9a-z]{1,11}", re.ASCII)
@@ -65,9 +67,19 @@ def is_position(text: str) -> bool:
 
 def cursor_text(as_of_ms: int, positions: Mapping[Partition, int]) -> str:
     """Return the text of a cursor; where there are too many positions, of the last ones."""
+    return with_positions(base36(as_of_ms), positions)
+
+
+def with_positions(as_of: str, positions: Mapping[Partition, int]) -> str:
+    """Return the text of a cursor with a time in its own form."""
     last = list(positions.items())[-MAX_POSITIONS:]
     places = (f"{topic}-{partition}-{offset}" for (topic, partition), offset in last)
-    return ",".join((base36(as_of_ms), *places))
+    return ",".join((as_of, *places))
+
+
+def later(as_of: str, other: str) -> str:
+    """Return the later of two times in the form of cursors; an empty text is before all."""
+    return max(as_of, other, key=lambda text: (len(text), text))
 
 
 def base36(number: int) -> str:

@@ -21,7 +21,13 @@ import structlog
 from gateway import metrics
 from gateway.connections.closes import TOO_SLOW
 from gateway.connections.connection import Connection
-from gateway.connections.cursor import Cursor, Partition, is_position, read_cursor
+from gateway.connections.cursor import (
+    MOST_AHEAD_MS,
+    Cursor,
+    Partition,
+    is_position,
+    read_cursor,
+)
 from gateway.connections.delivery import Delivery
 from gateway.connections.gate import Ends, Gate, Replayed
 from gateway.connections.node import GatewayNode
@@ -57,8 +63,6 @@ _GIVE_UP_SECONDS: Final = 60.0
 _STRANGERS_SECONDS: Final = 5.0
 #: How long a wait for the registry takes, at most.
 _FIND_SECONDS: Final = 5.0
-#: Cursors may be ahead of the node's time by so much: readings of the registry's clock differ.
-_AHEAD_MS: Final = 30_000
 
 _P = ParamSpec("_P")
 
@@ -152,7 +156,7 @@ class Questions:
         if cursor is None or now_ms is None:
             return None
         age_ms = now_ms - cursor.as_of_ms
-        return cursor if -_AHEAD_MS <= age_ms <= self._resume_seconds * 1_000 else None
+        return cursor if -MOST_AHEAD_MS <= age_ms <= self._resume_seconds * 1_000 else None
 
     def gate(self, connection: Connection, cursor: Cursor) -> None:
         """Put a gate in front of a connection, before the node holds the connection."""
@@ -310,6 +314,7 @@ class Questions:
             partition = (topic, number)
             if at in replay.void:
                 gate.void(partition)
+                connection.forget_position(partition)
             cut = replay.cut.get(at)
             further = gate.answer(
                 partition,
@@ -329,8 +334,7 @@ class Questions:
             self._writing.pop(resuming, None)
             return
         while (delivery := gate.next_to_write()) is not None:
-            # Behind a backlog messages would only wait in another place, without a bound.
-            if connection.has_backlog() or not connection.write(
+            if not connection.takes_replay() or not connection.write(
                 gate.encoded(delivery, connection.form)
             ):
                 self._writing[resuming] = None
@@ -415,6 +419,7 @@ class Questions:
         self._writing.pop(resuming, None)
         self._node.hub.put_screen(resuming.connection, resuming.gate.replayed(self._shared))
         self._screens.append((now + self._resume_seconds, resuming.connection))
+        resuming.connection.resumed()
 
     def _apart(
         self, connection: Connection, act: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs

@@ -475,10 +475,10 @@ class PollClient:
     parked: bool = False
     waiting: deque[Message] = field(default_factory=deque)
 
-    async def open(self) -> Self:
-        """Open the session with a short poll."""
-        await self.send(wait=0)
-        self.answer = await self.take()
+    async def open(self, *, wait: float = 0) -> Self:
+        """Poll, by default with a short poll; without a cursor this opens a session."""
+        await self.send(wait=wait)
+        self.answer = await self.take(SECONDS + wait)
         return self
 
     async def send(self, *, wait: float, cursor: str | None = None) -> None:
@@ -559,8 +559,9 @@ async def connect(
     receive_buffer_bytes: int | None = None,
     ttl_seconds: int = 600,
     cursor: str | None = None,
+    wait: float = 0,
 ) -> AsyncIterator[Client]:
-    """Connect as `user`; for long-poll this opens a session. `cursor` resumes (v1 and SSE)."""
+    """Connect as `user`; by long-poll, poll once, for `wait` seconds. `cursor` resumes."""
     async with wire_to(port, receive_buffer_bytes=receive_buffer_bytes) as wire:
         credential = bearer(user, device=device, ttl_seconds=ttl_seconds)
         client: Client
@@ -568,7 +569,8 @@ async def connect(
             last_id = {} if cursor is None else {"Last-Event-ID": cursor}
             client = await open_sse(wire, {**credential, **last_id})
         elif transport == "poll":
-            client = await PollClient(wire, Answer("", 0, {}), credential).open()
+            poll = PollClient(wire, Answer("", 0, {}), credential, cursor or "")
+            client = await poll.open(wait=wait)
         else:
             subprotocol = "pushgate.v1" if transport == "ws-v1" else None
             if subprotocol and cursor is not None:

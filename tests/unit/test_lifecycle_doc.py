@@ -12,7 +12,7 @@ import pytest
 from gateway.connections import connection as connection_module
 from gateway.connections.closes import GOING_AWAY
 from gateway.connections.connection import Connection, State, StreamConnection
-from gateway.transports.longpoll import PollSession, PollSessions
+from gateway.transports.longpoll import PollSessions
 from gateway.transports.sse import SseConnection
 from gateway.transports.websocket import PLAIN, V1, WebSocketConnection
 from tests.unit.gateway.fakes import FakeKeeper, FakeWire, identity
@@ -89,11 +89,11 @@ def test_what_is_documented_is_named_in_a_docstring() -> None:
 
 
 def test_a_poll_session_begins_open_and_parts_with_an_answer() -> None:
-    session = PollSession(identity(), FakeKeeper(), PollSessions(soon=lambda _: None), gap=False)
+    session = PollSessions(soon=lambda _: None).open(identity(), FakeKeeper())
     states = [session.state]
     session.part(GOING_AWAY, 1.0)
     states.append(session.state)
-    session.poll(0)
+    session.poll()
     session.take_goodbye()
     assert [*states, session.state] == [State.OPEN, State.PARTING, State.CLOSED]
 

@@ -487,7 +487,7 @@ async def test_a_client_without_controls_is_closed_in_its_turn(rig: Rig) -> None
 
 async def test_parked_polls_leave_in_their_turn(rig: Rig) -> None:
     sessions = PollSessions(soon=lambda call: call())
-    opened = [sessions.open(identity(f"u{number}"), rig.node, gap=False) for number in range(10)]
+    opened = [sessions.open(identity(f"u{number}"), rig.node) for number in range(10)]
     for session in opened:
         rig.node.hold(session, expires_at=int(rig.wall + 1e6), address="a")
     rig.leave(30.0)

@@ -9,7 +9,9 @@ import pytest
 from gateway.connections.closes import GOING_AWAY
 from gateway.connections.connection import State
 from gateway.connections.identity import Identity
-from gateway.transports.longpoll import ParkedPoll, PollSession, PollSessions
+from gateway.transports.longpoll import PollSessions
+from gateway.transports.poll_cursor import PollCursor, read_poll_cursor
+from gateway.transports.poll_session import ParkedPoll, PollSession
 from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
 
 
@@ -22,9 +24,10 @@ class Poll:
         self.resumed_last = False
         self.parked: ParkedPoll | None = None
         self.said_goodbye = False
-        found = node.sessions.find(cursor, node.who) if cursor else None
-        self.session, count = found or (node.open(gap=bool(cursor)), 0)
-        body = self.session.poll(count)
+        came_with = read_poll_cursor(cursor) if cursor else None
+        found = node.sessions.find(came_with, node.who)
+        self.session = found or node.open(gap=bool(cursor))
+        body = self.session.poll(came_with if found else None)
         if body is not None or not wait or self.session.state is not State.OPEN:
             self._body: bytes | None = body or self.session.empty_answer()
             self.said_goodbye = self.session.take_goodbye()
@@ -96,7 +99,12 @@ class Node:
         self.sessions = PollSessions(soon=self._soon.append)
 
     def open(self, *, gap: bool) -> PollSession:
-        return self.sessions.open(self.who, self.keeper, gap=gap)
+        session = self.sessions.open(self.who, self.keeper)
+        session.begin(gap=gap)
+        return session
+
+    def find(self, cursor: str, who: Identity | None = None) -> PollSession | None:
+        return self.sessions.find(read_poll_cursor(cursor), who or self.who)
 
     def poll(self, cursor: str | None = None, *, wait: float = 25.0, persists: bool = True) -> Poll:
         return Poll(self, cursor, wait, persists=persists)
@@ -302,9 +310,10 @@ def test_an_empty_buffer_takes_a_message_of_any_length(node: Node) -> None:
 
 def test_a_gap_alone_is_told_again_to_the_same_cursor(node: Node) -> None:
     start = node.open(gap=True)
-    answer = node.poll(f"{start.key}.0", wait=0).answer
+    cursor = f"{start.key}.{start.name}.0"
+    answer = node.poll(cursor, wait=0).answer
     assert answer["gap"]
-    assert node.poll(f"{start.key}.0", wait=0).answer == answer
+    assert node.poll(cursor, wait=0).answer == answer
 
 
 def test_what_a_session_has_not_answered_is_unsent_at_its_end(node: Node) -> None:
@@ -315,7 +324,7 @@ def test_what_a_session_has_not_answered_is_unsent_at_its_end(node: Node) -> Non
     start.session.close(GOING_AWAY)
     start.session.close(GOING_AWAY)
     assert node.keeper.unsent_messages == [(2, GOING_AWAY.reason)]
-    assert start.session._buffer == [], "a session that has ended holds no message"
+    assert len(start.session._buffer) == 0, "a session that has ended holds no message"
 
 
 def test_a_token_of_another_device_does_not_speak_for_a_session(node: Node) -> None:
@@ -323,13 +332,13 @@ def test_a_token_of_another_device_does_not_speak_for_a_session(node: Node) -> N
     other = Identity(node.who.user, "another device", node.who.expires_at)
     assert start.session.belongs_to(node.who)
     assert not start.session.belongs_to(other)
-    assert node.sessions.find(start.cursor, other) is None
+    assert node.find(start.cursor, other) is None
 
 
 def test_a_later_token_of_the_same_user_and_device_speaks_for_a_session(node: Node) -> None:
     start = node.poll(wait=0)
     later = Identity(node.who.user, node.who.device, node.who.expires_at + 600)
-    assert node.sessions.find(start.cursor, later) == (start.session, 0)
+    assert node.find(start.cursor, later) is start.session
 
 
 @pytest.mark.parametrize(
@@ -340,7 +349,7 @@ def test_a_later_token_of_the_same_user_and_device_speaks_for_a_session(node: No
 def test_an_unknown_cursor_gives_a_new_session_and_a_gap(node: Node, cursor: str) -> None:
     known = node.poll(wait=0)
     given = cursor.replace("{key}", known.session.key)
-    assert node.sessions.find(given, node.who) is None
+    assert node.find(given) is None
     if given:
         poll = node.poll(given)
         assert poll.session is not known.session
@@ -354,19 +363,20 @@ def test_an_acknowledged_cursor_is_unknown(node: Node) -> None:
     first = node.poll(start.cursor)
     node.push(start.session, "two")
     node.poll(first.cursor)
-    assert node.sessions.find(start.cursor, node.who) is None
+    assert node.find(start.cursor) is None
 
 
 def test_the_cursor_of_another_user_opens_nothing_of_theirs(node: Node) -> None:
     theirs = node.poll(wait=0)
-    assert node.sessions.find(theirs.cursor, identity("mallory")) is None
-    assert node.sessions.find(theirs.cursor, node.who) == (theirs.session, 0)
+    assert node.find(theirs.cursor, identity("mallory")) is None
+    assert node.find(theirs.cursor) is theirs.session
 
 
 def test_cursors_can_not_be_guessed(node: Node) -> None:
-    keys = {node.poll(wait=0).session.key for _ in range(100)}
-    assert len(keys) == 100
-    assert min(map(len, keys)) >= 16
+    polled = [node.poll(wait=0).session for _ in range(100)]
+    names = {session.key + session.name for session in polled}
+    assert len(names) == 100
+    assert min(map(len, names)) >= 20
 
 
 def test_a_session_that_nobody_polls_ends_after_its_grace(node: Node) -> None:
@@ -388,7 +398,7 @@ def test_a_close_answers_the_parked_poll_and_ends_the_session(node: Node) -> Non
     assert node.keeper.released == ["node is leaving"]
     assert node.keeper.forgotten == 1
     assert node.keeper.wake_in is None
-    assert node.sessions.find(poll.cursor, node.who) is None
+    assert node.find(poll.cursor) is None
 
 
 def test_a_close_is_the_last_answer_of_its_connection(node: Node) -> None:
@@ -407,7 +417,7 @@ def test_a_session_that_is_aborted_is_over_and_its_poll_gets_no_answer(node: Nod
     assert poll.wire.sent == b""
     assert poll.session.state is State.CLOSED
     assert node.keeper.released == ["failed"]
-    assert not node.sessions.holds(f"{poll.session.key}.0")
+    assert not node.sessions.holds(PollCursor(poll.session.key, poll.session.name, 0, ""))
 
 
 def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> None:
@@ -416,7 +426,7 @@ def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> N
     poll.session.part(GOING_AWAY, 5.0)
     assert (poll.data, poll.last) == (["one"], True)
     assert node.keeper.released == ["node is leaving"]
-    assert node.sessions.find(poll.cursor, node.who) is None
+    assert node.find(poll.cursor) is None
 
 
 @pytest.mark.parametrize("texts", [[], ["two"], ["two", "three"]])
@@ -433,7 +443,7 @@ def test_a_session_that_is_to_part_between_two_polls_ends_with_its_next_answer(
     last = node.poll(first.cursor)
     assert (last.data, last.said_goodbye) == (texts, True)
     assert node.keeper.released == ["node is leaving"]
-    assert node.sessions.find(last.cursor, node.who) is None
+    assert node.find(last.cursor) is None
     assert node.keeper.unsent_messages == []
 
 
@@ -516,10 +526,10 @@ def test_a_token_that_runs_out_between_polls_changes_nothing(node: Node) -> None
 
 def test_a_cursor_of_a_session_that_is_here_is_known_whoever_asks(node: Node) -> None:
     start = node.poll(wait=0)
-    assert node.sessions.holds(start.cursor)
-    assert not node.sessions.holds("another.0")
+    cursors = [read_poll_cursor(start.cursor), read_poll_cursor("another.session.0")]
+    assert [node.sessions.holds(each) for each in cursors if each] == [True, False]
     node.keeper.wake(start.session)
-    assert not node.sessions.holds(start.cursor)
+    assert [node.sessions.holds(each) for each in cursors if each] == [False, False]
 
 
 def test_a_client_that_does_not_read_its_answers_is_cut_off_and_may_come_again(node: Node) -> None:
@@ -576,7 +586,7 @@ def test_a_client_that_vanishes_while_its_poll_waits_has_a_shorter_grace(node: N
     poll.parked.lost()
     assert node.keeper.wake_in == BOUNDS.poll_vanished_seconds
     node.push(poll.session, "one")
-    assert node.poll(f"{poll.session.key}.0").data == ["one"], (
+    assert node.poll(f"{poll.session.key}.{poll.session.name}.0").data == ["one"], (
         "it may come again on another network"
     )
     assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
