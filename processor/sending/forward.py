@@ -197,7 +197,7 @@ class Forwarder:
 
 def _close(peer: _Peer) -> None:
     if peer.link is not None:
-        peer.link.end(LinkEnded("retired", "this processor needs it no more"))
+        peer.link.end("retired", "this processor needs it no more")
 
 
 def push_size(push: Push) -> int:
@@ -221,7 +221,7 @@ def _results(peer: _Peer, body: bytes, expected: int) -> Answer:
         return Failure(f"status-{answer.refused}")
     if len(answer.results) != expected:
         assert peer.link is not None  # noqa: S101 - the answer came on a link
-        peer.link.end(LinkEnded("bad-answer", "an answer is not that of its batch"))
+        peer.link.end("bad-answer", "an answer is not that of its batch")
         return _BAD_ANSWER
     return [_result(result) for result in answer.results]
 

@@ -17,6 +17,7 @@ from registry.frames import MAX_ANSWER_BYTES, BadFrame, FrameReader, frame_head,
 #: The most batches of a link that are sent and not answered: with two the gateway always has work
 #: under a backlog, and more make no difference (docs/design.md, "Why links").
 WINDOW: Final = 2
+_OVERDUE: Final = "timeout"
 
 
 class LinkEnded(ProcessorError):
@@ -63,7 +64,7 @@ class Link(asyncio.Protocol):
         self._next_number = 0
         self._due = 0.0  # the loop's time by which the next answer has to come
         self._timer: asyncio.TimerHandle | None = None
-        self._end: LinkEnded | TimeoutError | None = None  # why the link has ended
+        self._end: tuple[str, str] | None = None  # why the link has ended: reason and detail
         metrics.LINKS.inc()
         probe_peer(transport)
         transport.set_protocol(self)
@@ -84,7 +85,7 @@ class Link(asyncio.Protocol):
             LinkEnded: the link ended before the answer.
         """
         if self._end is not None:
-            raise self._end
+            raise _error(*self._end)
         answer: asyncio.Future[bytes] = self._loop.create_future()
         if not self._asked:
             self._due = self._loop.time() + self._timeout_seconds
@@ -97,23 +98,26 @@ class Link(asyncio.Protocol):
             return await answer
         except asyncio.CancelledError:
             # A later batch would be answered behind this one, at a time that has no bound.
-            self.end(LinkEnded("given-up", "a batch was given up"))
+            self.end("given-up", "a batch was given up")
             raise
+        finally:
+            # The error's traceback has this frame, and the frame would have the error: such a
+            # circle keeps the batches of all frames until a full collection.
+            del answer
 
-    def end(self, error: LinkEnded | TimeoutError) -> None:
-        """Close at once; batches without an answer get `error`. Harmless when repeated."""
+    def end(self, reason: str, detail: str) -> None:
+        """Close at once; each batch without an answer gets an error. Harmless when repeated."""
         if self._end is not None:
             return
-        self._end = error
+        self._end = (reason, detail)
         metrics.LINKS.dec()
-        reason = error.reason if isinstance(error, LinkEnded) else "timeout"
         metrics.LINKS_ENDED.labels(reason).inc()
         if self._timer is not None:
             self._timer.cancel()
         self._transport.abort()
         for answer in self._asked:
             if not answer.done():
-                answer.set_exception(error)
+                answer.set_exception(_error(reason, detail))
         self._asked.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -130,15 +134,15 @@ class Link(asyncio.Protocol):
                 if not answer.done():
                     answer.set_result(frame.body)
         except BadFrame as bad:
-            self.end(LinkEnded("bad-frame", str(bad)))
+            self.end("bad-frame", str(bad))
 
     def eof_received(self) -> None:
         """End the link: the gateway has said goodbye, and no answer follows."""
-        self.end(LinkEnded("closed", "the gateway has closed it"))
+        self.end("closed", "the gateway has closed it")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the link."""
-        self.end(LinkEnded("closed" if exc is None else "broken", str(exc or "it is closed")))
+        self.end("closed" if exc is None else "broken", str(exc or "it is closed"))
 
     def _look_at_clock(self) -> None:
         """End the link if an answer is overdue; otherwise look again when the next may be.
@@ -151,4 +155,9 @@ class Link(asyncio.Protocol):
         if self._loop.time() < self._due:
             self._timer = self._loop.call_at(self._due, self._look_at_clock)
         else:
-            self.end(TimeoutError("the gateway did not answer in time"))
+            self.end(_OVERDUE, "the gateway did not answer in time")
+
+
+def _error(reason: str, detail: str) -> LinkEnded | TimeoutError:
+    """Return an error for one batch: an error that many raise keeps the frames of all."""
+    return TimeoutError(detail) if reason == _OVERDUE else LinkEnded(reason, detail)

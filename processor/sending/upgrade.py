@@ -71,6 +71,10 @@ async def upgraded(
     except BaseException:
         transport.abort()
         raise
+    finally:
+        # The error's traceback has this frame, and the frame would have the error: such a circle
+        # keeps the batches of all frames until a full collection.
+        del upgrade
 
 
 def _request(parts: SplitResult, fields: Mapping[str, str], protocol: str) -> bytes:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import pytest
 
 from processor import metrics
 from processor.sending.link import Link, LinkEnded
-from processor.sending.upgrade import upgraded
+from processor.sending.upgrade import NoAnswer, upgraded
+from registry.directory import Node
 from registry.frames import MAX_ANSWER_BYTES
 from registry.message import Push
+from tests.support.clients import eventually
 from tests.support.links import SWITCHING, Request, frame, link_server, listening, results
 
 pytestmark = pytest.mark.anyio
@@ -227,10 +230,42 @@ async def test_ending_twice_counts_once() -> None:
     async with link_server() as made:
         link = await link_to(made.node.address)
         for _ in range(2):
-            link.end(LinkEnded("retired", "as the test wants it"))
+            link.end("retired", "as the test wants it")
         link.connection_lost(None)  # as the loop says a little later
     after_it = ended_by("retired"), ended_by("closed"), metrics.LINKS._value.get()
     assert after_it == (before[0] + 1, before[1], before[2])
+
+
+def errors_that_live() -> list[object]:
+    return [each for each in gc.get_objects() if isinstance(each, LinkEnded | NoAnswer)]
+
+
+@pytest.mark.parametrize("answers", [b"", SWITCHING])
+async def test_the_end_of_a_link_leaves_no_batch_behind_in_an_errors_frames(answers: bytes) -> None:
+    """A processor's full collections are rare: what a circle keeps, is kept."""
+
+    async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answers)
+        if answers:
+            await reader.readexactly(FRAME_BYTES)
+        writer.transport.abort()
+
+    async def ask(node: Node) -> None:
+        link = await link_to(node.address)
+        for _ in range(2):
+            with suppress(LinkEnded):
+                await link.ask(BATCH)
+
+    before = errors_that_live()
+    gc.disable()
+    try:
+        async with listening(vanish) as node:
+            with suppress(NoAnswer):
+                await ask(node)
+            await eventually(lambda: errors_that_live() == before, "the errors are gone")
+    finally:
+        gc.enable()
 
 
 async def test_the_kernel_probes_the_peer_of_an_idle_link() -> None:
@@ -238,4 +273,4 @@ async def test_the_kernel_probes_the_peer_of_an_idle_link() -> None:
         link = await link_to(made.node.address)
         plug = link._transport.get_extra_info("socket")
         assert plug.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        link.end(LinkEnded("retired", "as the test wants it"))
+        link.end("retired", "as the test wants it")
