@@ -57,6 +57,8 @@ class PollSessions:
             # after all, and is refused where the node, the user or the address has no room.
             if session_is_held:
                 entry.check_load(admitted)
+            if cursor is not None and self.holds(cursor):
+                cursor = None  # another user's or device's: it says nothing about this client
             session = self.open(identity, entry.node, cursor)
             resumes = cursor is not None and entry.resume(session, cursor.resume)
             session.begin(gap=bool(text) and not (resumes and session.is_resuming))
@@ -84,12 +86,9 @@ class PollSessions:
     def open(
         self, identity: Identity, keeper: Keeper, cursor: PollCursor | None = None
     ) -> PollSession:
-        """Open a session for a client, with the key in the client's cursor.
-
-        The session of another user with this key, which nobody but a thief of cursors has, keeps
-        the key.
-        """
-        session = PollSession(identity, keeper, self, self._free_key(cursor), cursor)
+        """Open a session for a client, with the key in the client's cursor, or with a new key."""
+        key = new_key() if cursor is None else cursor.key
+        session = PollSession(identity, keeper, self, key, cursor)
         self._sessions[session.key] = session
         session.await_next_poll()
         return session
@@ -114,9 +113,6 @@ class PollSessions:
     def forget(self, session: PollSession) -> None:
         """Drop a session that has ended."""
         self._sessions.pop(session.key, None)
-
-    def _free_key(self, cursor: PollCursor | None) -> str:
-        return cursor.key if cursor and not self.holds(cursor) else new_key()
 
 
 class _Staying:

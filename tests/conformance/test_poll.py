@@ -1,6 +1,7 @@
 """The rules of long-poll's cursor, and what happens on the connection that carries it."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -186,13 +187,28 @@ async def test_a_cursor_of_somebody_else_is_unknown(
     assert texts(await poll(gateway, user, f"wait=0&cursor={cursor}")) == ["private"]
 
 
-async def test_a_cursor_of_another_node_is_unknown(
-    gateway: GatewayProcess, start_gateway: object, user: str
+async def test_a_cursor_is_good_on_another_node(
+    gateway: GatewayProcess, start_gateway: object, pusher: Pusher, user: str
 ) -> None:
     assert callable(start_gateway)
     other: GatewayProcess = start_gateway()
     cursor = (await poll(other, user)).json["cursor"]
-    assert (await poll(gateway, user, f"wait=0&cursor={cursor}")).json["gap"] is True
+    there = (await poll(gateway, user, f"wait=0&cursor={cursor}")).json
+    assert "gap" not in there
+    await pusher.push_one(user, b"x")
+    back = (await poll(other, user, f"wait=0&cursor={there['cursor']}")).json
+    assert "gap" not in back
+    assert texts(await poll(gateway, user, f"wait=0&cursor={back['cursor']}")) == ["x"]
+
+
+async def test_without_resuming_a_cursor_is_its_own_nodes_alone(
+    start_gateway: Callable[..., GatewayProcess], user: str
+) -> None:
+    one, other = (start_gateway(resume_seconds=0) for _ in range(2))
+    cursor = (await poll(one, user)).json["cursor"]
+    assert "," not in cursor
+    assert (await poll(other, user, f"wait=0&cursor={cursor}")).json["gap"] is True
+    assert "gap" not in (await poll(one, user, f"wait=0&cursor={cursor}")).json
 
 
 async def test_what_has_no_room_between_polls_is_overloaded_and_taken_later_without_a_gap(

@@ -44,6 +44,8 @@ class Node:
         came_with = read_poll_cursor(cursor) if cursor else None
         session = self.sessions.find(came_with, identity(user))
         if session is None:
+            if came_with is not None and self.sessions.holds(came_with):
+                came_with = None
             session = self.sessions.open(identity(user), self.keeper, came_with)
             session.begin(gap=False)
             body = session.poll()
