@@ -16,7 +16,7 @@ dev: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Faults under load, for half an hour; DRILL takes its options, as in: make drill DRILL="--rows 1 4".
+# Faults under load, for forty minutes; DRILL takes its options, as in: make drill DRILL="--rows 1 4".
 drill: $(INSTALLED)
 	$(BIN)/python -m loadtest.drill $(DRILL)
 

@@ -11,9 +11,10 @@ import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -31,7 +32,7 @@ _IP_BIND_ADDRESS_NO_PORT: Final = 24
 _KEY: Final = b64encode(bytes(16)).decode()
 _PONG: Final = 0x8A
 
-OnMessage = Callable[[bytes], None]
+OnMessage = Callable[[bytes], object]
 
 
 def _ignore(payload: bytes) -> None:
@@ -184,11 +185,15 @@ class PollClient(Client):
             raise LoadtestError(f"refused: {head[:200]!r}")
         self.open, self.rest = True, b""
         answer = msgspec.json.decode(body)
+        self.take(answer)
+        cursor = quote(answer["cursor"])
+        return f"GET /poll?wait={self.wait_seconds}&cursor={cursor}".encode() + self._again
+
+    def take(self, answer: Mapping[str, Any]) -> None:
+        """Take the messages of an answer."""
         for message in answer["messages"]:
             self.messages += 1
             self.on_message(message["data"].encode())
-        cursor: str = answer["cursor"]
-        return f"GET /poll?wait={self.wait_seconds}&cursor={cursor}".encode() + self._again
 
 
 KINDS: Final[dict[str, tuple[type[Client], str]]] = {

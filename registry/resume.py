@@ -100,7 +100,8 @@ class Answer(msgspec.Struct, tag="answer"):
 
     `owned` are the partitions of the processor, with offsets: all messages before are in the
     answer; later messages are looked up after the question, and come by themselves. `partitions`
-    has the number of partitions of every topic of the setting.
+    has the number of partitions of every topic of the setting. `pending` are partitions of the
+    processor that can't be answered for yet: ask again.
     """
 
     number: int
@@ -108,6 +109,7 @@ class Answer(msgspec.Struct, tag="answer"):
     owned: list[Position]
     partitions: dict[str, int]
     replays: list[Replay]
+    pending: list[tuple[str, int]] = []
 
 
 encode: Final = msgspec.msgpack.Encoder().encode

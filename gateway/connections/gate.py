@@ -135,6 +135,13 @@ class Gate:
         """How many live messages wait."""
         return sum(map(len, self._waiting.values()))
 
+    def waits_beside(self, partitions: Collection[Partition]) -> bool:
+        """Whether messages of other partitions wait that no processor has answered for."""
+        return any(
+            messages and partition not in self._answered and partition not in partitions
+            for partition, messages in self._waiting.items()
+        )
+
     @property
     def is_writing(self) -> bool:
         """Whether messages are to be written."""

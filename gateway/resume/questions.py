@@ -58,8 +58,8 @@ _ANSWER_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
 #: How long a connection is asked for in all.
 _GIVE_UP_SECONDS: Final = 60.0
-#: How long a connection waits behind messages of a partition without an answer, though all live
-#: processors have answered.
+#: How long a connection waits behind messages of a partition that no processor names, though all
+#: live processors answer.
 _STRANGERS_SECONDS: Final = 5.0
 #: How long a wait for the registry takes, at most.
 _FIND_SECONDS: Final = 5.0
@@ -91,6 +91,7 @@ class _Resuming:
         "has_more",
         "opened",
         "since",
+        "strange_since",
     )
 
     def __init__(self, connection: Connection, gate: Gate, now: float) -> None:
@@ -98,6 +99,8 @@ class _Resuming:
         self.gate = gate
         self.opened = now
         self.since = now  # when an answer last brought the connection further
+        #: From when on messages wait of a partition that no live processor names; None for none.
+        self.strange_since: float | None = None
         self.attempts = 0  # asks without all answers
         self.has_more = False  # an answer was cut: the rest is asked for without a pause
         self.ask_when_written = False  # once the client has read the last answer
@@ -111,7 +114,7 @@ class _Resuming:
 class _UnderWay:
     """An ask without all answers."""
 
-    __slots__ = ("awaited", "began", "ended", "resuming")
+    __slots__ = ("awaited", "began", "ended", "owners", "pending", "resuming")
 
     def __init__(self, resuming: Sequence[_Resuming], awaited: set[Link], began: float) -> None:
         self.resuming = resuming
@@ -119,6 +122,8 @@ class _UnderWay:
         self.began = began
         #: The connections are asked for again; a late answer counts all the same.
         self.ended = False
+        self.owners: set[str] = set()  # processors that have answered, and named a partition
+        self.pending: set[Partition] = set()  # partitions that can't be answered for yet
 
 
 class Questions:
@@ -211,6 +216,9 @@ class Questions:
         if ask is None or link not in ask.awaited:
             return
         ask.awaited.discard(link)
+        ask.pending.update(answer.pending)
+        if answer.owned or answer.pending:
+            ask.owners.add(answer.processor)
         if len(answer.replays) == len(ask.resuming):
             for resuming, replay in zip(ask.resuming, answer.replays, strict=True):
                 if resuming.lasts:
@@ -362,6 +370,7 @@ class Questions:
         for resuming in ask.resuming:
             if not resuming.lasts:
                 continue
+            self._look_for_strangers(resuming, ask)
             if self._is_in_vain(resuming, now):
                 self._apart(resuming.connection, self._give_up, resuming)
             elif resuming.gate.is_writing:
@@ -377,16 +386,27 @@ class Questions:
     def _is_in_vain(self, resuming: _Resuming, now: float) -> bool:
         """Whether no answer is going to come.
 
-        Where all live processors have answered, or there is none, and messages come from an
-        unanswered partition, the partition's processor does not take part: an older version, for
-        example.
+        Where no processor names a partition for seconds, and its messages come, the partition's
+        processor does not take part: an older version, for example.
         """
-        gate = resuming.gate
-        if gate.is_writing:
+        if resuming.gate.is_writing:
             return False
-        all_heard = gate.heard.issuperset(self._node.as_of.processors)
-        patience = _STRANGERS_SECONDS if all_heard and gate.waiting else _GIVE_UP_SECONDS
-        return now - resuming.since > patience
+        strange_since = resuming.strange_since
+        if strange_since is not None and now - strange_since > _STRANGERS_SECONDS:
+            return True
+        return now - resuming.since > _GIVE_UP_SECONDS
+
+    def _look_for_strangers(self, resuming: _Resuming, ask: _UnderWay) -> None:
+        """Note since when messages wait of a partition that no live processor names.
+
+        A processor that has died is live until its lease lapses, later than its partitions have
+        another owner; one that names no partition may be about to get some. Both say nothing.
+        """
+        is_known = ask.owners.issuperset(self._node.as_of.processors)
+        if not (is_known and resuming.gate.waits_beside(ask.pending)):
+            resuming.strange_since = None
+        elif resuming.strange_since is None:
+            resuming.strange_since = ask.began
 
     def _give_up_those_in_vain(self, now: float) -> None:
         """Give up connections in the queue of questions, where processors answer too slowly."""

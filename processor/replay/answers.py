@@ -148,6 +148,7 @@ class Answers:
             [(topic, partition, end) for (topic, partition), end in owned.items()],
             self._owner.partition_counts(),
             replays,
+            [(topic, partition) for topic, partition in proved if (topic, partition) not in owned],
         )
 
     async def _read_back(

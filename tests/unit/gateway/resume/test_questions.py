@@ -525,6 +525,81 @@ async def test_where_no_processor_takes_part_messages_wait_for_seconds_and_no_lo
     assert client.is_through
 
 
+async def test_the_first_message_of_a_partition_is_no_reason_to_give_up(
+    node: Node, link: FakeLink
+) -> None:
+    """It had no owner for seconds, and its new one is not live for this node yet."""
+    client = node.come_back()
+    for _ in range(5):
+        await link.asked()
+        node.questions.answered(link, answer(link, {0: 9}, count=2))
+        await node.after_each(0.25, 2.0)
+    node.live_message(7, partition=1)
+    node.questions.answered(link, answer(link, {0: 9}, count=2))
+    await node.after_each(0.25, 2.0)
+    owner = FakeLink("p2")
+    node.join(link, owner)
+    while not owner.asks:
+        await node.after_each(0.25, 0.25)
+    replay = Replay(pushes(6, 7, partition=1))
+    node.questions.answered(link, answer(link, {0: 9}, count=2))
+    node.questions.answered(owner, answer(owner, {1: 8}, replay, count=2))
+    assert client.got() == ["6", "7"]
+    assert client.is_through
+
+
+async def test_while_the_lease_of_a_processor_that_died_lasts_nobody_gives_up(node: Node) -> None:
+    """It may have been the owner, and answered before: its partitions are about to get another."""
+    dead, other = FakeLink("dead"), FakeLink("other")
+    node.join(dead, other)
+    client = node.come_back()
+    await dead.asked()
+    node.questions.answered(dead, answer(dead, {}, count=2))
+    node.questions.answered(other, answer(other, {0: 9}, count=2))
+    node.live_message(7, partition=1)
+    node.questions.leave(dead)
+    for _ in range(7):
+        await node.after_each(0.25, 2.0)
+        node.questions.answered(other, answer(other, {0: 9}, count=2))
+    assert client.resumes
+    node.live("other")
+    await node.after_each(0.25, 2.5)
+    node.questions.answered(
+        other, answer(other, {0: 9, 1: 8}, Replay(pushes(6, 7, partition=1)), count=2)
+    )
+    assert client.got() == ["6", "7"]
+    assert client.is_through
+
+
+async def test_a_partition_that_its_processor_can_not_answer_for_yet_is_waited_for(
+    node: Node, link: FakeLink
+) -> None:
+    client = node.come_back()
+    await link.asked()
+    node.live_message(7, partition=1)
+    for _ in range(7):
+        given = answer(link, {0: 9}, count=2)
+        given.pending.append(("push", 1))
+        node.questions.answered(link, given)
+        await node.after_each(0.25, 2.0)
+    assert client.got() == []
+    node.questions.answered(link, answer(link, {1: 8}, count=2))
+    assert client.got() == ["7"]
+    assert client.is_through
+
+
+async def test_a_processor_without_any_partition_is_about_to_get_some(
+    node: Node, link: FakeLink
+) -> None:
+    client = node.come_back()
+    await link.asked()
+    node.live_message(7)
+    for _ in range(7):
+        node.questions.answered(link, answer(link, {}, count=1))
+        await node.after_each(0.25, 2.0)
+    assert client.got() == []
+
+
 async def test_while_the_registry_is_away_the_client_waits_and_is_told_in_the_end(
     node: Node, link: FakeLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

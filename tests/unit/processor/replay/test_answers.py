@@ -355,7 +355,8 @@ async def test_while_kafka_does_not_answer_the_partition_is_left_out(rig: Rig) -
     rig.assign({P0: 10, P1: 0})
     rig.log.is_away = True
     answer = await rig.ask(question(("push", 0, 2)))
-    assert answer.owned == [("push", 1, 0)], "the gateway asks again for the other"
+    assert answer.owned == [("push", 1, 0)]
+    assert answer.pending == [("push", 0)], "the gateway asks again for it"
 
 
 async def test_what_has_no_room_is_a_gap_and_is_not_tried_again(rig: Rig) -> None:
