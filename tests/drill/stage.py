@@ -126,6 +126,7 @@ class _Report(msgspec.Struct):
     outcome: str
     settled_ms: int
     reason: str | None = None  # of what failed
+    replayed: bool = False  # beside the message's own outcome
 
 
 @dataclass(slots=True)
@@ -389,7 +390,7 @@ class Stage:
                 for record in itertools.chain.from_iterable(batches.values()):
                     report = decode(record.value)
                     name, _, number = report.id.rpartition(".")
-                    if name in by_name:
+                    if name in by_name and not report.replayed:
                         at = report.settled_ms / 1000 - wall
                         kind = " ".join(filter(None, (report.outcome, report.reason)))
                         by_name[name].told[int(number)].append(Told(kind, at))
