@@ -25,6 +25,7 @@ from gateway.resume.questions import MOST_ASKS
 from processor import metrics as processor_metrics
 from processor.outcomes.outcomes import Replayed
 from processor.reading.message import Message
+from processor.replay import links as processor_links
 from processor.replay.links import ResumeLinks as ProcessorLinks
 from processor.replay.receipts import Receipts
 from processor.sending.reach import Reach
@@ -427,6 +428,25 @@ async def test_a_processor_gives_up_a_link_whose_stamps_are_not_acknowledged(
         await processor.linked(node)
         processor.links.observe([node], 20)
         await eventually(lambda: found[1].stamps, "and a new one is opened")
+
+
+async def test_a_link_whose_upgrade_is_not_answered_is_tried_again(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor_links, "_UPGRADE_SECONDS", 0.2)
+    requests = 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        await reader.read()
+
+    async with listening(silent) as node:
+        for number in range(1, 3):
+            processor.links.observe([node], BACK_MS)
+            await eventually(lambda n=number: requests == n, "asked for a link")  # type: ignore[misc]
+            assert processor.links._links == {node: None}
+            await eventually(lambda: processor.links._links == {}, "it is given up")
 
 
 async def test_a_gateway_ends_a_link_whose_processor_leaves_too_much_unread() -> None:
