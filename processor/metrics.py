@@ -145,6 +145,14 @@ READ_BACK = Counter(
     "Times that messages were read again from Kafka, since an earlier owner had taken them in.",
     registry=_registry,
 )
+REPLAYS_UNREPORTED = Counter(
+    "pushgate_processor_replays_unreported_total",
+    "Replayed messages without a report in the outcomes topic: forgotten (the client took the "
+    "message more than a minute after the answer, or too many messages were answered meanwhile), "
+    "full (too many reports wait).",
+    ["reason"],
+    registry=_registry,
+)
 QUESTIONS = Counter(
     "pushgate_processor_questions_total",
     "Questions of gateways: what has a user got since a cursor?",

@@ -79,6 +79,21 @@ class Link(Protocol):
     def ask(self, ask: Ask) -> None:
         """Send questions."""
 
+    def replayed(self, delivery: Delivery) -> None:
+        """Note that a connection has taken a message of the processor's answers."""
+
+
+class _Missed(Delivery):
+    """A missed message, of a processor's answer."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, push: Push, link: Link) -> None:
+        super().__init__(
+            push.data, message_id=push.id, event_type=push.type, position=push.position
+        )
+        self.link = link
+
 
 class _Resuming:
     """A connection behind a gate, and the state of the questions."""
@@ -222,7 +237,7 @@ class Questions:
         if len(answer.replays) == len(ask.resuming):
             for resuming, replay in zip(ask.resuming, answer.replays, strict=True):
                 if resuming.lasts:
-                    self._apart(resuming.connection, self._take, resuming, answer, replay)
+                    self._apart(resuming.connection, self._take, resuming, link, answer, replay)
         self._end_if_answered(answer.number, ask)
 
     def advance(self) -> None:
@@ -301,13 +316,13 @@ class Questions:
                 size += _QUESTION_BYTES + _POSITION_BYTES * len(resuming.gate.positions)
         return batch
 
-    def _take(self, resuming: _Resuming, answer: Answer, replay: Replay) -> None:
+    def _take(self, resuming: _Resuming, link: Link, answer: Answer, replay: Replay) -> None:
         """Take a processor's answer for a connection, and write the messages."""
         connection, gate = resuming.connection, resuming.gate
         messages: dict[Partition, list[Delivery]] = {}
         try:
             for message in replay.messages:
-                delivery = _delivery(push_in(message), connection)
+                delivery = _missed(push_in(message), link, connection)
                 topic, number, _ = cast("Position", delivery.place)
                 messages.setdefault((topic, number), []).append(delivery)
         except (msgspec.MsgspecError, NotForConnection) as error:
@@ -348,7 +363,9 @@ class Questions:
                 self._writing[resuming] = None
                 return
             gate.wrote(delivery)
-            metrics.REPLAYED.inc()
+            if isinstance(delivery, _Missed):  # and no live message that has waited
+                metrics.REPLAYED.inc()
+                delivery.link.replayed(delivery)
         self._writing.pop(resuming, None)
         if gate.is_whole(self._node.as_of.processors):
             self._finish(resuming, "gap" if gate.has_gap else "whole")
@@ -463,8 +480,8 @@ def _question(resuming: _Resuming) -> Question:
     return Question(connection.user, connection.device, gate.as_of_ms, positions)
 
 
-def _delivery(push: Push, connection: Connection) -> Delivery:
-    """Return a replayed message as a delivery to a connection.
+def _missed(push: Push, link: Link, connection: Connection) -> _Missed:
+    """Return a message of an answer as a delivery to a connection.
 
     Raises:
         NotForConnection: the message is for another user or device, or breaks a rule.
@@ -473,4 +490,4 @@ def _delivery(push: Push, connection: Connection) -> Delivery:
     valid = valid_id(push.id) and (push.type is None or valid_type(push.type))
     if not (for_it and valid and push.position is not None and is_position(push.position)):
         raise NotForConnection(f"message {push.id!r}")
-    return Delivery(push.data, message_id=push.id, event_type=push.type, position=push.position)
+    return _Missed(push, link)

@@ -9,6 +9,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
+from processor import metrics
 from processor.replay import read_back as module
 from processor.replay.read_back import ReadBack, Reader, Unreadable
 from processor.settings import ProcessorSettings
@@ -60,7 +61,9 @@ def offsets(back: ReadBack) -> list[int]:
 
 async def test_it_reads_from_an_offset_on_and_up_to_another(rig: Rig) -> None:
     await rig.publish(range(20))
+    before = metrics.READ_BACK._value.get()
     back = await rig.read(3, 17)
+    assert metrics.READ_BACK._value.get() == before + 1
     assert (back.start, offsets(back)) == (3, [*range(3, 17)])
     first = back.messages[0].push
     assert (first.user, first.data) == ("alice", b"3")
