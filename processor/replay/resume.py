@@ -125,6 +125,8 @@ class Resume:
             )
         self._links.observe(live_nodes, now_ms, present=self._registry.present)
         self._windows.advance()
+        if self._reader.is_idle:
+            self._spawn(self._reader.close())
 
     async def keep_lease(self) -> None:
         """Renew the processor's lease; without a registry, go on by the last reading."""
@@ -141,6 +143,7 @@ class Resume:
     async def close(self) -> None:
         """Say goodbye to gateways and registry."""
         self._answers.close()
+        await self._reader.close()
         await self._links.close(self._registry_clock.now_ms(self._clock()))
         try:
             await self._registry.retire_processor(self.name)
