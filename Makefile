@@ -7,7 +7,7 @@ PIP_LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --requ
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
-.PHONY: dev test drill check lock clean
+.PHONY: dev test drill drill-resumes check lock clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
@@ -19,6 +19,10 @@ test: $(INSTALLED)
 # Faults under load, for forty minutes; DRILL takes its options, as in: make drill DRILL="--rows 1 4".
 drill: $(INSTALLED)
 	$(BIN)/python -m loadtest.drill $(DRILL)
+
+# Clients that come back, over whatever Hypothesis draws, for half an hour: make drill-resumes DRILL="--save".
+drill-resumes: $(INSTALLED)
+	$(BIN)/python -m loadtest.resumes $(DRILL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check
