@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from aiokafka import (
 )
 from aiokafka import client as aiokafka_client
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -372,6 +374,26 @@ async def create_topic(settings: KafkaSettings, topic: str, *, like: str) -> Non
     error = for_code(result["error_code"])
     if error not in (NoError, TopicAlreadyExistsError):
         raise error(result.get("error_message") or "")
+
+
+async def compaction_lag_seconds(settings: KafkaSettings, topic: str) -> float:
+    """Return for how long compaction leaves a topic's records; infinite without compaction.
+
+    Raises:
+        KafkaError: no broker answers, or the broker does not say (an ACL, DescribeConfigs).
+    """
+    names = ["cleanup.policy", "min.compaction.lag.ms"]
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names))
+    async with _administering(settings) as admin:
+        (described,) = await admin.describe_configs([resource])
+    (found,) = described.to_object()["resources"]
+    error = for_code(found["error_code"])
+    if error is not NoError:
+        raise error(found["error_message"] or "")
+    values = {each["config_names"]: each["config_value"] for each in found["config_entries"]}
+    if "compact" not in values.get("cleanup.policy", ""):
+        return math.inf
+    return int(values["min.compaction.lag.ms"]) / 1_000
 
 
 async def commits_of(

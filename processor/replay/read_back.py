@@ -13,7 +13,13 @@ import structlog
 
 from processor import metrics
 from processor.errors import ProcessorError
-from processor.reading.kafka import KafkaError, Record, TopicPartition, size_of
+from processor.reading.kafka import (
+    KafkaError,
+    Record,
+    TopicPartition,
+    compaction_lag_seconds,
+    size_of,
+)
 from processor.reading.log_reader import LogReader
 from processor.reading.message import Message, envelope_of
 from processor.reading.progress import Progress
@@ -51,6 +57,7 @@ class Reader:
         self._settings = settings
         self._scattered = LogReader(settings, fetch_bytes=_SCATTERED_FETCH_BYTES)
         self._reading = asyncio.Lock()  # one ask's messages at a time
+        self._blind_to: set[str] = set()  # topics whose settings the broker does not say
 
     async def earlier(
         self, partition: TopicPartition, start: int, end: int, take: TakeMessages
@@ -58,7 +65,7 @@ class Reader:
         """Give `take` the messages from `start` to before `end`, in order, some at a time.
 
         Return from which offset on these are all messages: later than `start` where retention took
-        the first ones.
+        the first ones; `end` where compaction may have taken any.
 
         Raises:
             Unavailable: Kafka does not answer, or takes too long.
@@ -68,6 +75,8 @@ class Reader:
         reader = LogReader(self._settings, fetch_bytes=_FETCH_BYTES)
         try:
             async with asyncio.timeout(_SECONDS):
+                if await self._is_compacted(partition.topic):
+                    return end
                 first = max(start, await reader.first_offset(partition))
                 async with aclosing(reader.between(partition, first, end)) as parts:
                     async for records in parts:
@@ -107,6 +116,20 @@ class Reader:
                     raise _unavailable(error) from error
         metrics.READ_AGAIN.inc(len(found))
         return found
+
+    async def _is_compacted(self, topic: str) -> bool:
+        """Whether records of a topic may be gone that are newer than a window is long.
+
+        Where the broker does not say, the topic is taken for one without compaction.
+        """
+        try:
+            lag_seconds = await compaction_lag_seconds(self._settings, topic)
+        except KafkaError as error:
+            if topic not in self._blind_to:
+                self._blind_to.add(topic)
+                log.warning("can't see whether a topic is compacted", topic=topic, error=str(error))
+            return False
+        return lag_seconds < self._settings.resume_seconds
 
     @property
     def is_idle(self) -> bool:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from processor import metrics
 from processor.reading import log_reader
-from processor.reading.kafka import Record
+from processor.reading.kafka import KafkaError, Record
 from processor.reading.message import Message
 from processor.replay import read_back as module
 from processor.replay.read_back import Reader, Unavailable
@@ -64,6 +65,16 @@ class Rig:
         await admin.start()
         try:
             await admin.delete_records({self.partition: RecordsToDelete(before_offset=offset)})
+        finally:
+            await admin.close()
+
+    async def set_configs(self, configs: dict[str, str], kafka: KafkaServer) -> None:
+        """Set values of the topic's configuration."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, self.partition.topic, configs)
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        await admin.start()
+        try:
+            await admin.alter_configs([resource])
         finally:
             await admin.close()
 
@@ -120,6 +131,31 @@ async def test_what_retention_took_is_not_claimed(
     await rig.delete_before(6, real_kafka)
     back = await rig.read(2, 9)
     assert (back.start, back.offsets) == (6, [6, 7, 8])
+
+
+@pytest.mark.parametrize(
+    ("policy", "lag_ms", "start"),
+    [("compact", 0, 9), ("compact,delete", 119_000, 9), ("compact", 120_000, 2), ("delete", 0, 2)],
+)
+async def test_what_compaction_may_have_taken_is_not_claimed(
+    real_kafka: KafkaServer, topic: str, rig: Rig, policy: str, lag_ms: int, start: int
+) -> None:
+    await rig.publish(range(10))
+    await rig.set_configs(
+        {"cleanup.policy": policy, "min.compaction.lag.ms": str(lag_ms)}, real_kafka
+    )
+    assert (await rig.read(2, 9)).start == start
+
+
+async def test_a_topic_whose_settings_nobody_says_is_taken_for_one_without_compaction(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def denied(*_: object) -> float:
+        raise KafkaError("denied")
+
+    monkeypatch.setattr(module, "compaction_lag_seconds", denied)
+    await rig.publish(range(3))
+    assert (await rig.read(0, 3)).offsets == [0, 1, 2]
 
 
 async def test_offsets_that_never_come_are_not_waited_for_for_ever(
