@@ -48,14 +48,21 @@ MIX: Final = (*("ws-plain", "sse", "ws-v1") * 3, "poll")
 
 
 class _Connection(asyncio.Protocol):
-    """One connection of a member of the crowd, from its request to its end."""
+    """One connection of a member of the crowd, from its request to its end.
 
-    def __init__(self, member: Member) -> None:
+    A client that roams has one here for all its polls, until one fails.
+    """
+
+    def __init__(self, member: Member, port: int) -> None:
         self._member = member
+        self._port = port
+        self._roams = KINDS[member.kind].roams
+        self._roaming: asyncio.Task[None] | None = None  # to the next poll's node
         self._speaker = KINDS[member.kind].speaker(self, member.bookmark)
         self._after = -1  # the client's newest message at the request
         self._transport: asyncio.Transport | None = None
         self.session: Session | None = None  # from the gateway's answer on
+        self.answered = 0  # polls of a client that roams
         self.heard = time.monotonic()
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
@@ -79,21 +86,51 @@ class _Connection(asyncio.Protocol):
             return
         if self._speaker.open and not self._speaker.greets:
             self._open()
-        if answer and self._transport is not None:
+        if answer and self._roams:
+            self.answered += 1
+            self._roaming = asyncio.create_task(self._roam(answer))
+        elif answer and self._transport is not None:
             self._transport.write(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the session, if there was one."""
-        if self.session is not None:
+        if self._roaming is None:
+            self.end()
+
+    def end(self) -> None:
+        """End the session, if there was one. Harmless when repeated."""
+        if self.session is not None and not self.ended.done():
             self._member.account.end(self.session, time.monotonic())
+            if self._roams and self.session.ending is Ending.NONE:
+                self.session.ending = Ending.LEFT  # its node may not have known of the poll
         for future in (self.opened, self.ended):
             if not future.done():
                 future.set_result(None)
 
     def abort(self) -> None:
         """Close without a word. Harmless when repeated."""
+        if self._roaming is not None and not self._roaming.done():
+            self._roaming.cancel()
+            self.end()
         if self._transport is not None:
             self._transport.abort()
+
+    def polls(self, transport: asyncio.Transport, poll: bytes) -> None:
+        """Send the next poll of a client that roams."""
+        self._transport = transport
+        transport.write(poll)
+
+    async def _roam(self, poll: bytes) -> None:
+        """Send the next poll on a connection of its own."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._transport = None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await loop.create_connection(lambda: _Poll(self, poll), LOOPBACK, self._port)
+        except (OSError, TimeoutError):
+            self.end()
 
     def hear(self, data: bytes) -> bool:
         """Note a message; return whether the client is without it."""
@@ -121,6 +158,30 @@ class _Connection(asyncio.Protocol):
             if not self.opened.done():
                 self.opened.set_result(None)
         return self.session
+
+
+class _Poll(asyncio.Protocol):
+    """The connection of one poll of a client that roams."""
+
+    def __init__(self, connection: _Connection, poll: bytes) -> None:
+        self._connection = connection
+        self._poll = poll
+        self._is_answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the poll."""
+        self._connection.polls(cast("asyncio.Transport", transport), self._poll)
+
+    def data_received(self, data: bytes) -> None:
+        """Take the answer, of one segment or several; the next poll is on another connection."""
+        polls_before = self._connection.answered
+        self._connection.data_received(data)
+        self._is_answered = self._connection.answered > polls_before
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the session, unless the answer is there."""
+        if not self._is_answered:
+            self._connection.end()
 
 
 @dataclass(slots=True, eq=False)
@@ -174,7 +235,7 @@ class Member:
 
     async def _connect(self, port: int, at_once: asyncio.Semaphore) -> _Connection:
         """Return a connection that has a session, or had none in time and is closed."""
-        connection = _Connection(self)
+        connection = _Connection(self, port)
         loop = asyncio.get_running_loop()
         async with at_once:
             try:
@@ -279,7 +340,7 @@ class Crowd:
             now = time.monotonic()
             for member in self.members:
                 stream, poll = self._patience_seconds, self._poll_patience_seconds
-                patience = poll if member.kind == "poll" else stream
+                patience = poll if member.kind.startswith("poll") else stream
                 if member.is_silent(now, patience_seconds=patience) and member.connection:
                     member.connection.abort()
 

@@ -194,18 +194,24 @@ class PollSpeaker(PollClient):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of client. `bookmark` makes what a client keeps; `resumes` is whether it is used."""
+    """One kind of client.
+
+    `bookmark` makes what a client keeps; `resumes` is whether it is used. A client that `roams`
+    opens a connection for each poll, which a balancer leads to any node.
+    """
 
     speaker: Callable[[Ear, Any], Speaker]
     bookmark: Callable[[], Bookmark]
-    resumes: bool
+    resumes: bool = True
+    roams: bool = False
 
 
 KINDS: Final = {
     "ws-plain": Kind(PlainSpeaker, LastCursor, resumes=False),
-    "ws-v1": Kind(V1Speaker, Place, resumes=True),
-    "sse": Kind(EventSourceSpeaker, LastCursor, resumes=True),
-    "poll": Kind(PollSpeaker, LastCursor, resumes=True),
+    "ws-v1": Kind(V1Speaker, Place),
+    "sse": Kind(EventSourceSpeaker, LastCursor),
+    "poll": Kind(PollSpeaker, LastCursor),
+    "poll-roaming": Kind(PollSpeaker, LastCursor, roams=True),
 }
 
 

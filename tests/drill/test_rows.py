@@ -38,7 +38,7 @@ async def test_a_fault_under_load_loses_nothing_and_tells_nothing_wrongly(
 
 
 ONCE = Lengths(baseline=2.0, kills=1, between_kills=8.0, killed=1.0, partition=5.0, aftermath=1.0)
-RESUMING = ("ws-v1", "sse", "poll")
+RESUMING = ("ws-v1", "sse", "poll", "poll-roaming")
 
 
 async def one_after_the_other(stage: Stage, lengths: Lengths) -> Fault:
