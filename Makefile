@@ -22,7 +22,7 @@ drill: $(INSTALLED)
 
 # Clients that come back, over whatever Hypothesis draws, for half an hour: make drill-resumes DRILL="--save".
 drill-resumes: $(INSTALLED)
-	$(BIN)/python -m loadtest.resumes $(DRILL)
+	$(BIN)/python -m loadtest.random_faults $(DRILL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check
