@@ -58,8 +58,8 @@ _ANSWER_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
 #: How long a connection is asked for in all.
 _GIVE_UP_SECONDS: Final = 60.0
-#: How long a connection waits behind messages of a partition without an answer, though all live
-#: processors have answered.
+#: How long messages of a partition without an answer wait, though all live processors have
+#: answered, and no processor has come or gone.
 _STRANGERS_SECONDS: Final = 5.0
 #: How long a wait for the registry takes, at most.
 _FIND_SECONDS: Final = 5.0
@@ -91,6 +91,7 @@ class _Resuming:
         "has_more",
         "opened",
         "since",
+        "waiting_since",
     )
 
     def __init__(self, connection: Connection, gate: Gate, now: float) -> None:
@@ -98,6 +99,7 @@ class _Resuming:
         self.gate = gate
         self.opened = now
         self.since = now  # when an answer last brought the connection further
+        self.waiting_since: float | None = None  # when messages were first seen behind the gate
         self.attempts = 0  # asks without all answers
         self.has_more = False  # an answer was cut: the rest is asked for without a pause
         self.ask_when_written = False  # once the client has read the last answer
@@ -145,6 +147,8 @@ class Questions:
         self._next_number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._warned_of: set[str] = set()
+        self._processors: frozenset[str] = frozenset()  # at the last tick
+        self._processors_since = clock()
 
     def cursor_in(self, text: str) -> Cursor | None:
         """Return the cursor in a client's text; None where the text is no use for a question.
@@ -236,6 +240,8 @@ class Questions:
             if isinstance(connection.screen, Replayed):
                 self._node.hub.put_screen(connection, None)
         self._shared.clear()  # connections with one answer finish in one turn
+        if self._processors != self._node.as_of.processors:
+            self._processors, self._processors_since = self._node.as_of.processors, now
         self._give_up_those_in_vain(now)
         self._ask()
 
@@ -379,14 +385,20 @@ class Questions:
 
         Where all live processors have answered, or there is none, and messages come from an
         unanswered partition, the partition's processor does not take part: an older version, for
-        example.
+        example. Or it has only just been given the partition, and answers soon.
         """
         gate = resuming.gate
         if gate.is_writing:
             return False
-        all_heard = gate.heard.issuperset(self._node.as_of.processors)
-        patience = _STRANGERS_SECONDS if all_heard and gate.waiting else _GIVE_UP_SECONDS
-        return now - resuming.since > patience
+        if not (gate.waiting and gate.heard.issuperset(self._node.as_of.processors)):
+            resuming.waiting_since = None
+        elif resuming.waiting_since is None:
+            resuming.waiting_since = now
+        else:
+            since = max(resuming.since, resuming.waiting_since, self._processors_since)
+            if now - since > _STRANGERS_SECONDS:
+                return True
+        return now - resuming.since > _GIVE_UP_SECONDS
 
     def _give_up_those_in_vain(self, now: float) -> None:
         """Give up connections in the queue of questions, where processors answer too slowly."""

@@ -525,6 +525,42 @@ async def test_where_no_processor_takes_part_messages_wait_for_seconds_and_no_lo
     assert client.is_through
 
 
+async def test_a_new_owner_has_time_to_answer_when_its_messages_come(node: Node) -> None:
+    """The last owner was killed: nobody answered for its partition while its session lasted."""
+    first, heir = FakeLink("p1"), FakeLink("p2")
+    node.join(first, heir)
+    client = node.come_back()
+    for times in range(1, 6):
+        for link in (first, heir):
+            await link.asked(times)
+            owned = {0: 9} if link is first else {}
+            node.questions.answered(link, answer(link, owned, count=2))
+        await node.after_each(0.25, 2.0)
+    assert node.live_message(30, partition=1) == 1
+    await node.after_each(0.25, 2.0)
+    assert client.got() == []
+    await heir.asked(6)
+    node.questions.answered(heir, answer(heir, {1: 30}, count=2))
+    assert client.got() == ["30"]
+
+
+async def test_while_processors_come_and_go_nobody_is_taken_for_a_stranger(node: Node) -> None:
+    link = FakeLink("p1")
+    node.join(link)
+    client = node.come_back()
+    await link.asked()
+    node.questions.answered(link, answer(link, {0: 9}, count=2))
+    assert node.live_message(30, partition=1) == 1
+    await node.after_each(0.25, 4.0)
+    node.live("p1", "p2")  # it has the partition soon
+    await node.after_each(0.25, 1.0)
+    node.live("p1")
+    await node.after_each(0.25, 4.0)
+    assert client.got() == []
+    await node.after_each(0.25, 4.0)
+    assert client.got() == ["[gap]", "30"]
+
+
 async def test_while_the_registry_is_away_the_client_waits_and_is_told_in_the_end(
     node: Node, link: FakeLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
