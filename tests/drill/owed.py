@@ -1,11 +1,11 @@
 """What clients that come back are owed, and what is wrong with what they got.
 
-A client of `pushgate.v1` or of an event stream is owed every message for its user and device from
-its first connection on: once, in the order of its lane, over however many connections; and no gap,
-as long as nothing ran out of the window. Three things may be missing, by the rules of publishing: a
-message that a newer one with its collapse key replaces, one whose TTL may have run out, and one
-with a TTL of 0 where the client's connection has ended since. A plain WebSocket may miss anything,
-and each of its connections gets messages in order, none twice.
+A client that resumes (`pushgate.v1`, event streams, long-polls) is owed every message for its user
+and device from its first connection on: once, in the order of its lane, over however many
+connections; and no gap, as long as nothing ran out of the window. Three things may be missing, by
+the rules of publishing: a message that a newer one with its collapse key replaces, one whose TTL
+may have run out, and one with a TTL of 0 where the client's connection has ended since. A plain
+WebSocket may miss anything, and each of its connections gets messages in order, none twice.
 """
 
 from __future__ import annotations

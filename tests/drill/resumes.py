@@ -40,6 +40,7 @@ _STEPS: Final = 25
 _FROZEN_SECONDS: Final = 1.0
 #: A gateway tells a gap after 60 s without an answer: sooner than this.
 _SETTLE_SECONDS: Final = 80.0
+_REACH_SECONDS: Final = 3.0
 
 
 class Wishes(NamedTuple):
@@ -98,6 +99,9 @@ class Resumes(RuleBasedStateMachine):
         self._published: list[Published] = []
         self._began = time.monotonic()
         self._story: list[str] = []
+        #: Without Redis a processor goes by where users were lately, and a newcomer misses messages
+        #: (docs/design.md, "Known limits").
+        self._has_newcomers = False
 
     # Clients
 
@@ -188,6 +192,8 @@ class Resumes(RuleBasedStateMachine):
     @rule(user=_USER, lane=st.sampled_from(LANES), which=_ANY, node=_ANY)
     def freeze_redis(self, user: int, lane: str, which: int, node: int) -> None:
         """Freeze Redis for a second; meanwhile a message is published, and a client comes back."""
+        if self._has_newcomers and not self._reach_all():
+            return
         self._tell("freezes Redis")
         returning = _one_of(self._away, which) if self._up else []
         self.cluster.valkey.freeze()
@@ -217,7 +223,7 @@ class Resumes(RuleBasedStateMachine):
             for user in range(_USERS):
                 for lane in LANES:
                     self._publish(user, lane, [Wishes()])
-            late = self.cluster.run(self._await_last)
+            late = self.cluster.run(self._await_last, self._clients, _SETTLE_SECONDS)
         finally:
             self.cluster.run(self._drop_all)
         faults = [fault for client in self._clients for fault in client.faults]
@@ -225,10 +231,10 @@ class Resumes(RuleBasedStateMachine):
         if wrong:
             raise AssertionError("\n".join([*wrong, "", *self._story]))
 
-    async def _await_last(self) -> list[str]:
-        """Wait until every client that resumes has its last messages; say who has not."""
+    async def _await_last(self, clients: Sequence[ReturningClient], seconds: float) -> list[str]:
+        """Wait until clients that resume have the last messages; say that they have not."""
         last = self._published[-_USERS * len(LANES) :]
-        owed = [c.received for c in self._clients if c.received.owed_from is not None]
+        owed = [c.received for c in clients if c.received.owed_from is not None]
         due = [
             (client, message)
             for client in owed
@@ -240,7 +246,7 @@ class Resumes(RuleBasedStateMachine):
             return all(message.payload in client.payloads for client, message in due)
 
         try:
-            await eventually(all_there, "the last messages", timeout_seconds=_SETTLE_SECONDS)
+            await eventually(all_there, "the last messages", timeout_seconds=seconds)
         except AssertionError as error:
             return [str(error)]
         return []
@@ -273,6 +279,16 @@ class Resumes(RuleBasedStateMachine):
         await eventually(is_found, "it is registered", timeout_seconds=OPEN_SECONDS)
         if client.is_open:
             client.received.owed_from = self.cluster.next_number
+            self._has_newcomers = True
+
+    def _reach_all(self) -> bool:
+        """Publish until every open connection has been found; False where that takes too long."""
+        for user in range(_USERS):
+            for lane in LANES:
+                self._publish(user, lane, [Wishes()])
+        held = [client for client in self._clients if client.is_held and not client.is_stalled]
+        self._has_newcomers = bool(self.cluster.run(self._await_last, held, _REACH_SECONDS))
+        return not self._has_newcomers
 
     def _publish(self, user: int, lane: str, many: Sequence[Wishes]) -> None:
         for wishes in many:
@@ -291,7 +307,8 @@ class Resumes(RuleBasedStateMachine):
 
     async def _publish_one(self, user: str, lane: str, wishes: Wishes) -> Published:
         its_own = [client for client in self._clients if client.received.user == user]
-        present = await self._found(its_own) if wishes.ttl_seconds == 0 else []
+        held = [client for client in its_own if client.is_held]
+        present = await self._found(held) if wishes.ttl_seconds == 0 else []
         return await self.cluster.publish(
             user,
             lane,

@@ -1,4 +1,4 @@
-"""Clients that come back when they are told to: the library's, and plain WebSockets.
+"""Clients that come back when they are told to: the library's of every kind, and plain WebSockets.
 
 Each connection goes through a proxy of its own, so that a test can cut it, or keep bytes from it
 that the gateway has sent.
@@ -15,34 +15,17 @@ from typing import Final
 import httpx
 from websockets.exceptions import WebSocketException
 
-from pushgate.client import Place, sse, websocket
+from pushgate.client import Place, poll, sse, websocket
 from pushgate.embedded import LOOPBACK
 from tests.drill.owed import Received, Session
 from tests.support.clients import Ended, connect, eventually, token
 from tests.support.processes import GatewayProcess
 from tests.support.proxy import Direction, Proxy
 
-#: Payloads of one connection, with the place that the connection begins from.
-_Stream = Callable[[str, str, Place], AsyncIterator[bytes]]
 #: How long a connection may take to say hello.
 OPEN_SECONDS: Final = 10.0
 _PLAIN: Final = "plain"
-
-
-async def _v1(url: str, user_token: str, place: Place) -> AsyncIterator[bytes]:
-    async for message in websocket(url, user_token, place):
-        yield message.payload
-
-
-async def _sse(url: str, user_token: str, place: Place) -> AsyncIterator[bytes]:
-    async for message in sse(url, user_token, place):
-        yield message.payload
-
-
-#: The kinds of clients that resume. A long-poll belongs here as soon as its cursor is good on any
-#: node.
-_STREAMS: Final[dict[str, _Stream]] = {"v1": _v1, "sse": _sse}
-KINDS: Final = (*_STREAMS, _PLAIN)
+_POLL: Final = "poll"
 
 
 class _HeardPlace(Place):
@@ -55,6 +38,36 @@ class _HeardPlace(Place):
     def beat(self, cursor: str | None) -> None:
         super().beat(cursor)
         self.heard.set()
+
+
+#: Payloads of one connection, with the place that the connection begins from.
+_Stream = Callable[[str, str, _HeardPlace], AsyncIterator[bytes]]
+
+
+async def _v1(url: str, user_token: str, place: _HeardPlace) -> AsyncIterator[bytes]:
+    async for message in websocket(url, user_token, place):
+        yield message.payload
+
+
+async def _sse(url: str, user_token: str, place: _HeardPlace) -> AsyncIterator[bytes]:
+    async for message in sse(url, user_token, place):
+        yield message.payload
+
+
+async def _poll(url: str, user_token: str, place: _HeardPlace) -> AsyncIterator[bytes]:
+    if place.session is None:  # a long poll would bring no cursor before a message comes
+        headers = {"authorization": f"Bearer {user_token}"}
+        async with httpx.AsyncClient(headers=headers, trust_env=False) as http:
+            response = await http.get(f"{url}/poll", params={"wait": 0})
+        response.raise_for_status()
+        place.session = response.json()["cursor"]
+    place.heard.set()
+    async for message in poll(url, user_token, place):
+        yield message.payload
+
+
+_STREAMS: Final[dict[str, _Stream]] = {"v1": _v1, "sse": _sse, _POLL: _poll}
+KINDS: Final = (*_STREAMS, _PLAIN)
 
 
 class ReturningClient:
@@ -80,6 +93,11 @@ class ReturningClient:
     def is_open(self) -> bool:
         """Whether its connection has said hello, and has not ended."""
         return self.session is not None and self._place.heard.is_set()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the gateway can send at any time: a long-poll waits for its next request."""
+        return self.is_open and self._kind != _POLL
 
     async def begin(self, gateway: GatewayProcess) -> None:
         """Begin a connection to a gateway."""
