@@ -24,9 +24,12 @@ from tests.drill.stage import Hop, Plan, Stage, staged
 #: After a fault, and the time that a lost node has: how long everything may take to arrive and to
 #: be told.
 _SETTLE_SECONDS: Final = 30.0
-#: How long processes may grow under load: caches fill, and the first clients who come back all at
-#: once take 2–4 MB for good.
-_WARM_SECONDS: Final = 60.0
+#: How long processors grow under load on purpose: until their windows are full, 15 s behind
+#: PUSHGATE_RESUME_SECONDS.
+_FILL_SECONDS: Final = 140.0
+#: How long processes may grow under a fault: the first clients who come back all at once take
+#: 2–4 MB for good.
+_WARM_SECONDS: Final = 40.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,10 +194,11 @@ async def run(
     """
     async with staged(plan, bootstrap) as stage:
         began = time.monotonic()
+        fills = timed and row.bounds.growth_mb_a_minute is not None
         async with stage.publishing(stage.crowd.users, plan.rate):
-            await asyncio.sleep(lengths.baseline)
+            await asyncio.sleep(max(lengths.baseline, _FILL_SECONDS if fills else 0.0))
             fault = await row.strike(stage, lengths)
-        warm = max(fault.began, began + _WARM_SECONDS)
+        warm = fault.began + _WARM_SECONDS
         grown = stage.processor_growth(warm), stage.gateway_growth(warm)
         findings = await stage.settle(LEASE_SECONDS + plan.lost_node_seconds + _SETTLE_SECONDS)
         findings.told_wrongly.update(fault.wrong)
