@@ -203,15 +203,23 @@ class _BatchDelivery:
     user gets a message of the batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
         self.full: set[Connection] = set()
         self.boundaries: list[tuple[str, Takers]] = []
         self._began = time.monotonic()
 
     async def share_turn(self) -> None:
-        """Let the event loop do its other work, where this turn has been long."""
+        """Let the event loop do its other work, where this turn has been long.
+
+        Connections that come meanwhile are held to be full where the user has a full connection:
+        refused messages come again, and a newcomer would get them behind later messages.
+        """
         if time.monotonic() - self._began >= _TURN_SECONDS:
+            before = {user: self._hub.of(user) for user in {held.user for held in self.full}}
             await asyncio.sleep(0)
+            for user, connections in before.items():
+                self.full.update(held for held in self._hub.of(user) if held not in connections)
             self._began = time.monotonic()
 
 
@@ -243,7 +251,7 @@ class Pusher:
         Raises:
             BadBatch: the body is no list of messages, or the batch is too large.
         """
-        under_way = _BatchDelivery()
+        under_way = _BatchDelivery(self._hub)
         codec = _PACKED if media_type == _PACKED.media_type else _JSON
         try:
             items = codec.decode(body)
@@ -267,7 +275,7 @@ class Pusher:
 
     async def one(self, item: Item) -> Result:
         """Push an item for one user; return its result."""
-        (result,) = await self._push([item], _BatchDelivery())
+        (result,) = await self._push([item], _BatchDelivery(self._hub))
         assert not isinstance(result, list)  # noqa: S101 - one user, one result
         return result
 

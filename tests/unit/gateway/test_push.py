@@ -223,6 +223,28 @@ async def test_what_comes_while_a_crowd_is_delivered_to_does_not_go_past() -> No
 
 
 @pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("others", [0, CROWD], ids=["two devices", "a crowd"])
+async def test_who_comes_during_a_batch_gets_nothing_behind_a_message_that_comes_again(
+    others: int,
+) -> None:
+    rig = Rig(repeat_window=1_000)
+    stalled, *_ = rig.hold("u", 2 + others)
+    stalled.takes = False
+    newcomer = FakeConnection(identity("u"))
+    batch = [{"user": "u", "data": str(number), "id": str(number)} for number in range(600)]
+    pushing = asyncio.create_task(rig.push(PACKED, batch))
+    while not rig.hub.of("u")[1].got:
+        await asyncio.sleep(0)
+    rig.hub.add(newcomer)
+    results = await pushing
+    assert newcomer.got == []
+    assert [result["taken"] for result in results] == [1 + others] * 600
+    stalled.takes = True
+    await rig.push(PACKED, batch)
+    assert newcomer.got == stalled.got == [str(number).encode() for number in range(600)]
+
+
+@pytest.mark.usefixtures("hurried")
 async def test_a_crowd_that_cannot_take_a_message_is_told_from_one_that_is_gone() -> None:
     rig = Rig(repeat_window=100)
     for connection in rig.hold("alice", CROWD + 1):
