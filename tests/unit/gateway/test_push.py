@@ -228,13 +228,14 @@ async def test_who_comes_during_a_batch_gets_nothing_behind_a_message_that_comes
     others: int,
 ) -> None:
     rig = Rig(repeat_window=1_000)
-    stalled, *_ = rig.hold("u", 2 + others)
+    stalled, reader, *_ = rig.hold("u", 2 + others)
     stalled.takes = False
+    began = asyncio.Event()
+    reader.on_deliver = began.set
     newcomer = FakeConnection(identity("u"))
     batch = [{"user": "u", "data": str(number), "id": str(number)} for number in range(600)]
     pushing = asyncio.create_task(rig.push(PACKED, batch))
-    while not rig.hub.of("u")[1].got:
-        await asyncio.sleep(0)
+    await began.wait()
     rig.hub.add(newcomer)
     results = await pushing
     assert newcomer.got == []
