@@ -66,9 +66,13 @@ class Resume:
         self._registry_clock = RegistryClock()
         self._failing = False
 
-    def attend(self, member: Member) -> None:
-        """Work for `member`, the owner of the partitions."""
+    def attend(self, member: Member, waiting: Callable[[], Iterable[str]]) -> None:
+        """Work for `member`, the owner of the partitions.
+
+        `waiting` returns the users whose messages wait.
+        """
         self._member = member
+        self._users_waiting = waiting
         self._answers = Answers(
             self.name,
             member,
@@ -110,14 +114,7 @@ class Resume:
         await self.keep_lease()
         now_ms = self._registry_clock.now_ms(self._clock())
         if now_ms is not None:
-            self._answers.mark(
-                now_ms,
-                {
-                    progress.partition: progress.committable
-                    for progress in self._member.partitions
-                    if progress.committable is not None
-                },
-            )
+            self._answers.mark(now_ms, self._member.partitions, waiting=self._users_waiting())
         self._links.observe(live_nodes, now_ms, present=self._registry.present)
         self._windows.advance()
         if self._reader.is_idle:
