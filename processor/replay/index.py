@@ -8,14 +8,32 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Generic, TypeVar
 
 #: User, device and collapse key: a newer message replaces an older one of an equal place.
 Place = tuple[str, str | None, str]
 
+_K = TypeVar("_K")
+
 #: Beyond every offset.
 _NO_END: Final = 2**63
+
+
+class Entries(Generic[_K]):
+    """Keys with the offset of a message each, in the order of offsets."""
+
+    # Two lists: a tuple an entry would wake the garbage collector.
+    __slots__ = ("keys", "offsets")
+
+    def __init__(self) -> None:
+        self.keys: list[_K] = []
+        self.offsets: list[int] = []
+
+    def extend(self, keys: Iterable[_K], offsets: Iterable[int]) -> None:
+        """Add entries behind all others."""
+        self.keys.extend(keys)
+        self.offsets.extend(offsets)
 
 
 class _Offsets:
@@ -52,20 +70,17 @@ class Index:
 
     def __init__(
         self,
-        users: Sequence[tuple[str, int]],
-        places: Sequence[tuple[Place, int]],
+        users: Entries[str],
+        places: Entries[Place],
         *,
         began_ms: int,
         end: int,
     ) -> None:
-        """`users` and `places` come with the offset of a message each, in order.
-
-        `end` is the offset behind the part, and `began_ms` the time when its first message came.
-        """
+        """`end` is the offset behind the part; `began_ms` is when its first message came."""
         self.began_ms = began_ms
         self.end = end
-        self._by_user = _Offsets([hash(user) for user, _ in users], [at for _, at in users])
-        self._by_place = _Offsets([hash(place) for place, _ in places], [at for _, at in places])
+        self._by_user = _Offsets(list(map(hash, users.keys)), users.offsets)
+        self._by_place = _Offsets(list(map(hash, places.keys)), places.offsets)
 
     def __len__(self) -> int:
         return len(self._by_user)
