@@ -47,7 +47,7 @@ _OFFSETS_AT_ONCE: Final = 200_000
 #: How many questions are answered in one turn of the event loop.
 _QUESTIONS_A_TURN: Final = 50
 #: The most evicted messages that are read again for an ask: each question has its share.
-MOST_SCATTERED: Final = 20_000
+MOST_SCATTERED: Final = 10_000
 
 #: Evicted messages that were read again, by partition and offset; None for a message that Kafka has
 #: no more.
