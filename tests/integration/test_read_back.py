@@ -14,8 +14,8 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from processor.reading import log_reader
 from processor.reading.kafka import Record
 from processor.reading.message import Message
-from processor.replay import read_back as module
 from processor.replay import answers as answers_module
+from processor.replay import read_back as module
 from processor.replay.answers import Answers
 from processor.replay.read_back import Reader, Unavailable
 from processor.replay.windows import Windows
