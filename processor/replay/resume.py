@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -116,6 +117,8 @@ class Resume:
         if now_ms is not None:
             self._answers.mark(now_ms, self._member.partitions, waiting=self._users_waiting())
         self._links.observe(live_nodes, now_ms, present=self._registry.present)
+        while self._windows.evict():  # noqa: ASYNC110 - other work has its turn between two parts
+            await asyncio.sleep(0)
         self._windows.advance()
         if self._reader.is_idle:
             self._spawn(self._reader.close())

@@ -291,7 +291,7 @@ async def test_users_who_missed_much_get_all_of_it_page_by_page(
     windows = Windows(seconds=60.0, most_bytes=300_000)
     windows.begin({rig.partition: 0})
     await reader.earlier(rig.partition, 0, count, partial(windows.take, rig.partition))
-    windows.advance()
+    assert windows.evict()
     assert windows.of(rig.partition).has_evicted
     member = Member(rig.partition, count)
     answers = Answers("p", member, windows, lambda _: None, reader, keep_seconds=60.0)
