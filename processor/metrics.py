@@ -147,6 +147,12 @@ WINDOW_SHORTENED = Counter(
     "came within PUSHGATE_RESUME_SECONDS. Clients that were away for longer are told of a gap.",
     registry=_registry,
 )
+WAITED_OVERFLOWS = Counter(
+    "pushgate_processor_waited_overflows_total",
+    "Seconds with messages of more users waiting than are noted: clients that come back are then "
+    "asked for from further back, and some may be told of a gap.",
+    registry=_registry,
+)
 RESUME_LINKS = Gauge(
     "pushgate_processor_resume_links",
     "Connections held to gateways for questions of what clients have missed.",

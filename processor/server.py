@@ -86,7 +86,11 @@ class Processor:
         )
         if self._resume is not None:
             reports = self._outcomes.accessory is not None
-            self._resume.attend(self._consumer, self._outcomes.replayed if reports else None)
+            self._resume.attend(
+                self._consumer,
+                self._dispatcher.users_waiting,
+                self._outcomes.replayed if reports else None,
+            )
         self._registry_seen = asyncio.Event()
         self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
         self._stopping = asyncio.Event()

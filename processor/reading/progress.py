@@ -77,10 +77,18 @@ class Progress:
     @property
     def committable(self) -> int | None:
         """The offset to commit, and to go on from; None where nothing was read yet."""
-        first = self._span[0][0] if self._span else self.next_offset
+        first = self.in_hand_from
         if self._oldest_waiting and first is not None:
             return min(first, self._oldest_waiting[0].offset)
         return first
+
+    @property
+    def in_hand_from(self) -> int | None:
+        """The offset in front of which every message is settled, or waits.
+
+        None where nothing was read yet.
+        """
+        return self._span[0][0] if self._span else self.next_offset
 
     @property
     def settled_beyond(self) -> Collection[int]:

@@ -19,8 +19,10 @@ import structlog
 
 from processor import metrics
 from processor.reading.kafka import TopicPartition
+from processor.reading.progress import Progress
 from processor.replay.marks import Marks
 from processor.replay.read_back import MOST_BYTES, TakeMessages, Unavailable
+from processor.replay.waited import Waited
 from processor.replay.window import Absence, Window
 from processor.replay.windows import Windows
 from registry.message import Envelope
@@ -45,7 +47,7 @@ _OFFSETS_AT_ONCE: Final = 200_000
 #: How many questions are answered in one turn of the event loop.
 _QUESTIONS_A_TURN: Final = 50
 #: The most evicted messages that are read again for an ask: each question has its share.
-MOST_SCATTERED: Final = 20_000
+MOST_SCATTERED: Final = 10_000
 
 #: Evicted messages that were read again, by partition and offset; None for a message that Kafka has
 #: no more.
@@ -116,6 +118,7 @@ class Answers:
         self._keep_ms = int(keep_seconds * 1_000) + SLACK_MS
         self._now_ms = now_ms
         self._marks: dict[TopicPartition, Marks] = {}
+        self._waited = Waited(self._keep_ms)
 
     def begin(self, commits: Mapping[TopicPartition, tuple[int, str]]) -> None:
         """Begin with assigned partitions: the offset that is taken in next, and a commit's note.
@@ -128,6 +131,7 @@ class Answers:
             # True for ever, whoever had the partition meanwhile; but not of a topic made anew.
             is_of_topic = marks is not None and marks.last is not None and 0 < marks.last <= start
             self._marks[partition] = marks if marks and is_of_topic else Marks(self._keep_ms)
+            self._marks[partition].coarsen()
             if not start:  # nothing was ever settled in front of it
                 self._marks[partition].add(0, 0)
             self._marks[partition].read(note)
@@ -137,12 +141,18 @@ class Answers:
         marks = self._marks.get(partition)
         return "" if marks is None else marks.word
 
-    def mark(self, time_ms: int, committable: Mapping[TopicPartition, int]) -> None:
-        """Note how far partitions are settled at a time of the registry's clock."""
-        for partition, offset in committable.items():
-            marks = self._marks.get(partition)
-            if marks is not None:
-                marks.add(time_ms, offset)
+    def mark(
+        self, time_ms: int, partitions: Iterable[Progress], *, waiting: Iterable[str] = ()
+    ) -> None:
+        """Note how far partitions are settled at a time of the registry's clock.
+
+        `waiting` are the users whose messages wait.
+        """
+        self._waited.note(time_ms, waiting)
+        for progress in partitions:
+            marks = self._marks.get(progress.partition)
+            if marks is not None and progress.committable is not None:
+                marks.add(time_ms, progress.committable, progress.in_hand_from)
 
     async def answer(self, ask: Ask) -> Answer:
         """Answer the questions of a gateway, for the partitions that are this processor's."""
@@ -235,9 +245,11 @@ class Answers:
         """
         scattered: dict[TopicPartition, Mapping[int, Envelope | None]] = {}
         room = MOST_BYTES
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _READ_SECONDS
         for partition, offsets in (await self._evicted(questions, owned)).items():
-            if room <= 0:
-                break
+            if room <= 0 or loop.time() > deadline:
+                break  # the answer is cut there, and the gateway asks for the rest
             try:
                 found = await self._reader.scattered(partition, offsets, most_bytes=room)
             except Unavailable:
@@ -260,7 +272,7 @@ class Answers:
                 await asyncio.sleep(0)
             positions = _positions(question)
             for partition, window in windows.items():
-                since = self._since(partition, positions.get(partition), question.as_of_ms).offset
+                since = self._since(partition, positions.get(partition), question).offset
                 evicted = window.evicted(question.user, since or 0, owned[partition])
                 if evicted:
                     offsets.setdefault(partition, set()).update(evicted[:most])
@@ -287,8 +299,7 @@ class Answers:
         needed = [
             since
             for question, at in zip(questions, positions, strict=True)
-            if (since := self._since(partition, at.get(partition), question.as_of_ms).offset)
-            is not None
+            if (since := self._since(partition, at.get(partition), question).offset) is not None
             and nearest < since < window.floor
         ]
         return min(needed, default=None)
@@ -307,7 +318,7 @@ class Answers:
         now_ms = self._now_ms()
         for number, (partition, end) in enumerate(owned.items()):
             window = self._windows.of(partition)
-            since = self._since(partition, positions.get(partition), question.as_of_ms)
+            since = self._since(partition, positions.get(partition), question)
             if since.is_void:
                 replay.void.append(number)
             start = since.offset
@@ -331,20 +342,31 @@ class Answers:
                 replay.incomplete.append(number)
         return replay
 
-    def _since(self, partition: TopicPartition, position: int | None, as_of_ms: int) -> _Since:
+    def _since(self, partition: TopicPartition, position: int | None, question: Question) -> _Since:
         """Return from which offset on a client may have missed messages."""
-        marks = self._marks.get(partition)
-        mark = None if marks is None else marks.before(as_of_ms - SLACK_MS)
         end = self._owner.log_end(partition)
+        marked = self._settled_for(question, partition)
         # Beyond the end: the topic was deleted and made anew, and its offsets began again.
-        if mark is not None and end is not None and mark > end:
-            mark = None
+        if marked is not None and end is not None and marked > end:
+            marked = None
         if position is None:
-            return _Since(mark, is_void=False)
+            return _Since(marked, is_void=False)
         if end is not None and position >= end:
             return _Since(None, is_void=True)
         # What was settled before the cursor's time the client has too.
-        return _Since(max(position + 1, mark or 0), is_void=False)
+        return _Since(max(position + 1, marked or 0), is_void=False)
+
+    def _settled_for(self, question: Question, partition: TopicPartition) -> int | None:
+        """Return the offset before which the user's messages were settled at the cursor's time.
+
+        None without a mark that old.
+        """
+        marks = self._marks.get(partition)
+        mark = None if marks is None else marks.before(question.as_of_ms - SLACK_MS)
+        if mark is None:
+            return None
+        has_waited = self._waited.since(question.user, mark.time_ms)
+        return mark.settled if has_waited else mark.in_hand_from
 
 
 def _positions(question: Question) -> dict[TopicPartition, int]:

@@ -8,14 +8,32 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Generic, TypeVar
 
 #: User, device and collapse key: a newer message replaces an older one of an equal place.
 Place = tuple[str, str | None, str]
 
+_K = TypeVar("_K")
+
 #: Beyond every offset.
 _NO_END: Final = 2**63
+
+
+class Entries(Generic[_K]):
+    """Keys with the offset of a message each, in the order of offsets."""
+
+    # Two lists: a tuple an entry would wake the garbage collector.
+    __slots__ = ("keys", "offsets")
+
+    def __init__(self) -> None:
+        self.keys: list[_K] = []
+        self.offsets: list[int] = []
+
+    def extend(self, keys: Iterable[_K], offsets: Iterable[int]) -> None:
+        """Add entries behind all others."""
+        self.keys.extend(keys)
+        self.offsets.extend(offsets)
 
 
 class _Offsets:
@@ -36,6 +54,12 @@ class _Offsets:
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def joined(self, later: _Offsets) -> _Offsets:
+        """Return these offsets and later ones."""
+        # Both are sorted: Python's sort merges two runs in linear time.
+        hashes, offsets = [*self._hashes, *later._hashes], [*self._offsets, *later._offsets]
+        return _Offsets(hashes, offsets)
+
     def of(self, key_hash: int) -> Sequence[int]:
         """Return the offsets of a key, or of keys with an equal hash."""
         hashes = self._hashes
@@ -50,22 +74,28 @@ class Index:
 
     __slots__ = ("_by_place", "_by_user", "began_ms", "end")
 
-    def __init__(
-        self,
-        users: Sequence[tuple[str, int]],
-        places: Sequence[tuple[Place, int]],
-        *,
-        began_ms: int,
-        end: int,
-    ) -> None:
-        """`users` and `places` come with the offset of a message each, in order.
-
-        `end` is the offset behind the part, and `began_ms` the time when its first message came.
-        """
+    def __init__(self, by_user: _Offsets, by_place: _Offsets, *, began_ms: int, end: int) -> None:
+        """`end` is the offset behind the part; `began_ms` is when its first message came."""
         self.began_ms = began_ms
         self.end = end
-        self._by_user = _Offsets([hash(user) for user, _ in users], [at for _, at in users])
-        self._by_place = _Offsets([hash(place) for place, _ in places], [at for _, at in places])
+        self._by_user = by_user
+        self._by_place = by_place
+
+    @classmethod
+    def made(cls, users: Entries[str], places: Entries[Place], *, began_ms: int, end: int) -> Index:
+        """Return the index of some entries."""
+        by_user = _Offsets(list(map(hash, users.keys)), users.offsets)
+        by_place = _Offsets(list(map(hash, places.keys)), places.offsets)
+        return cls(by_user, by_place, began_ms=began_ms, end=end)
+
+    def joined(self, later: Index) -> Index:
+        """Return the index of this part and the part behind it."""
+        return Index(
+            self._by_user.joined(later._by_user),
+            self._by_place.joined(later._by_place),
+            began_ms=self.began_ms,
+            end=later.end,
+        )
 
     def __len__(self) -> int:
         return len(self._by_user)

@@ -2,13 +2,16 @@
 
 What a record's timestamp says is up to the producer: a look-up by time can skip records. A mark is
 this processor's own: what stands before the offset was settled before the time.
+
+A mark has a second offset: what stands before it was settled, or waited (waited.py). A partition's
+next owner does not know which users' messages waited, and gets the first offset alone.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from bisect import bisect_right
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -21,37 +24,54 @@ _MOST_IN_WORD: Final = 40
 INTERVAL_MS: Final = 1_000
 
 
+class Mark(NamedTuple):
+    """How far a partition was at a time of the registry's clock, Unix time in milliseconds."""
+
+    time_ms: int
+    settled: int  # everything before this offset was settled
+    in_hand_from: int  # everything before this offset was settled, or waited
+
+
 class Marks:
     """The marks of one partition, the newest last; of a time as far back as `keep_ms`."""
 
-    __slots__ = ("_keep_ms", "_offsets", "_times_ms", "_word", "_word_ms")
+    __slots__ = ("_in_hand_from", "_keep_ms", "_offsets", "_times_ms", "_word", "_word_ms")
 
     def __init__(self, keep_ms: int) -> None:
         self._keep_ms = keep_ms
         self._times_ms: list[int] = []
         self._offsets: list[int] = []
+        self._in_hand_from: list[int] = []
         self._word = ""
         self._word_ms = -_WORD_INTERVAL_MS  # the time of the last mark in the word
 
-    def add(self, now_ms: int, offset: int) -> None:
-        """Note that everything before `offset` is settled."""
-        times, offsets = self._times_ms, self._offsets
+    def add(self, now_ms: int, offset: int, in_hand_from: int | None = None) -> None:
+        """Note that everything before `offset` is settled, and before `in_hand_from`, or waits."""
+        times, offsets, in_hand = self._times_ms, self._offsets, self._in_hand_from
         if times and now_ms - times[-1] < INTERVAL_MS:
             return
         if offsets and offset < offsets[-1]:  # the topic was made anew: its offsets began again
             times.clear()
             offsets.clear()
+            in_hand.clear()
         times.append(now_ms)
         offsets.append(offset)
+        in_hand.append(offset if in_hand_from is None else in_hand_from)
         # One mark at or before the bound stays: it answers for the times behind it.
         old = bisect_right(times, now_ms - self._keep_ms) - 1
         if old > 0:
-            del times[:old], offsets[:old]
+            del times[:old], offsets[:old], in_hand[:old]
 
-    def before(self, time_ms: int) -> int | None:
-        """Return the offset of the newest mark at or before a time; None where there is none."""
-        at = bisect_right(self._times_ms, time_ms)
-        return self._offsets[at - 1] if at else None
+    def coarsen(self) -> None:
+        """Forget what waited: the partition was taken away, with its unsettled messages."""
+        self._in_hand_from = list(self._offsets)
+
+    def before(self, time_ms: int) -> Mark | None:
+        """Return the newest mark at or before a time; None where there is none."""
+        at = bisect_right(self._times_ms, time_ms) - 1
+        if at < 0:
+            return None
+        return Mark(self._times_ms[at], self._offsets[at], self._in_hand_from[at])
 
     @property
     def last(self) -> int | None:

@@ -32,10 +32,10 @@ _SCATTERED_FETCH_BYTES: Final = 128 * 1024
 #: Messages so near to each other are read in one go: a fetch costs the CPU of some 130 records.
 _NEAR: Final = 100
 #: Bounds of scattered messages that are read for an ask; the answer has room for less.
-MOST_BYTES: Final = 4 * 1024 * 1024
+MOST_BYTES: Final = 8 * 1024 * 1024
 _SCATTERED_SECONDS: Final = 1.0
 #: What a message takes in memory beside its record's bytes, while an answer is made.
-_MESSAGE_BYTES: Final = 1_000
+_MESSAGE_BYTES: Final = 600
 #: How long reading an earlier owner's messages may take; gateways ask again meanwhile.
 _SECONDS: Final = 10.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -67,12 +68,19 @@ class Resume:
         self._registry_clock = RegistryClock()
         self._failing = False
 
-    def attend(self, member: Member, report: ReportReplayed | None) -> None:
+    def attend(
+        self,
+        member: Member,
+        waiting: Callable[[], Iterable[str]],
+        report: ReportReplayed | None,
+    ) -> None:
         """Work for `member`, the owner of the partitions.
 
-        `report` reports replayed messages: None where no outcomes are reported.
+        `waiting` returns the users whose messages wait. `report` reports replayed messages: None
+        where no outcomes are reported.
         """
         self._member = member
+        self._users_waiting = waiting
         self._answers = Answers(
             self.name,
             member,
@@ -115,15 +123,10 @@ class Resume:
         await self.keep_lease()
         now_ms = self._registry_clock.now_ms(self._clock())
         if now_ms is not None:
-            self._answers.mark(
-                now_ms,
-                {
-                    progress.partition: progress.committable
-                    for progress in self._member.partitions
-                    if progress.committable is not None
-                },
-            )
+            self._answers.mark(now_ms, self._member.partitions, waiting=self._users_waiting())
         self._links.observe(live_nodes, now_ms, present=self._registry.present)
+        while self._windows.evict():  # noqa: ASYNC110 - other work has its turn between two parts
+            await asyncio.sleep(0)
         self._windows.advance()
         if self._reader.is_idle:
             self._spawn(self._reader.close())

@@ -144,6 +144,10 @@ class Dispatcher:
         """Whether a live node, or no node at all, accepts what this processor presents."""
         return self._accepted.is_set()
 
+    def users_waiting(self) -> Iterable[str]:
+        """Return the users whose messages wait; a user may come twice."""
+        return self._waiting.users
+
     async def room(self) -> None:
         """Return when less than a batch of messages is in the queue, and a node accepts messages.
 

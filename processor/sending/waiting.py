@@ -24,6 +24,11 @@ class Waiting:
         return bool(self._by_key)
 
     @property
+    def users(self) -> Iterator[str]:
+        """The users with messages here; a user may come twice."""
+        return (next(iter(messages)).push.user for messages in self._by_key.values())
+
+    @property
     def to_look_up(self) -> bool:
         """Whether a user is to be looked up."""
         return bool(self._to_look_up)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -15,9 +16,13 @@ from processor import metrics
 from processor.reading import log_reader
 from processor.reading.kafka import KafkaError, Record
 from processor.reading.message import Message
+from processor.replay import answers as answers_module
 from processor.replay import read_back as module
+from processor.replay.answers import Answers
 from processor.replay.read_back import Reader, Unavailable
+from processor.replay.windows import Windows
 from processor.settings import ProcessorSettings
+from registry.resume import Ask, Question, push_in
 from tests.support.kafka import KafkaServer
 from tests.support.kcat import kcat
 
@@ -58,6 +63,13 @@ class Rig:
             await self._producer.send_and_wait(
                 self.partition.topic, data, key=b"alice", partition=partition
             )
+
+    async def send(self, user: str, data: bytes) -> None:
+        """Publish without a wait for the broker's answer."""
+        await self._producer.send(self.partition.topic, data, key=user.encode(), partition=0)
+
+    async def flush(self) -> None:
+        await self._producer.flush()
 
     async def delete_before(self, offset: int, kafka: KafkaServer) -> None:
         """Take records as retention does."""
@@ -284,3 +296,57 @@ async def test_an_idle_connection_is_ended_and_made_anew(
     await reader.close()
     assert not reader.is_idle
     assert list(await reader.scattered(rig.partition, [2], most_bytes=ROOM)) == [2]
+
+
+# All together
+
+
+class Member:
+    """A member that owns one partition, up to where it has taken in."""
+
+    def __init__(self, partition: TopicPartition, end: int) -> None:
+        self._partition = partition
+        self._end = end
+
+    async def prove(self) -> dict[TopicPartition, int]:
+        return {self._partition: self._end}
+
+    def partition_counts(self) -> dict[str, int]:
+        return {self._partition.topic: 4}
+
+    def log_end(self, partition: TopicPartition) -> int:
+        return self._end
+
+
+async def test_users_who_missed_much_get_all_of_it_page_by_page(
+    rig: Rig, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_module, "MOST_SCATTERED", 1_000)
+    users = [f"u{number}" for number in range(40)]
+    count = 4_000
+    for number in range(count):
+        await rig.send(users[number * 7 % 40], b"%d" % number)
+    await rig.flush()
+    windows = Windows(seconds=60.0, most_bytes=300_000)
+    windows.begin({rig.partition: 0})
+    await reader.earlier(rig.partition, 0, count, partial(windows.take, rig.partition))
+    assert windows.evict()
+    assert windows.of(rig.partition).has_evicted
+    member = Member(rig.partition, count)
+    answers = Answers("p", member, windows, lambda _: None, reader, keep_seconds=60.0)
+    got: dict[str, list[int]] = {user: [] for user in users}
+    asked, pages = users, 0
+    while asked:
+        pages += 1
+        at = {user: got[user][-1] if got[user] else -1 for user in asked}
+        answer = await answers.answer(
+            Ask(1, [Question(user, None, 0, [(*rig.partition, at[user])]) for user in asked])
+        )
+        for user, replay in zip(asked, answer.replays, strict=True):
+            assert not replay.incomplete
+            got[user] += [int(push_in(message).data) for message in replay.messages]
+        asked = [user for user, replay in zip(asked, answer.replays, strict=True) if replay.cut]
+        assert any(got[user][-1] > at[user] for user in at), "no step forward"
+    assert pages >= 4
+    for user, found in got.items():
+        assert found == [n for n in range(count) if users[n * 7 % 40] == user]

@@ -10,7 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.clients import Client, Message, eventually
 from tests.support.kafka import KafkaServer
-from tests.support.processes import ProcessorProcess
+from tests.support.processes import GatewayProcess, ProcessorProcess
 
 
 async def publish(
@@ -68,6 +68,13 @@ async def outcomes(processor: ProcessorProcess) -> dict[tuple[str, str], float]:
             kind, reason = by_name["outcome"].strip('"'), by_name["reason"].strip('"')
             counts[kind, reason] = float(value)
     return counts
+
+
+async def metric(process: GatewayProcess | ProcessorProcess, name: str) -> float:
+    """Give the value of a metric without labels."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(f"http://127.0.0.1:{process.port}/metrics")).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
 async def until_outcomes(

@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import pytest
@@ -26,7 +27,7 @@ from tests.support.clients import (
 from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartGateway, StartProcessor
-from tests.system.steps import publish, publish_all
+from tests.system.steps import metric, publish, publish_all
 from tests.system.traffic import measure
 
 pytestmark = pytest.mark.anyio
@@ -157,6 +158,37 @@ async def test_a_new_owner_reads_back_what_the_last_one_took_in(
     async with connect(transport, gateways[1].port, user, cursor=cursor) as client:
         await publish_all(backend, topic, user, texts[15:])
         assert await everything(client, texts[19].encode()) == texts[5:]
+
+
+@pytest.mark.parametrize("transport", RESUMING)
+async def test_what_a_processor_has_no_room_for_is_read_again_and_is_no_gap(
+    transport: str,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    processor = await asyncio.to_thread(start_processor, resume_bytes=1024 * 1024)
+    texts = [f"message {number}" for number in range(30)]
+    async with gone(transport, gateways[0], f"{user}-idle") as [idle_cursor]:
+        async with connect(transport, gateways[0].port, user) as client:
+            await publish_all(backend, topic, user, texts[:5])
+            assert await everything(client, texts[4].encode()) == texts[:5]
+            cursor = cursor_of(client)
+        await publish_all(backend, topic, user, texts[5:20])
+        for other in range(16):  # in every partition
+            await publish_all(backend, topic, f"{user}-{other}", ["x" * 60_000] * 8)
+        evicted = "pushgate_processor_window_evicted_total"
+        await eventually(partial(metric, processor, evicted), "payloads are evicted")
+        async with connect(transport, gateways[1].port, user, cursor=cursor) as client:
+            await publish_all(backend, topic, user, texts[20:])
+            assert await everything(client, texts[29].encode()) == texts[5:]
+        assert await metric(processor, "pushgate_processor_read_again_messages_total") >= 15
+        idle = f"{user}-idle"
+        async with connect(transport, gateways[1].port, idle, cursor=idle_cursor) as client:
+            await publish(backend, topic, idle, b"live")
+            assert await everything(client, b"live") == ["live"]
 
 
 @pytest.mark.parametrize(

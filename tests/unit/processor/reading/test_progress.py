@@ -118,9 +118,11 @@ def test_a_message_that_waits_holds_the_commit_and_nothing_else(progress: Progre
     assert not progress.full
     assert (progress.committable, progress.oldest_ms, len(progress)) == (0, 0, MAX_MESSAGES)
     begin(progress, MAX_MESSAGES)
+    assert progress.in_hand_from == MAX_MESSAGES
     progress.settle(MAX_MESSAGES, size=1)
     progress.settle(0, size=1)
     assert (progress.committable, progress.oldest_ms) == (1, 10)
+    assert progress.in_hand_from == MAX_MESSAGES + 1
 
 
 def test_in_whatever_order_messages_wait_and_settle_nothing_unsettled_is_passed(

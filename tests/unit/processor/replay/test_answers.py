@@ -9,6 +9,7 @@ import pytest
 
 from processor.reading.kafka import TopicPartition
 from processor.reading.message import Message
+from processor.reading.progress import Progress
 from processor.replay import answers as module
 from processor.replay.answers import Answers
 from processor.replay.read_back import TakeMessages, Unavailable
@@ -133,6 +134,17 @@ class Rig:
     def take_in(self, *offsets: int, partition: TopicPartition = P0, user: str = "alice") -> None:
         self.take(*self.partitions[partition].messages(*offsets, user=user))
 
+    def mark(
+        self, time_ms: int, settled: int, *, in_hand_from: int | None = None, waiting: str = ""
+    ) -> None:
+        """Let a mark be made of the first partition; `waiting` has a message at `settled`."""
+        progress = Progress(P0, lane=0)
+        if in_hand_from is not None:
+            progress.begin(settled, size=1, timestamp_ms=NOW_MS)
+            progress.wait(settled, size=1, timestamp_ms=NOW_MS, number=0)
+        progress.follow(settled if in_hand_from is None else in_hand_from)
+        self.answers.mark(time_ms, [progress], waiting=[waiting] if waiting else [])
+
     def evict(self, *messages: Message) -> None:
         """Take messages in, and let them be evicted."""
         self.take(*messages)
@@ -187,8 +199,8 @@ async def test_a_client_without_a_position_gets_what_was_not_settled_when_it_lef
     rig: Rig,
 ) -> None:
     rig.take_in(*range(6))
-    rig.answers.mark(LEFT_MS - SLACK_MS, {P0: 2})
-    rig.answers.mark(LEFT_MS, {P0: 5})
+    rig.mark(LEFT_MS - SLACK_MS, 2)
+    rig.mark(LEFT_MS, 5)
     replay = await rig.ask_one()
     assert (offsets(replay), replay.incomplete) == ([2, 3, 4, 5], [])
 
@@ -197,17 +209,51 @@ async def test_what_was_settled_before_a_client_left_counts_beside_its_position(
     """Its last message is out of the window, and all that came since was for others."""
     rig.assign({P0: 50})
     rig.take_in(*range(50, 60))
-    rig.answers.mark(LEFT_MS - SLACK_MS, {P0: 55})
+    rig.mark(LEFT_MS - SLACK_MS, 55)
     replay = await rig.ask_one(("push", 0, 20))
     assert (offsets(replay), replay.incomplete) == ([55, 56, 57, 58, 59], [])
     assert rig.log.reads == []
+
+
+async def test_a_message_that_waits_holds_back_its_own_users_mark_and_no_others(
+    rig: Rig,
+) -> None:
+    """Else clients would be asked for from minutes ago, or told of a gap where none is."""
+    for offset in range(8):
+        rig.take_in(offset, user="bob" if offset % 2 else "alice")
+    rig.mark(LEFT_MS - SLACK_MS, 2, in_hand_from=6, waiting="alice")
+    answer = await rig.ask(question(user="alice"), question(user="bob"))
+    assert [offsets(replay) for replay in answer.replays] == [[2, 4, 6], [7]]
+    rig.windows.of(P0).end_oldest()
+    rig.take_in(8, 9, user="carol")
+    rig.mark(LEFT_MS, 2, in_hand_from=8, waiting="alice")
+    users = ("alice", "carol")
+    answer = await rig.ask(*(question(user=u, as_of_ms=LEFT_MS + SLACK_MS) for u in users))
+    assert [offsets(replay) for replay in answer.replays] == [[], [8, 9]]
+    assert [replay.incomplete for replay in answer.replays] == [[0], []], "alice's is not at hand"
+
+
+async def test_a_message_that_waited_then_counts_though_it_is_settled_now(rig: Rig) -> None:
+    rig.take_in(*range(8))
+    rig.mark(LEFT_MS - SLACK_MS, 2, in_hand_from=6, waiting="alice")
+    rig.mark(LEFT_MS, 8)
+    assert offsets(await rig.ask_one()) == [*range(2, 8)]
+
+
+async def test_after_a_rebalance_the_marks_before_hold_for_all_users(rig: Rig) -> None:
+    """What waited went with the partition, and nobody here knows until when."""
+    rig.take_in(*range(8))
+    rig.mark(LEFT_MS - SLACK_MS, 2, in_hand_from=6, waiting="bob")
+    assert offsets(await rig.ask_one()) == [6, 7]
+    rig.assign({P0: 8})
+    assert offsets(await rig.ask_one()) == [*range(2, 8)]
 
 
 async def test_without_a_mark_that_old_the_answer_is_incomplete() -> None:
     rig = Rig()
     rig.assign({P0: 10})
     rig.take_in(10, 11)
-    rig.answers.mark(LEFT_MS + 1, {P0: 11})
+    rig.mark(LEFT_MS + 1, 11)
     replay = await rig.ask_one()
     assert (offsets(replay), replay.incomplete) == ([10, 11], [0])
 
@@ -480,7 +526,7 @@ async def test_an_ask_without_questions_is_answered(rig: Rig) -> None:
 async def test_marks_outlive_an_assignment_for_what_stays_here(rig: Rig) -> None:
     rig.assign({P0: 5})
     rig.take_in(5, 6, 7)
-    rig.answers.mark(LEFT_MS - SLACK_MS, {P0: 6})
+    rig.mark(LEFT_MS - SLACK_MS, 6)
     rig.assign({P0: 8})
     replay = await rig.ask_one()
     assert (offsets(replay), replay.incomplete) == ([6, 7], [])
@@ -489,7 +535,7 @@ async def test_marks_outlive_an_assignment_for_what_stays_here(rig: Rig) -> None
 async def test_an_heir_knows_the_marks_in_the_commit_and_reads_back_what_it_lacks(
     rig: Rig,
 ) -> None:
-    rig.answers.mark(LEFT_MS - SLACK_MS, {P0: 3})
+    rig.mark(LEFT_MS - SLACK_MS, 3)
     heir = Rig()
     heir.assign({P0: 10}, note=rig.answers.note(P0))
     heir.log.messages[P0] = heir.partitions[P0].messages(*range(10))
@@ -622,7 +668,7 @@ async def test_a_partition_that_is_taken_away_between_two_turns_is_not_claimed(r
 
 async def test_marks_of_an_earlier_topic_of_the_name_hide_nothing(rig: Rig) -> None:
     rig.assign({P0: 5_000})
-    rig.answers.mark(LEFT_MS - 10 * SLACK_MS, {P0: 5_000})
+    rig.mark(LEFT_MS - 10 * SLACK_MS, 5_000)
     rig.assign({P0: 0})  # deleted and made anew, its commits too
     rig.take_in(0, 1)
     replay = await rig.ask_one()
@@ -633,7 +679,7 @@ async def test_marks_of_an_earlier_topic_of_the_name_hide_nothing(rig: Rig) -> N
 async def test_marks_beyond_the_end_of_the_log_are_of_an_earlier_topic(rig: Rig) -> None:
     """The group's commits outlive a topic; the new topic's messages begin in front of them."""
     rig.assign({P0: 5_000})
-    rig.answers.mark(LEFT_MS - 10 * SLACK_MS, {P0: 5_000})
+    rig.mark(LEFT_MS - 10 * SLACK_MS, 5_000)
     rig.owner.log_ends[P0] = 2
     rig.take_in(0, 1)
     replay = await rig.ask_one()

@@ -18,6 +18,12 @@ def marks() -> Marks:
     return Marks(KEEP_MS)
 
 
+def before(marks: Marks, time_ms: int) -> int | None:
+    """Return up to where all was settled at a time."""
+    mark = marks.before(time_ms)
+    return None if mark is None else mark.settled
+
+
 def read(note: str) -> Marks:
     """Give marks that were read from the note of a commit."""
     marks = Marks(KEEP_MS)
@@ -26,15 +32,15 @@ def read(note: str) -> Marks:
 
 
 def test_without_a_mark_nobody_knows(marks: Marks) -> None:
-    assert marks.before(NOW_MS) is None
+    assert before(marks, NOW_MS) is None
     marks.add(NOW_MS, 7)
-    assert marks.before(NOW_MS - 1) is None
+    assert before(marks, NOW_MS - 1) is None
 
 
 def test_the_newest_mark_at_or_before_a_time_counts(marks: Marks) -> None:
     for second, offset in ((0, 10), (1, 10), (2, 15), (4, 40)):
         marks.add(NOW_MS + second * 1_000, offset)
-    assert [marks.before(NOW_MS + ms) for ms in (0, 1_999, 2_000, 3_999, 4_000, 9_999)] == [
+    assert [before(marks, NOW_MS + ms) for ms in (0, 1_999, 2_000, 3_999, 4_000, 9_999)] == [
         10,
         10,
         15,
@@ -47,7 +53,7 @@ def test_the_newest_mark_at_or_before_a_time_counts(marks: Marks) -> None:
 def test_marks_are_an_interval_apart(marks: Marks) -> None:
     marks.add(NOW_MS, 1)
     marks.add(NOW_MS + INTERVAL_MS - 1, 9)
-    assert marks.before(NOW_MS + INTERVAL_MS) == 1
+    assert before(marks, NOW_MS + INTERVAL_MS) == 1
 
 
 def test_a_mark_never_says_more_than_was_settled_then(marks: Marks) -> None:
@@ -61,7 +67,7 @@ def test_a_mark_never_says_more_than_was_settled_then(marks: Marks) -> None:
         settled.append((time_ms, offset))
         marks.add(time_ms, offset)
         asked_ms = time_ms - draw.randrange(KEEP_MS)
-        told = marks.before(asked_ms)
+        told = before(marks, asked_ms)
         truth = max((at for ms, at in settled if ms <= asked_ms), default=0)
         assert told is None or told <= truth
 
@@ -70,8 +76,23 @@ def test_marks_reach_back_as_far_as_they_are_kept_and_no_further(marks: Marks) -
     for second in range(1_000):
         marks.add(NOW_MS + second * 1_000, second)
     last_ms = NOW_MS + 999_000
-    assert marks.before(last_ms - KEEP_MS) == 999 - 125
-    assert marks.before(last_ms - KEEP_MS - 2_000) is None
+    assert before(marks, last_ms - KEEP_MS) == 999 - 125
+    assert before(marks, last_ms - KEEP_MS - 2_000) is None
+
+
+def test_a_mark_says_what_waited_too(marks: Marks) -> None:
+    marks.add(NOW_MS, 5, 90)
+    marks.add(NOW_MS + 1_000, 6)
+    assert marks.before(NOW_MS) == (NOW_MS, 5, 90)
+    assert marks.before(NOW_MS + 1_500) == (NOW_MS + 1_000, 6, 6)
+    marks.coarsen()
+    assert marks.before(NOW_MS) == (NOW_MS, 5, 5)
+
+
+def test_the_next_owner_hears_nothing_of_what_waited(marks: Marks) -> None:
+    """It does not know whose messages these were."""
+    marks.add(NOW_MS, 5, 90)
+    assert read(marks.word).before(NOW_MS) == (NOW_MS, 5, 5)
 
 
 # In the note of a commit
@@ -83,7 +104,7 @@ def test_the_next_owner_knows_what_the_last_one_knew_to_within_seconds(marks: Ma
     heir = read(f"missing:other {marks.word} settled:abc")
     last_ms = NOW_MS + 199_000
     for ago_ms in range(6_000, KEEP_MS - 6_000, 1_000):
-        told, known = heir.before(last_ms - ago_ms), marks.before(last_ms - ago_ms)
+        told, known = before(heir, last_ms - ago_ms), before(marks, last_ms - ago_ms)
         assert told is not None
         assert known is not None
         assert known - 7 * 6 <= told <= known, "never more than was settled"
@@ -98,14 +119,14 @@ def test_the_word_fits_the_note_however_busy_the_partition(marks: Marks) -> None
         marks.add(time_ms, offset)
         assert len(marks.word) <= MAX_WORD_BYTES
         assert " " not in marks.word
-    assert read(marks.word).before(time_ms) is not None
+    assert before(read(marks.word), time_ms) is not None
 
 
 def test_the_word_follows_the_marks(marks: Marks) -> None:
-    assert marks.word == "" or read(marks.word).before(NOW_MS) is None
+    assert marks.word == "" or before(read(marks.word), NOW_MS) is None
     for second in (0, 10, 20):
         marks.add(NOW_MS + second * 1_000, second)
-        assert read(marks.word).before(NOW_MS + 60_000) == second
+        assert before(read(marks.word), NOW_MS + 60_000) == second
 
 
 @pytest.mark.parametrize(
@@ -126,7 +147,7 @@ def test_the_word_follows_the_marks(marks: Marks) -> None:
     ],
 )
 def test_a_note_without_marks_gives_none(note: str) -> None:
-    assert read(note).before(2**60) is None
+    assert before(read(note), 2**60) is None
 
 
 def test_a_note_adds_to_nothing_that_is_newer(marks: Marks) -> None:
@@ -134,11 +155,11 @@ def test_a_note_adds_to_nothing_that_is_newer(marks: Marks) -> None:
     earlier.add(NOW_MS, 5)
     marks.add(NOW_MS + 60_000, 90)
     marks.read(earlier.word)
-    assert marks.before(NOW_MS + 60_000) == 90
+    assert before(marks, NOW_MS + 60_000) == 90
 
 
 def test_offsets_that_begin_again_begin_the_marks_again(marks: Marks) -> None:
     marks.add(NOW_MS, 5_000)
     marks.add(NOW_MS + 2_000, 3)  # the topic was made anew
-    assert marks.before(NOW_MS + 1_000) is None
-    assert marks.before(NOW_MS + 2_000) == 3
+    assert before(marks, NOW_MS + 1_000) is None
+    assert before(marks, NOW_MS + 2_000) == 3

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from processor.reading.message import Message
+from processor.replay import window as module
 from processor.replay.window import Absence, Window
 from registry.message import Envelope, Push
 from tests.unit.processor.replay.taken_in import NOW_MS, Partition, push_of
@@ -433,6 +434,33 @@ def test_the_oldest_part_ends_whether_evicted_or_not(window: Window, partition: 
     assert (window.floor, window.too_far, window.count, window.size > 0) == (2, 2, 2, True)
     window.end_oldest()
     assert (window.floor, window.began_ms) == (3, 3 * CHUNK_MS)
+
+
+def test_evicted_parts_are_joined_up_to_a_bound(
+    window: Window, partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_JOINED_MESSAGES", 4)
+    for offset in range(40):
+        take(window, partition.message(offset, "ab"[offset % 2], collapse_key="k"), offset * 1_000)
+        window.evict(1)
+        assert window.evicted("a", 0, ALL) == [*range(0, offset + 1, 2)]
+        assert window.evicted("b", 0, ALL) == [*range(1, offset + 1, 2)]
+    assert [len(index) for index in window._evicted] == [8] * 5
+    assert window.began_ms == 0
+    newest = {at: partition.message(at, "b", collapse_key="k").envelope for at in range(1, 40, 2)}
+    assert offsets(window, "b", read=newest) == [39], "the others are replaced"
+    window.end_oldest()
+    assert (window.floor, window.began_ms) == (8, 8_000)
+
+
+def test_evicted_parts_that_are_far_apart_are_not_joined(
+    window: Window, partition: Partition
+) -> None:
+    """Else a part of a calm partition would never end."""
+    for offset in range(20):
+        take(window, partition.message(offset), offset * 5_000)
+        window.evict(1)
+    assert all(len(index) <= 4 for index in window._evicted)
 
 
 # All together

@@ -12,6 +12,7 @@ import pytest
 from processor import metrics
 from processor.outcomes.outcome import DELIVERED, EXPIRED, OFFLINE, Kind, outcome, outcome_of
 from processor.reading import progress as progress_module
+from processor.reading.message import Message
 from processor.sending import gateways as gateways_module
 from processor.sending import lines as lines_module
 from processor.sending.forward import (
@@ -97,6 +98,20 @@ async def test_messages_for_a_silent_node_wait_and_arrive_in_order_when_it_answe
     ids = [each for batch in forward.to(A)[asked:] for each in batch]
     assert ids == [str(number) for number in range(100)]
     assert set(rig.outcomes().values()) == {DELIVERED}
+
+
+async def test_the_users_whose_messages_wait_are_known() -> None:
+    """Their clients are asked for from the message on, and all others from what is in hand on."""
+    forward = FakeForward({A: answers(TIMEOUT)})
+    async with running(Rig(FakeRegistry({"u": (A,), "v": (B,)}), forward)) as rig:
+        rig.take(envelope("u", "u"), envelope("v", "v"))
+        await until(lambda: set(rig.dispatcher.users_waiting()) == {"u"})
+        await until(lambda: "v" in rig.outcomes())
+        assert (rig.lanes[0].committable, rig.lanes[0].in_hand_from) == (0, 2)
+        rig.registry.gone.add(A)
+        rig.dispatcher.observe([])
+        await rig.all_settled()
+        assert not set(rig.dispatcher.users_waiting())
 
 
 async def test_a_silent_node_holds_up_no_other_node_of_the_user() -> None:
@@ -543,6 +558,16 @@ async def test_whatever_happens_to_two_batches_in_flight_the_order_holds(
     assert behind > 0, "none went behind another"
 
 
+def unsettled_users_before(taken: Sequence[Message], rig: Rig) -> set[str]:
+    """Give the users of messages without an outcome in front of what is in hand."""
+    settled = set(rig.settled)
+    return {
+        message.push.user
+        for message in taken
+        if message not in settled and message.offset < (message.progress.in_hand_from or 0)
+    }
+
+
 async def survive_trouble(draw: random.Random, *, users: str = "uvw", most: int = 12) -> int:
     """Let everything go wrong for a while; give how many batches went behind another.
 
@@ -555,11 +580,12 @@ async def survive_trouble(draw: random.Random, *, users: str = "uvw", most: int 
     rig = Rig(registry, forward, weights=weights, batch_messages=batch_messages)
     async with running(rig):
         number = 0
+        taken: list[Message] = []
         for _ in range(40):
             for lane in range(len(rig.lanes)):
                 ids = range(number, number + draw.randrange(most))
                 number = ids.stop
-                rig.take(
+                taken += rig.take(
                     *(
                         envelope(
                             f"{lane}-{draw.choice(users)}",
@@ -571,6 +597,7 @@ async def survive_trouble(draw: random.Random, *, users: str = "uvw", most: int 
                     lane=lane,
                 )
             await turns(draw.randrange(12))
+            assert unsettled_users_before(taken, rig) <= set(rig.dispatcher.users_waiting())
             if draw.random() < 0.2:
                 registry.gone = {draw.choice([A, B, C])} if draw.random() < 0.3 else set()
                 rig.dispatcher.observe([])
