@@ -81,11 +81,13 @@ class Reader:
                 async with aclosing(reader.between(partition, first, end)) as parts:
                     async for records in parts:
                         take(self._messages(progress, records))
+                # Again: meanwhile retention may have taken records ahead of the reader.
+                first = max(first, await reader.first_offset(partition))
         except (KafkaError, TimeoutError) as error:
             raise _unavailable(error) from error
         finally:
             await reader.close()
-        return first
+        return min(first, end)
 
     async def scattered(
         self, partition: TopicPartition, offsets: Sequence[int], *, most_bytes: int

@@ -170,6 +170,20 @@ async def test_a_topic_whose_settings_nobody_says_is_taken_for_one_without_compa
     assert (await rig.read(0, 3)).offsets == [0, 1, 2]
 
 
+@pytest.mark.parametrize("beginnings", [(0, 6), (6, 6), (0, 20)])
+async def test_what_retention_takes_while_it_is_read_is_not_claimed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, beginnings: tuple[int, int]
+) -> None:
+    answers = iter(beginnings)
+
+    async def first_offset(*_: object) -> int:
+        return next(answers)
+
+    monkeypatch.setattr(log_reader.LogReader, "first_offset", first_offset)
+    await rig.publish(range(10))
+    assert (await rig.read(2, 9)).start == min(9, max(beginnings))
+
+
 async def test_offsets_that_never_come_are_not_waited_for_for_ever(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
