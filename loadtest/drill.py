@@ -13,9 +13,8 @@ What is counted is defined in tests/drill/accounts.py. In short: a message is lo
 was connected when the message was published, or came back while its node counted (its lease and
 PUSHGATE_LOST_NODE_SECONDS), has not got it. A client that resumes is owed everything from its first
 connection on, once and in order, and no gap is told. No connection may end that the fault does not
-concern. Two things are counted apart. "Between": what only a resume can bring, missing at a client
-without one whose connection the fault did end. "Unregistered": what was published for a client
-that a gateway without Redis had let in, and could not register yet.
+concern. One thing is counted apart, "between": what only a resume can bring, missing at a client
+without one whose connection the fault did end.
 
 What could fool the drill: clients and publisher are in one process, and share two cores with the
 servers, so that p99 is of the machine as much as of the gateways; it is compared within one row
@@ -54,7 +53,6 @@ _COLUMNS: Final = (
     "lost",
     "gaps",
     "between",
-    "unregistered",
     "told wrongly",
     "out of order",
     "repeats",
@@ -79,7 +77,6 @@ def cells(result: Result) -> list[str]:
         str(findings.lost),
         _gaps(findings),
         _in_words(findings.between),
-        str(findings.unregistered),
         _in_words(findings.told_wrongly),
         str(findings.disordered),
         str(findings.repeated),

@@ -390,7 +390,9 @@ class StreamConnection(Connection):
         return False
 
     def has_backlog(self) -> bool:
-        """Whether the wire waits for the client to read."""
+        """Whether messages wait for the handshake, or the wire for the client to read."""
+        if self._handshake_backlog:
+            return True
         return self.wire is not None and self.wire.waits()
 
     def write_control(self, data: bytes) -> None:

@@ -157,8 +157,11 @@ class GatewayNode:
         connection.expiry_tick = self._tick_of(expires_at)
         self.age_at(connection, None)
 
-    def registered(self, connection: Connection) -> Awaitable[object]:
-        """Return a wait until the connection's user is in the registry, a second at most."""
+    def registered(self, connection: Connection) -> Awaitable[bool]:
+        """Return a wait until the connection's user is in the registry, a second at most.
+
+        The wait's result is False where the second has passed.
+        """
         return self.registrar.written(connection.user, timeout_seconds=REGISTRATION_SECONDS)
 
     def release(self, connection: Connection, reason: str) -> None:

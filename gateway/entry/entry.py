@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -175,14 +175,16 @@ class Entry:
         """
         return _Park(self, request)
 
-    def register(self, connection: Connection, admitted: Admitted) -> Awaitable[object]:
-        """Have the node hold `connection`; the result waits until its user is registered.
+    async def register(self, connection: Connection, admitted: Admitted) -> None:
+        """Have the node hold `connection`; wait until its user is registered, a second at most.
 
-        That is a second at most.
+        A client that look-ups don't find by then resumes from now, once they do: it is answered all
+        the same, and nobody else knows that it is here.
         """
         expires_at = admitted.identity.expires_at
         self.node.hold(connection, expires_at=expires_at, address=admitted.address)
-        return self.node.registered(connection)
+        if not await self.node.registered(connection) and self._questions is not None:
+            self._questions.gate_from_now(connection)
 
     def take_wire(self, detached: Detached, connection: StreamConnection) -> None:
         """Make the wire of a detached socket, and give it to `connection`."""

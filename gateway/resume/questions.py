@@ -182,6 +182,17 @@ class Questions:
         """Put a gate in front of a connection, before the node holds the connection."""
         connection.screen = Gate(cursor, most_bytes=self._node.bounds.send_buffer_bytes)
 
+    def gate_from_now(self, connection: Connection) -> None:
+        """Put a gate in front of a held connection, for what is published from now on.
+
+        Nothing is done where the client resumes from a cursor, or a look-up has found it already.
+        """
+        now_ms = self._node.as_of.clock.now_ms(self._clock())
+        is_new = connection.takes_messages and connection.screen is None
+        if is_new and now_ms is not None and not connection.has_backlog():
+            gate = Gate(Cursor(now_ms), most_bytes=self._node.bounds.send_buffer_bytes)
+            self._node.hub.put_screen(connection, gate)
+
     def begin(self, connection: Connection) -> None:
         """Ask for the missed messages of a connection behind a gate, after the handshake."""
         gate = connection.screen

@@ -29,12 +29,11 @@ BESIDE: the user's other client has it, and was there alone (`over`). While the 
     messages wait for the client: then only where the client came back to that other client's node,
     since no node gets a message twice.
 
-And two owe nothing:
+And two more:
 
 UNREGISTERED: the session's node was cut off from the registry before the user was written there.
     The answer comes after a second all the same (docs/protocol.md), and no processor can know of
-    the client. Nothing is owed until the registry has the user, unless the client resumes with this
-    session; counted apart.
+    the client. The message may be told as offline, and must arrive once the registry has the user.
 ABSENT: no session, or the client did not come back in time. Nothing is owed.
 
 Nothing else is excused, whatever its outcome is. An outcome is wrong where it is not `delivered`
@@ -72,7 +71,9 @@ class Standing(enum.Enum):
     ABSENT = enum.auto()
 
 
-_OWED: Final = frozenset({Standing.CONNECTED, Standing.MOVED})
+#: The user may not be told as offline.
+_THERE: Final = frozenset({Standing.CONNECTED, Standing.MOVED})
+_OWED: Final = _THERE | {Standing.UNREGISTERED}
 _BETWEEN: Final = frozenset({Standing.IN_SOCKET, Standing.AWAY, Standing.BESIDE})
 
 
@@ -168,15 +169,8 @@ class Client:
         return is_new
 
     def is_owed(self, published: float) -> bool:
-        """Whether a client that resumes is owed a message, whatever has become of its sessions.
-
-        That is from its first session on: the first has no cursor, and begins where the registry
-        has the client.
-        """
-        if not (self.resumes and self.sessions):
-            return False
-        first = self.sessions[0]
-        return published >= max(first.opened, first.registered)
+        """Whether a client that resumes is owed a message, whatever has become of its sessions."""
+        return self.resumes and bool(self.sessions) and published >= self.sessions[0].opened
 
     def is_behind_gap(self, published: float) -> bool:
         """Whether the client was told of a gap after a message was published."""
@@ -287,7 +281,6 @@ class Findings:
     owed: int = 0  # copies: messages times the clients that they were for
     lost: int = 0
     between: Counter[str] = field(default_factory=Counter)  # by the standing, in words
-    unregistered: int = 0
     gaps: int = 0  # told
     behind_gaps: int = 0  # copies that are missing, and whose client was told of a gap
     told: Counter[str] = field(default_factory=Counter)
@@ -396,7 +389,6 @@ def _judge_message(
             continue
         if between:
             findings.between[standing.name.lower().replace("_", " ")] += 1
-        findings.unregistered += not is_owed and standing is Standing.UNREGISTERED
         if is_owed and client.is_behind_gap(published):
             findings.behind_gaps += 1
         elif is_owed:
@@ -414,7 +406,7 @@ def _wrong_outcomes(
     kinds = {told.kind for told in outcomes}
     if len(outcomes) != 1:
         yield "untold" if not outcomes else "told twice"
-    may_be = {"delivered"} if _OWED & set(standings) else {"delivered", "offline"}
+    may_be = {"delivered"} if _THERE & set(standings) else {"delivered", "offline"}
     if standings:  # a user without a client that is read: nobody can say
         yield from sorted(kinds - may_be)
         if "delivered" in kinds and not arrived and Standing.IN_SOCKET not in standings:

@@ -18,13 +18,27 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewPartitions
 
-from tests.support.clients import Client, SseClient, WebSocketClient, connect, eventually
+from tests.support.clients import (
+    TRANSPORTS,
+    Client,
+    SseClient,
+    WebSocketClient,
+    connect,
+    eventually,
+)
 from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess, ProcessorProcess
 from tests.support.proxy import Direction, KafkaProxy, Proxy
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartGateway, StartProcessor
-from tests.system.steps import administering, create, publish, publish_all, until_outcomes
+from tests.system.steps import (
+    administering,
+    create,
+    publish,
+    publish_all,
+    until_last,
+    until_outcomes,
+)
 from tests.system.test_resume import RESUMING, Returning, cursor_of, everything
 from tests.system.traffic import measure
 
@@ -188,6 +202,34 @@ async def test_while_a_node_can_not_register_a_client_nothing_is_asked_for_it(
             redis.release()
             rest = await everything(client, b"before it is found")
     assert early + rest == ["missed", "before it is found"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("topic", [1], indirect=True)
+async def test_a_new_client_of_a_node_that_can_not_register_it_misses_nothing(
+    transport: str,
+    start_gateway: StartGateway,
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    valkey: RedisServer,
+    topic: str,
+    user: str,
+) -> None:
+    processor = await asyncio.to_thread(start_processor)
+    async with proxied(start_gateway, valkey.port) as (gateway, redis):
+        await publish(backend, topic, user, b"before")
+        await until_outcomes([processor], {OFFLINE: 1}, timeout=20.0)
+        redis.silence(*Direction)
+        async with connect(transport, gateway.port, user) as client:
+            await publish(backend, topic, user, b"before it is found")
+            await until_outcomes([processor], {OFFLINE: 2}, timeout=20.0)
+            redis.release()
+            found = await until_last(client, b"before it is found")
+            await publish(backend, topic, user, b"live")
+            found += await until_last(client, b"live")
+    # What was published in the seconds before it came may come too.
+    texts = [message.payload for message in found]
+    assert texts in ([b"before it is found", b"live"], [b"before", b"before it is found", b"live"])
 
 
 # 5

@@ -120,6 +120,13 @@ class Node(Rig):
         self.questions.begin(connection)
         return client
 
+    def come(self) -> Client:
+        """Let a client come without a cursor; the handshake is still to be answered."""
+        connection = v1(identity("alice"), self.node)
+        client = Client(connection)
+        self.node.hold(connection, expires_at=int(self.wall + 1e6), address="a")
+        return client
+
     def live_message(self, offset: int, partition: int = 0, *, payload: bytes = b"") -> Result:
         """Deliver what a processor has looked up; the payload is the offset, or what is given."""
         position, data = f"push-{partition}-{offset}", payload or b"%d" % offset
@@ -235,6 +242,34 @@ async def test_it_is_asked_for_only_once_look_ups_find_it(node: Node, link: Fake
     node.registry.open.set()
     await link.asked()
     assert "alice" in node.registry.users
+
+
+async def test_a_client_that_could_not_be_registered_is_asked_for_from_its_answer_on(
+    node: Node, link: FakeLink
+) -> None:
+    client = node.come()
+    node.questions.gate_from_now(client.connection)
+    client.connection.open(b"")
+    node.questions.begin(client.connection)
+    (question,) = (await link.asked()).questions
+    assert (question.as_of_ms, question.positions) == (BACK_MS, [])
+    node.questions.answered(link, answer(link, {0: 9}, Replay(pushes(8))))
+    assert client.got() == ["8"]
+    assert client.is_through
+
+
+async def test_a_client_that_a_message_has_reached_is_asked_for_no_more(
+    node: Node, link: FakeLink
+) -> None:
+    reached, resuming, ended = node.come(), node.come_back(), node.come()
+    screen = resuming.connection.screen
+    node.live_message(7)
+    ended.connection.abort("lost")
+    for client in (reached, resuming, ended):
+        node.questions.gate_from_now(client.connection)
+    assert reached.connection.screen is None
+    assert resuming.connection.screen is screen
+    assert ended.connection.screen is None
 
 
 async def test_connections_that_come_while_an_ask_is_under_way_go_together(
