@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
@@ -25,11 +26,16 @@ async def test_a_look_up_under_way_while_a_question_is_answered_is_not_remembere
     registry, forward, owner = SlowRegistry({"alice": (A,)}), FakeForward(), FakeOwner()
     windows = Windows(seconds=125.0, most_bytes=1_000_000)
     sending = Rig(registry, forward, cache_seconds=0.0 if is_away else 60.0)
+
+    def forget(users: Iterable[str]) -> None:
+        for user in users:
+            sending.whereabouts.forget(user)
+
     answers = Answers(
         "p1",
         owner,
         windows,
-        lambda users: [sending.whereabouts.forget(user) for user in users],
+        forget,
         FakeLog(),
         keep_seconds=120.0,
     )
