@@ -16,13 +16,13 @@ dev: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Faults under load, for half an hour; DRILL takes its options, as in: make drill DRILL="--rows 1 4".
+# Faults under load, for forty minutes; DRILL takes its options, as in: make drill DRILL="--rows 1 4".
 drill: $(INSTALLED)
 	$(BIN)/python -m loadtest.drill $(DRILL)
 
 # Clients that come back, over whatever Hypothesis draws, for half an hour: make drill-resumes DRILL="--save".
 drill-resumes: $(INSTALLED)
-	$(BIN)/python -m loadtest.resumes $(DRILL)
+	$(BIN)/python -m loadtest.random_faults $(DRILL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check

@@ -110,6 +110,18 @@ REPLAYED = Counter(
     "Messages that clients had missed, and got when they came back.",
     registry=_registry,
 )
+GATE_OVERFLOWS = Counter(
+    "pushgate_gateway_gate_overflows_total",
+    "Messages refused for clients that come back, since too many wait already behind the answer to "
+    "what was missed; they come again.",
+    registry=_registry,
+)
+RECEIPTS_DROPPED = Counter(
+    "pushgate_gateway_receipts_dropped_total",
+    "Replayed messages without a report in the outcomes topic: the link to the processor that "
+    "reports has ended, or the processor does not read.",
+    registry=_registry,
+)
 REGISTRY_PENDING = Gauge(
     "pushgate_gateway_registry_pending_users",
     "Users whose entry is still to be written.",

@@ -33,17 +33,16 @@ import redis
 
 from loadtest import handshakes, idle, push, singles, throughput
 from loadtest.certificate import Certificate
+from loadtest.kafka import real_kafka
 from loadtest.processes import (
     CORES,
     EVERYTHING_ON,
     SERVER_CORE,
     Gateway,
-    LoadtestError,
     leave_the_server_alone,
 )
 from loadtest.report import Report
 from loadtest.targets import GatewayTarget, names
-from tests.support.kafka import start_kafka
 from tests.support.valkey import RedisServer
 
 #: How much worse than 1 the median ratio may be.
@@ -199,21 +198,17 @@ def main() -> None:
         certificate = Certificate.make(directory)
         # On both cores, before this process leaves one of them to the servers.
         if {"paced", "rest", *_THROUGHPUTS}.intersection(only):
-            kafka = start_kafka(dict(os.environ))
-            stack.callback(kafka.stop)
-            if kafka.kind == "embedded":
-                raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
-            for name, variant in _THROUGHPUTS.items():
-                if name in only:
-                    run = partial(_throughput, server.url, kafka.bootstrap, **variant)
-                    compare(name, run, other, arguments.pairs, report)
-            for rate in _RATES if "paced" in only else ():
-                run = partial(_paced, rate, server.url, kafka.bootstrap)
-                compare(f"paced {rate:g}/s", run, other, arguments.pairs, report)
-            for gateways in _RESTING if "rest" in only else ():
-                run = partial(_rest, gateways, server.url, kafka.bootstrap)
-                compare(f"rest, {gateways} gateways", run, other, arguments.pairs, report)
-            kafka.stop()
+            with real_kafka() as kafka:
+                for name, variant in _THROUGHPUTS.items():
+                    if name in only:
+                        run = partial(_throughput, server.url, kafka, **variant)
+                        compare(name, run, other, arguments.pairs, report)
+                for rate in _RATES if "paced" in only else ():
+                    run = partial(_paced, rate, server.url, kafka)
+                    compare(f"paced {rate:g}/s", run, other, arguments.pairs, report)
+                for gateways in _RESTING if "rest" in only else ():
+                    run = partial(_rest, gateways, server.url, kafka)
+                    compare(f"rest, {gateways} gateways", run, other, arguments.pairs, report)
         for kind in ("ws", "sse") if "idle" in only else ():
             run_idle = partial(_idle, kind, server.url, certificate)
             compare(f"idle {kind}", run_idle, other, arguments.pairs, report)

@@ -11,9 +11,10 @@ import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -31,7 +32,7 @@ _IP_BIND_ADDRESS_NO_PORT: Final = 24
 _KEY: Final = b64encode(bytes(16)).decode()
 _PONG: Final = 0x8A
 
-OnMessage = Callable[[bytes], None]
+OnMessage = Callable[[bytes], object]
 
 
 def _ignore(payload: bytes) -> None:
@@ -117,6 +118,51 @@ class WebSocketClient(Client):
         return answer
 
 
+class _Frame(msgspec.Struct):
+    """A frame of pushgate.v1: a message, or a control frame without `data`."""
+
+    control: str | None = None
+    cursor: str | None = None
+    data: str | None = None
+
+
+class V1Client(WebSocketClient):
+    """Speaks pushgate.v1, keeps the last cursor, and counts gaps.
+
+    `messages` counts control frames too; `on_message` gets the messages alone. The last cursor is
+    enough to miss nothing and to get nothing twice where a user's messages are in one partition.
+    """
+
+    __slots__ = ("_on_data", "cursor", "gaps")
+    _decode: ClassVar = msgspec.json.Decoder(_Frame).decode
+
+    def __init__(self, on_message: OnMessage) -> None:
+        super().__init__(self._take)
+        self._on_data = on_message
+        self.cursor: str | None = None
+        self.gaps = 0
+
+    @staticmethod
+    def request(path: str, token: str) -> bytes:
+        """Return the opening handshake."""
+        head = WebSocketClient.request(path, token).removesuffix(b"\r\n")
+        return head + b"Sec-WebSocket-Protocol: pushgate.v1\r\n\r\n"
+
+    @staticmethod
+    def path(cursor: str | None) -> str:
+        """Return where a client with a cursor comes back, or one without connects."""
+        return "/ws" if cursor is None else f"/ws?cursor={quote(cursor)}"
+
+    def _take(self, payload: bytes) -> None:
+        frame = self._decode(payload)
+        if frame.cursor is not None:
+            self.cursor = frame.cursor
+        if frame.data is not None:
+            self._on_data(frame.data.encode())
+        elif frame.control == "gap":
+            self.gaps += 1
+
+
 class SseClient(Client):
     """Counts `data:` lines, and heartbeats: comments, or events of type `pushgate.cursor`.
 
@@ -184,15 +230,20 @@ class PollClient(Client):
             raise LoadtestError(f"refused: {head[:200]!r}")
         self.open, self.rest = True, b""
         answer = msgspec.json.decode(body)
+        self.take(answer)
+        cursor = quote(answer["cursor"])
+        return f"GET /poll?wait={self.wait_seconds}&cursor={cursor}".encode() + self._again
+
+    def take(self, answer: Mapping[str, Any]) -> None:
+        """Take the messages of an answer."""
         for message in answer["messages"]:
             self.messages += 1
             self.on_message(message["data"].encode())
-        cursor: str = answer["cursor"]
-        return f"GET /poll?wait={self.wait_seconds}&cursor={cursor}".encode() + self._again
 
 
 KINDS: Final[dict[str, tuple[type[Client], str]]] = {
     "ws": (WebSocketClient, "/ws"),
+    "v1": (V1Client, "/ws"),
     "sse": (SseClient, "/sse"),
     "poll": (PollClient, "/poll"),
 }
@@ -211,7 +262,7 @@ class Crowd:
         receive_bytes: int | None = None,
         may_lose: bool = False,
     ) -> None:
-        """Connect to `port`, to several ports in turn; `kind` is ws, sse or poll.
+        """Connect to `port`, to several ports in turn; `kind` is ws, v1, sse or poll.
 
         `tls` trusts the server's certificate. Source addresses are 127.0.0.`first_address` and the
         addresses that follow. `receive_bytes` is SO_RCVBUF of every socket, the kernel's default if
@@ -250,7 +301,7 @@ class Crowd:
         for start in range(0, len(tokens), window):
             end = start + window
             opened = [
-                self._open(token, callback)
+                self.open(token, callback)
                 for token, callback in zip(tokens[start:end], callbacks[start:end], strict=True)
             ]
             self.until(
@@ -261,6 +312,22 @@ class Crowd:
                 raise LoadtestError(f"lost while it connected: {self.lost[0]}")
         for client in self.clients:
             client.heartbeats = 0  # what comes right behind the head is no heartbeat
+
+    def open(self, token: str, on_message: OnMessage = _ignore, *, path: str = "") -> Client:
+        """Send the request of one more client; `turn` takes the answer.
+
+        `path` is the request's, where it is not the kind's.
+        """
+        client_socket = self._connected_socket()
+        client_socket.setblocking(False)
+        client = self._make(on_message)
+        if isinstance(client, PollClient):
+            client.polls_with(token)
+        client_socket.send(self._make.request(path or self._path, token))
+        self._sockets[client_socket.fileno()] = (client_socket, client)
+        self._epoll.register(client_socket, select.EPOLLIN)
+        self.clients.append(client)
+        return client
 
     def turn(self, wait_seconds: float) -> int:
         """Wait up to `wait_seconds` for inbound bytes and take them; return how many were ready.
@@ -312,6 +379,12 @@ class Crowd:
                 raise LoadtestError(f"not done within {seconds:g} s")
             self.turn(0.05)
 
+    def rest_until(self, due: float) -> None:
+        """Take inbound bytes until the time `due` of the monotonic clock, and once at least."""
+        self.turn(0)
+        while (early := due - time.monotonic()) > 0:
+            self.turn(early)
+
     def rest(self, seconds: float) -> None:
         """Take inbound bytes for `seconds`."""
         deadline = time.monotonic() + seconds
@@ -328,18 +401,6 @@ class Crowd:
             client_socket.close()
         self._sockets.clear()
         self._epoll.close()
-
-    def _open(self, token: str, callback: OnMessage) -> Client:
-        client_socket = self._connected_socket()
-        client_socket.setblocking(False)
-        client = self._make(callback)
-        if isinstance(client, PollClient):
-            client.polls_with(token)
-        client_socket.send(self._make.request(self._path, token))
-        self._sockets[client_socket.fileno()] = (client_socket, client)
-        self._epoll.register(client_socket, select.EPOLLIN)
-        self.clients.append(client)
-        return client
 
     def _connected_socket(self) -> socket.socket:
         address = f"127.0.0.{self._first_address + len(self.clients) // _PER_ADDRESS}"

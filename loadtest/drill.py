@@ -2,18 +2,20 @@
 
 Three gateways behind HAProxy, two processors, a real Kafka and a Valkey carry 400 messages a second
 to 1,500 clients (60 % WebSocket of both subprotocols, 30 % SSE, 10 % long-poll; every tenth user
-has two) that come back by themselves when they lose their connection. Row by row something fails:
-a gateway is killed, frozen or drained, Redis is frozen, a network is silent in one way or in both
-while users come and others move, a host vanishes, one user never reads. Afterwards every message
+has two) that come back by themselves when they lose their connection, with their cursor where they
+have one. Row by row something fails: a gateway is killed, frozen or drained, a processor is killed,
+Redis is frozen, a network is silent in one way or in both while users come and others move, a host
+vanishes, one user never reads. Afterwards every message
 that Kafka acknowledged is compared with what each client got and with what the outcomes topic says.
 Every row starts everything anew.
 
 What is counted is defined in tests/drill/accounts.py. In short: a message is lost if a client that
 was connected when the message was published, or came back while its node counted (its lease and
-PUSHGATE_LOST_NODE_SECONDS), has not got it. No connection may end that the fault does not concern.
-Two things are counted apart. "Between": what only a resume can bring to a client whose connection
-the fault did end. "Unregistered": what was published for a client that a gateway without Redis had
-let in, and could not register yet.
+PUSHGATE_LOST_NODE_SECONDS), has not got it. A client that resumes is owed everything from its first
+connection on, once and in order, and no gap is told. No connection may end that the fault does not
+concern. Two things are counted apart. "Between": what only a resume can bring, missing at a client
+without one whose connection the fault did end. "Unregistered": what was published for a client
+that a gateway without Redis had let in, and could not register yet.
 
 What could fool the drill: clients and publisher are in one process, and share two cores with the
 servers, so that p99 is of the machine as much as of the gateways; it is compared within one row
@@ -22,7 +24,7 @@ to look at what they have got. Growth is that of the faster growing processor, b
 the last quarter of the fault's time, and that of the largest gateway over the largest before. It
 counts from a minute of load on, and is 0 in rows that end before.
 
-    python -m loadtest.drill [--rows 1 4 …] [--clients 1500] [--rate 400] [--save]
+    python -m loadtest.drill [--rows 1 4 …] [--clients 1500] [--rate 400] [--kinds sse …] [--save]
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ import uvloop
 
 from loadtest.processes import LoadtestError
 from loadtest.report import Report
+from tests.drill.accounts import Findings
+from tests.drill.crowd import MIX
 from tests.drill.faults import Lengths
+from tests.drill.kinds import KINDS
 from tests.drill.rows import ROWS, Result, run
 from tests.support.kafka import start_kafka
 
@@ -47,6 +52,7 @@ _COLUMNS: Final = (
     "published",
     "copies owed",
     "lost",
+    "gaps",
     "between",
     "unregistered",
     "told wrongly",
@@ -71,6 +77,7 @@ def cells(result: Result) -> list[str]:
         f"{findings.published:,}",
         f"{findings.owed:,}",
         str(findings.lost),
+        _gaps(findings),
         _in_words(findings.between),
         str(findings.unregistered),
         _in_words(findings.told_wrongly),
@@ -85,6 +92,11 @@ def cells(result: Result) -> list[str]:
         f"{result.gateway_growth_mb_a_minute:.2f}",
         f"{result.peak_mb:.0f}",
     ]
+
+
+def _gaps(findings: Findings) -> str:
+    missing = f" ({findings.behind_gaps} copies)" if findings.behind_gaps else ""
+    return f"{findings.gaps}{missing}"
 
 
 def _in_words(counts: Mapping[str, int]) -> str:
@@ -109,10 +121,13 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--clients", type=int, default=1_500)
     parser.add_argument("--rate", type=float, default=400.0, help="messages a second")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, help="the clients' kinds, in turn; default: as above"
+    )
     parser.add_argument("--kafka", help="bootstrap servers; a Kafka of your own")
     parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     arguments = parser.parse_args()
-    report = Report(f"drill-{arguments.rate:g}")
+    report = Report("-".join(("drill", f"{arguments.rate:g}", *(arguments.kinds or ()))))
     gc.disable()
     table = [_COLUMNS, ("---",) * len(_COLUMNS)]
     with ExitStack() as stack:
@@ -123,7 +138,7 @@ def main() -> None:
             raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
         for row in (row for row in ROWS if row.name in arguments.rows):
             print(f"row {row.name}: {row.title}", flush=True)
-            plan = row.plan(arguments.clients, arguments.rate)
+            plan = row.plan(arguments.clients, arguments.rate, mix=arguments.kinds or MIX)
             result = uvloop.run(run(row, plan, Lengths(), kafka.bootstrap))
             report.figures[row.name] = figures(result)
             table.append(tuple(cells(result)))

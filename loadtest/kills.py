@@ -16,10 +16,7 @@ must then arrive twice. If no message does, this benchmark is unable to see repe
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +25,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import httpx
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-
 from loadtest.clients import Crowd
+from loadtest.kafka import create_topics, real_kafka
 from loadtest.ledger import Ledger
 from loadtest.processes import Gateway, LoadtestError, Processor, tokens
+from loadtest.produce import produce_command
 from loadtest.report import Report
-from tests.support.kafka import start_kafka
 from tests.support.valkey import RedisServer
 
 _PARTITIONS: Final = 12
@@ -111,7 +106,7 @@ class Stage:
 
     def repeats(self) -> int:
         """Return how many messages the gateways recognised as repeats."""
-        return sum(map(_repeats, self.gateways))
+        return sum(int(gateway.metric("repeats_total")) for gateway in self.gateways)
 
     def _processor(self, stack: ExitStack) -> Processor:
         plan = self._plan
@@ -123,7 +118,7 @@ class Stage:
 def run(plan: Plan, report: Report) -> None:
     """Kill processors and rebalance, then account for every message."""
     topic = f"loadtest-{uuid.uuid4().hex[:12]}"
-    asyncio.run(_create(plan.kafka, topic))
+    create_topics(plan.kafka, [topic], partitions=_PARTITIONS)
     with ExitStack() as stack:
         stage = Stage(plan, stack, topic)
         for processor in stage.processors[:_PROCESSORS]:
@@ -188,34 +183,17 @@ def _after(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() > end
 
 
-def _repeats(gateway: Gateway) -> int:
-    url = f"http://127.0.0.1:{gateway.internal_ports[0]}/metrics"
-    for line in httpx.get(url, trust_env=False).text.splitlines():
-        if line.startswith("pushgate_gateway_repeats_total "):
-            return int(float(line.rpartition(" ")[2]))
-    raise LoadtestError("the gateway counts no repeats")
-
-
 @contextmanager
 def _publishing(plan: Plan, topic: str) -> Iterator[subprocess.Popen[str]]:
-    flags = {"kafka": plan.kafka, "topic": topic, "users": plan.users, "rate": plan.rate}
-    texts = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "loadtest.produce", "--messages", str(10**7), *texts]
+    command = produce_command(
+        kafka=plan.kafka, topic=topic, messages=10**7, users=plan.users, rate=plan.rate
+    )
     publisher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield publisher
     finally:
         publisher.kill()
         publisher.wait()
-
-
-async def _create(kafka: str, topic: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(topic, _PARTITIONS, 1)])
-    finally:
-        await admin.close()
 
 
 def main() -> None:
@@ -231,14 +209,10 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("kills-control" if arguments.control else "kills")
     with ExitStack() as stack:
-        override = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
-        kafka = start_kafka({**os.environ, **override})
-        stack.callback(kafka.stop)
-        if kafka.kind == "embedded":
-            raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
+        kafka = stack.enter_context(real_kafka(arguments.kafka))
         redis = stack.enter_context(RedisServer("valkey"))
         plan = Plan(
-            kafka.bootstrap,
+            kafka,
             redis.url,
             arguments.users,
             arguments.rate,

@@ -232,6 +232,22 @@ class Gateway(Server):
         ready = [f"http://127.0.0.1:{port}/readyz" for port in self.internal_ports]
         super().__init__([*runner, "gateway"], environment, *ready, cores=cores, checkout=checkout)
 
+    def metric(self, name: str) -> float:
+        """Return a metric of the node, the sum of all samples that begin with `name`.
+
+        `name` is without the prefix of all metrics, and may go on into the labels.
+
+        Raises:
+            LoadtestError: there is no such metric.
+        """
+        url = f"http://127.0.0.1:{self.internal_ports[0]}/metrics"
+        lines = httpx.get(url, trust_env=False).text.splitlines()
+        start = f"pushgate_gateway_{name}"
+        values = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(start)]
+        if not values:
+            raise LoadtestError(f"the gateway has no metric {name}")
+        return sum(values)
+
 
 class Processor(Server):
     """`pushgate processor`, which may be started again after `stop` or `kill`."""

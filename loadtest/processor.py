@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import subprocess
 import sys
 import time
@@ -30,11 +29,11 @@ from typing import Any, Final
 
 import httpx
 from aiokafka import AIOKafkaConsumer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from loadtest.kafka import create_topics, real_kafka
 from loadtest.processes import LoadtestError, Processor
+from loadtest.produce import produce_command
 from loadtest.report import Report
-from tests.support.kafka import start_kafka
 from tests.support.valkey import RedisServer
 
 #: Messages per second, and the share of this rate that must remain with an outcomes topic.
@@ -130,22 +129,10 @@ def _counting(plan: Plan) -> Iterator[str]:
 
 
 def _publish(plan: Plan) -> None:
-    flags = {
-        "kafka": plan.kafka, "topic": plan.topic, "messages": plan.messages, "users": plan.users
-    }  # fmt: skip
-    texts = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "loadtest.produce", *texts]
+    command = produce_command(
+        kafka=plan.kafka, topic=plan.topic, messages=plan.messages, users=plan.users
+    )
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_PATIENCE_SECONDS)
-
-
-async def _create(plan: Plan) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=plan.kafka)
-    await admin.start()
-    try:
-        topics = (plan.topic, f"{plan.topic}.outcomes")
-        await admin.create_topics([NewTopic(name, _PARTITIONS, 1) for name in topics])
-    finally:
-        await admin.close()
 
 
 def _compare(plan: Plan, rounds: int, report: Report) -> None:
@@ -198,15 +185,12 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("processor")
     with ExitStack() as stack:
-        override = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
-        kafka = start_kafka({**os.environ, **override})
-        stack.callback(kafka.stop)
-        if kafka.kind == "embedded":
-            raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
+        kafka = stack.enter_context(real_kafka(arguments.kafka))
         redis = stack.enter_context(RedisServer("valkey"))
         topic = f"loadtest-{uuid.uuid4().hex[:12]}"
-        plan = Plan(kafka.bootstrap, redis.url, topic, arguments.users, arguments.messages)
-        asyncio.run(_create(plan))
+        plan = Plan(kafka, redis.url, topic, arguments.users, arguments.messages)
+        topics = (topic, f"{topic}.outcomes")
+        create_topics(kafka, topics, partitions=_PARTITIONS)
         _publish(plan)
         _compare(plan, arguments.rounds, report)
     report.finish(save=arguments.save)

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import itertools
 import signal
+import sys
 import time
 from array import array
 from collections.abc import Callable
@@ -29,6 +30,12 @@ from loadtest.ledger import payload
 
 #: Messages that may wait for acknowledgement at once: a bound on the publisher's memory.
 _WINDOW: Final = 20_000
+
+
+def produce_command(**options: object) -> list[str]:
+    """Return the command of a publisher process; the options are those of `main`."""
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "loadtest.produce", *flags]
 
 
 class Publisher:

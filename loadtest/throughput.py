@@ -26,28 +26,24 @@ consumer group; the topic is removed at the end, the group's offsets lapse by th
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Final
-
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from typing import Final
 
 from loadtest.clients import Crowd
+from loadtest.kafka import create_topics, delete_topics, real_kafka
 from loadtest.ledger import Ledger
 from loadtest.processes import Gateway, LoadtestError, Processor, tokens
+from loadtest.produce import produce_command
 from loadtest.report import Report
-from tests.support.kafka import start_kafka
 from tests.support.valkey import RedisServer
 
 #: The required messages per second.
@@ -165,9 +161,7 @@ class Stage:
             "rate": rate,
             **({"acknowledged": times} if times else {}),
         }
-        flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "loadtest.produce", *flags]
-        publisher = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        publisher = subprocess.Popen(produce_command(**arguments), stdout=subprocess.DEVNULL)
         try:
             yield
             if publisher.wait(_PATIENCE_SECONDS):
@@ -210,8 +204,8 @@ def _stage(plan: Plan, *, timed: bool = False) -> Iterator[Stage]:
     topic = f"loadtest-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
         topics = [topic, *([_outcomes_topic(topic)] if plan.outcomes else ())]
-        asyncio.run(_administer(plan.kafka, lambda admin: _create(admin, topics)))
-        stack.callback(lambda: asyncio.run(_administer(plan.kafka, lambda a: _delete(a, topics))))
+        create_topics(plan.kafka, topics, partitions=_PARTITIONS)
+        stack.callback(delete_topics, plan.kafka, topics)
         gateways = [
             stack.enter_context(Gateway(plan.redis_url, checkout=plan.checkout))
             for _ in range(plan.gateways)
@@ -294,23 +288,6 @@ def rest(plan: Plan, *, seconds: float) -> Cpu:
     return Cpu(after.processor - before.processor, after.gateway - before.gateway)
 
 
-async def _administer(kafka: str, work: Callable[[Any], Any]) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    try:
-        await work(admin)
-    finally:
-        await admin.close()
-
-
-async def _create(admin: Any, topics: Sequence[str]) -> None:
-    await admin.create_topics([NewTopic(topic, _PARTITIONS, 1) for topic in topics])
-
-
-async def _delete(admin: Any, topics: Sequence[str]) -> None:
-    await admin.delete_topics(topics)
-
-
 def _outcomes_topic(topic: str) -> str:
     return f"{topic}.outcomes"
 
@@ -378,15 +355,11 @@ def main() -> None:
     messages = arguments.messages or (15 * arguments.rate if arguments.latency else 300_000)
     report = Report("latency" if arguments.latency else "throughput")
     with ExitStack() as stack:
-        override = {"PUSHGATE_TEST_KAFKA": arguments.kafka} if arguments.kafka else {}
-        kafka = start_kafka({**os.environ, **override})
-        stack.callback(kafka.stop)
-        if kafka.kind == "embedded":
-            raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
+        kafka = stack.enter_context(real_kafka(arguments.kafka))
         redis = stack.enter_context(RedisServer("valkey"))
         per_user = max(1, int(messages / arguments.users))
         plan = Plan(
-            kafka.bootstrap,
+            kafka,
             redis.url,
             arguments.users,
             per_user,

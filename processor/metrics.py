@@ -121,18 +121,30 @@ WAITING_OVERFLOWS = Counter(
 )
 WINDOW_BYTES = Gauge(
     "pushgate_processor_window_bytes",
-    "Messages at hand for clients that come back (PUSHGATE_RESUME_SECONDS, PUSHGATE_RESUME_BYTES).",
+    "Bytes of the messages at hand for clients that come back (PUSHGATE_RESUME_BYTES).",
     registry=_registry,
 )
 WINDOW_SECONDS = Gauge(
     "pushgate_processor_window_seconds",
-    "How far back the oldest message at hand for clients that come back was taken in.",
+    "How far back the oldest message at hand for clients that come back was taken in. Older ones, "
+    "of PUSHGATE_RESUME_SECONDS, are read again from Kafka.",
+    registry=_registry,
+)
+WINDOW_MESSAGES = Gauge(
+    "pushgate_processor_window_messages",
+    "Messages that clients can come back for, at hand or to be read again from Kafka.",
     registry=_registry,
 )
 WINDOW_EVICTED = Counter(
     "pushgate_processor_window_evicted_total",
-    "Parts of the messages at hand, of 1 MiB or five seconds each, that were dropped before their "
-    "time for lack of room (PUSHGATE_RESUME_BYTES).",
+    "Parts of the messages at hand, of 1 MiB or five seconds each, whose payloads were dropped "
+    "before their time for lack of room (PUSHGATE_RESUME_BYTES). They are read again from Kafka.",
+    registry=_registry,
+)
+WINDOW_SHORTENED = Counter(
+    "pushgate_processor_window_shortened_total",
+    "Parts of the window that were dropped before their time, since more messages than 8,000,000 "
+    "came within PUSHGATE_RESUME_SECONDS. Clients that were away for longer are told of a gap.",
     registry=_registry,
 )
 RESUME_LINKS = Gauge(
@@ -143,6 +155,20 @@ RESUME_LINKS = Gauge(
 READ_BACK = Counter(
     "pushgate_processor_read_back_total",
     "Times that messages were read again from Kafka, since an earlier owner had taken them in.",
+    registry=_registry,
+)
+REPLAYS_UNREPORTED = Counter(
+    "pushgate_processor_replays_unreported_total",
+    "Replayed messages without a report in the outcomes topic: forgotten (the client took the "
+    "message more than a minute after the answer, or too many messages were answered meanwhile), "
+    "full (too many reports wait).",
+    ["reason"],
+    registry=_registry,
+)
+READ_AGAIN = Counter(
+    "pushgate_processor_read_again_messages_total",
+    "Messages that were read again from Kafka for clients that came back, since their payloads "
+    "were not at hand any more (pushgate_processor_window_evicted_total).",
     registry=_registry,
 )
 QUESTIONS = Counter(

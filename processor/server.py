@@ -85,7 +85,8 @@ class Processor:
             records=self._resume,
         )
         if self._resume is not None:
-            self._resume.attend(self._consumer)
+            reports = self._outcomes.accessory is not None
+            self._resume.attend(self._consumer, self._outcomes.replayed if reports else None)
         self._registry_seen = asyncio.Event()
         self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
         self._stopping = asyncio.Event()

@@ -122,7 +122,7 @@ class ProcessorSettings(CallSettings, KafkaSettings):
         Field(
             ge=1024 * 1024,
             description="How many bytes of messages a processor has at hand for clients that "
-            "reconnect; beyond, the oldest are dropped, and a client that missed them is told so.",
+            "reconnect; older messages are read again from Kafka for a client that missed them.",
         ),
     ] = 64 * 1024 * 1024
     max_payload_bytes: Annotated[

@@ -8,6 +8,7 @@ MessagePack:
     gateway → processor   Ack of a stamp
     gateway → processor   Ask: which messages have users got since their cursors?
     processor → gateway   Answer
+    gateway → processor   Receipt, for a processor that reports outcomes
 
 The processor connects, as for batches: no gateway needs a processor's address, and port,
 TLS and proof are the gateway's.
@@ -32,6 +33,8 @@ MAX_QUESTIONS: Final = 500
 MAX_QUESTION_MESSAGES: Final = 1_000
 MAX_QUESTION_BYTES: Final = 256 * 1024
 MAX_REPLAYED_BYTES: Final = 2 * 1024 * 1024
+#: Bound of a receipt: with the longest names of topics, each in a partition of its own, 2.7 MB.
+MAX_RECEIPT_MESSAGES: Final = 10_000
 #: A question reaches further back than the cursor's time, by so much: times of the registry's clock
 #: are known to within a command's time-out, and stamps and marks are seconds apart.
 SLACK_MS: Final = 5_000
@@ -46,6 +49,8 @@ class Stamp(msgspec.Struct, tag="stamp"):
     Of the registry's clock, Unix time in milliseconds. Apart from messages of the users in
     `missed`: the gateway may have missed some; with `missed_more`, of any user. Both are
     said again until a stamp is acknowledged. `resume_seconds` is the processor's setting.
+    `receipts` says whether the processor reports outcomes to a topic, and so takes receipts: other
+    processors end a link with a receipt on it.
     """
 
     processor: str
@@ -53,6 +58,7 @@ class Stamp(msgspec.Struct, tag="stamp"):
     resume_seconds: float
     missed: list[str] = []
     missed_more: bool = False
+    receipts: bool = False
 
 
 class Ack(msgspec.Struct, tag="ack"):
@@ -100,7 +106,8 @@ class Answer(msgspec.Struct, tag="answer"):
 
     `owned` are the partitions of the processor, with offsets: all messages before are in the
     answer; later messages are looked up after the question, and come by themselves. `partitions`
-    has the number of partitions of every topic of the setting.
+    has the number of partitions of every topic of the setting. `pending` are partitions of the
+    processor that can't be answered for yet: ask again.
     """
 
     number: int
@@ -108,23 +115,34 @@ class Answer(msgspec.Struct, tag="answer"):
     owned: list[Position]
     partitions: dict[str, int]
     replays: list[Replay]
+    pending: list[tuple[str, int]] = []
+
+
+class Receipt(msgspec.Struct, tag="receipt"):
+    """A gateway's word: connections have taken these messages of the processor's answers.
+
+    `taken` has topics, partitions and offsets there, MAX_RECEIPT_MESSAGES offsets at most in all.
+    An offset stands there once for each connection.
+    """
+
+    taken: list[tuple[str, int, list[int]]]
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
 #: Of an offset, which is below 2⁶³.
 _MOST_DIGITS: Final = 19
-_decode_gateways: Final = msgspec.msgpack.Decoder(Ask | Ack).decode
+_decode_gateways: Final = msgspec.msgpack.Decoder(Ask | Ack | Receipt).decode
 _decode_word: Final = msgspec.msgpack.Decoder(Stamp | Answer).decode
 _decode_push: Final = msgspec.msgpack.Decoder(Push).decode
 
 
-def gateways_word_in(body: bytes) -> Ask | Ack:
-    """Return the ask or the acknowledgement in a frame's body.
+def gateways_word_in(body: bytes) -> Ask | Ack | Receipt:
+    """Return the ask, the acknowledgement or the receipt in a frame's body.
 
     Raises:
-        msgspec.MsgspecError: the body is neither.
+        msgspec.MsgspecError: the body is none of them.
     """
-    word: Ask | Ack = _decode_gateways(body)
+    word: Ask | Ack | Receipt = _decode_gateways(body)
     return word
 
 

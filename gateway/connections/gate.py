@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
+from gateway import metrics
 from gateway.connections.cursor import Cursor, Partition, cursor_text
 from gateway.connections.delivery import Delivery, Form
 
@@ -135,6 +136,13 @@ class Gate:
         """How many live messages wait."""
         return sum(map(len, self._waiting.values()))
 
+    def waits_beside(self, partitions: Collection[Partition]) -> bool:
+        """Whether messages of other partitions wait that no processor has answered for."""
+        return any(
+            messages and partition not in self._answered and partition not in partitions
+            for partition, messages in self._waiting.items()
+        )
+
     @property
     def is_writing(self) -> bool:
         """Whether messages are to be written."""
@@ -191,15 +199,13 @@ class Gate:
 
         Where the answer is not `whole`, more messages from `end` on are asked for again. Waiting
         messages are written among the answered messages, by offset: not every live message is in
-        the answer.
+        the answer. A message in both is the live message, which its batch counts as taken.
         """
         if partition in self._ends or partition in self._answered:
             return False  # the partition flows already
         by_offset = {_offset_of(each): each for each in messages}
         waiting = self._waiting.pop(partition, {})
-        for offset, delivery in waiting.items():
-            if whole or offset < end:
-                by_offset.setdefault(offset, delivery)
+        by_offset |= {at: each for at, each in waiting.items() if whole or at < end}
         if not whole:
             self._waiting[partition] = {at: each for at, each in waiting.items() if at >= end}
         self._count_waiting()
@@ -269,6 +275,7 @@ class Gate:
             return Verdict.HAS
         size = self._waiting_bytes + len(delivery.payload)
         if self.waiting >= MOST_WAITING or (self._waiting_bytes and size > self._most_bytes):
+            metrics.GATE_OVERFLOWS.inc()
             return Verdict.NO_ROOM
         self._waiting.setdefault(partition, {})[offset] = delivery
         self._waiting_bytes = size

@@ -61,7 +61,8 @@ class Registrar:
     ) -> None:
         """`held` is called after each heartbeat that has the lease: the time, and processors.
 
-        And with the seconds since the heartbeat before. None where clients don't resume.
+        And with the seconds since the heartbeat before, or the most of them where the processors
+        could not be read meanwhile. None where clients don't resume.
         """
         self.ready = asyncio.Event()  # set once the node's name is claimed
         self._registry = registry
@@ -79,6 +80,7 @@ class Registrar:
         self._outage = Outage()
         self._held = held
         self._held_at = -math.inf  # the loop's time of the last heartbeat that had an answer
+        self._longest_away_seconds = 0.0  # between two heartbeats, since `held` was called last
         self._owns_name = True  # False while another process has a lease under this node's name
 
     @property
@@ -185,14 +187,19 @@ class Registrar:
         return self._owns_name and held_for < self._timings.lease_seconds
 
     async def _heartbeat(self, *, claim: bool = False) -> None:
-        began = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         processors = await self._live_processors()
         lease = await self._registry.heartbeat(self._node, claim=claim)
         self._note_owner(self._node.name, own=lease is not Lease.TAKEN)
         if lease is not Lease.TAKEN:
-            away_seconds, self._held_at = began - self._held_at, began
+            # To the end of the call: the renewal came somewhere between.
+            away_seconds = 0.0 if claim else loop.time() - self._held_at
+            self._longest_away_seconds = max(self._longest_away_seconds, away_seconds)
+            self._held_at = began
             if processors is not None and self._held is not None:
-                self._held(processors, 0.0 if claim else away_seconds)
+                self._held(processors, self._longest_away_seconds)
+                self._longest_away_seconds = 0.0
         if lease is Lease.LAPSED and not claim:
             log.warning("the lease lapsed or Redis lost keys; asserting every user again")
             self._assert_all()

@@ -17,13 +17,26 @@ import structlog
 from starlette.types import Scope
 
 from gateway import metrics
+from gateway.connections.delivery import Delivery
 from gateway.http.upgrade import switch, take_upgrade
 from gateway.resume.questions import Questions
 from registry.frames import BadFrame, FrameReader, frame_head, probe_peer
-from registry.resume import MAX_ANSWER_BYTES, RESUME_PROTOCOL, Ack, Ask, Stamp, encode, word_in
+from registry.resume import (
+    MAX_ANSWER_BYTES,
+    MAX_RECEIPT_MESSAGES,
+    RESUME_PROTOCOL,
+    Ack,
+    Ask,
+    Receipt,
+    Stamp,
+    encode,
+    word_in,
+)
 
 #: Bytes of questions that a processor may leave unread: a frozen one, for example.
 _MOST_UNREAD_BYTES: Final = 16 * 1024 * 1024
+#: Receipts wait while a processor leaves so many bytes unread: they must not end the link.
+_RECEIPT_UNREAD_BYTES: Final = 1024 * 1024
 #: A processor stamps every second; a link without a stamp for so long leads nowhere.
 _SILENCE_SECONDS: Final = 15.0
 #: How long links may take to end at the node's goodbye.
@@ -62,10 +75,15 @@ class ResumeLinks:
             self._empty.set()
 
     def advance(self, now: float) -> None:
-        """End links whose processors have said nothing for too long; `now` is monotonic."""
+        """Send receipts; end links whose processors have said nothing for too long.
+
+        `now` is monotonic.
+        """
         for link in list(self._links):
             if now - link.heard_at > _SILENCE_SECONDS:
                 link.abort()
+            else:
+                link.send_receipt()
 
     async def close(self) -> None:
         """Say goodbye: end every link, in a second."""
@@ -78,7 +96,7 @@ class ResumeLinks:
 
 
 class ResumeLink(asyncio.Protocol):
-    """One link: stamps and answers in, asks out."""
+    """One link: stamps and answers in, asks and receipts out."""
 
     def __init__(
         self,
@@ -94,6 +112,10 @@ class ResumeLink(asyncio.Protocol):
         self._next_number = 0
         self.processor: str | None = None
         self.heard_at = time.monotonic()
+        self._takes_receipts = False  # by the processor's last stamp
+        #: For the next receipt: the offsets of taken messages by topic and partition.
+        self._taken: dict[tuple[str, int], list[int]] = {}
+        self._taken_messages = 0
 
     def begin(self, rest: bytes) -> None:
         """Become the protocol of the transport; answer the upgrade.
@@ -112,6 +134,33 @@ class ResumeLink(asyncio.Protocol):
         """Send questions."""
         self._send(encode(ask))
 
+    def replayed(self, delivery: Delivery) -> None:
+        """Note that a connection has taken a message of the processor's answers.
+
+        For the next receipt, MAX_RECEIPT_MESSAGES at most. Further messages are dropped and
+        counted where the processor does not read, or the link has ended.
+        """
+        place = delivery.place if self._takes_receipts else None
+        if place is None:
+            return
+        if self._taken_messages >= MAX_RECEIPT_MESSAGES:
+            self.send_receipt()
+        if self._taken_messages >= MAX_RECEIPT_MESSAGES or self._transport.is_closing():
+            metrics.RECEIPTS_DROPPED.inc()
+            return
+        topic, partition, offset = place
+        self._taken.setdefault((topic, partition), []).append(offset)
+        self._taken_messages += 1
+
+    def send_receipt(self) -> None:
+        """Send a receipt for the noted messages, unless the processor has much to read."""
+        if not self._taken or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() < _RECEIPT_UNREAD_BYTES:
+            taken = [(*partition, offsets) for partition, offsets in self._taken.items()]
+            self._taken, self._taken_messages = {}, 0
+            self._send(encode(Receipt(taken)))
+
     def _send(self, body: bytes) -> None:
         """Send a frame; end the link of a processor that does not read."""
         transport = self._transport
@@ -128,7 +177,8 @@ class ResumeLink(asyncio.Protocol):
         self._transport.abort()
 
     def close(self) -> None:
-        """End the link."""
+        """End the link, behind a last receipt."""
+        self.send_receipt()
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -147,8 +197,10 @@ class ResumeLink(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take note that the link is gone."""
+        """Take note that the link is gone; the next receipt is lost with it."""
         metrics.RESUME_LINKS.dec()
+        metrics.RECEIPTS_DROPPED.inc(self._taken_messages)
+        self._taken, self._taken_messages = {}, 0
         self._ended(self)
         self._questions.leave(self)
 
@@ -156,5 +208,6 @@ class ResumeLink(asyncio.Protocol):
         if self.processor is None:
             self.processor = stamp.processor
             self._questions.join(self)
+        self._takes_receipts = stamp.receipts
         self._questions.stamped(stamp)
         self._send(encode(Ack(stamp.stamp_ms)))

@@ -58,8 +58,8 @@ _ANSWER_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
 #: How long a connection is asked for in all.
 _GIVE_UP_SECONDS: Final = 60.0
-#: How long messages of a partition without an answer wait, though all live processors have
-#: answered, and no processor has come or gone.
+#: How long a connection waits behind messages of a partition that no processor names, though all
+#: live processors answer.
 _STRANGERS_SECONDS: Final = 5.0
 #: How long a wait for the registry takes, at most.
 _FIND_SECONDS: Final = 5.0
@@ -79,6 +79,21 @@ class Link(Protocol):
     def ask(self, ask: Ask) -> None:
         """Send questions."""
 
+    def replayed(self, delivery: Delivery) -> None:
+        """Note that a connection has taken a message of the processor's answers."""
+
+
+class _Missed(Delivery):
+    """A missed message, of a processor's answer."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, push: Push, link: Link) -> None:
+        super().__init__(
+            push.data, message_id=push.id, event_type=push.type, position=push.position
+        )
+        self.link = link
+
 
 class _Resuming:
     """A connection behind a gate, and the state of the questions."""
@@ -91,7 +106,7 @@ class _Resuming:
         "has_more",
         "opened",
         "since",
-        "waiting_since",
+        "strange_since",
     )
 
     def __init__(self, connection: Connection, gate: Gate, now: float) -> None:
@@ -99,7 +114,8 @@ class _Resuming:
         self.gate = gate
         self.opened = now
         self.since = now  # when an answer last brought the connection further
-        self.waiting_since: float | None = None  # when messages were first seen behind the gate
+        #: From when on messages wait of a partition that no live processor names; None for none.
+        self.strange_since: float | None = None
         self.attempts = 0  # asks without all answers
         self.has_more = False  # an answer was cut: the rest is asked for without a pause
         self.ask_when_written = False  # once the client has read the last answer
@@ -113,7 +129,7 @@ class _Resuming:
 class _UnderWay:
     """An ask without all answers."""
 
-    __slots__ = ("awaited", "began", "ended", "resuming")
+    __slots__ = ("awaited", "began", "ended", "owners", "pending", "resuming")
 
     def __init__(self, resuming: Sequence[_Resuming], awaited: set[Link], began: float) -> None:
         self.resuming = resuming
@@ -121,6 +137,8 @@ class _UnderWay:
         self.began = began
         #: The connections are asked for again; a late answer counts all the same.
         self.ended = False
+        self.owners: set[str] = set()  # processors that have answered, and named a partition
+        self.pending: set[Partition] = set()  # partitions that can't be answered for yet
 
 
 class Questions:
@@ -147,8 +165,6 @@ class Questions:
         self._next_number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._warned_of: set[str] = set()
-        self._processors: frozenset[str] = frozenset()  # at the last tick
-        self._processors_since = clock()
 
     def cursor_in(self, text: str) -> Cursor | None:
         """Return the cursor in a client's text; None where the text is no use for a question.
@@ -215,10 +231,13 @@ class Questions:
         if ask is None or link not in ask.awaited:
             return
         ask.awaited.discard(link)
+        ask.pending.update(answer.pending)
+        if answer.owned or answer.pending:
+            ask.owners.add(answer.processor)
         if len(answer.replays) == len(ask.resuming):
             for resuming, replay in zip(ask.resuming, answer.replays, strict=True):
                 if resuming.lasts:
-                    self._apart(resuming.connection, self._take, resuming, answer, replay)
+                    self._apart(resuming.connection, self._take, resuming, link, answer, replay)
         self._end_if_answered(answer.number, ask)
 
     def advance(self) -> None:
@@ -240,8 +259,6 @@ class Questions:
             if isinstance(connection.screen, Replayed):
                 self._node.hub.put_screen(connection, None)
         self._shared.clear()  # connections with one answer finish in one turn
-        if self._processors != self._node.as_of.processors:
-            self._processors, self._processors_since = self._node.as_of.processors, now
         self._give_up_those_in_vain(now)
         self._ask()
 
@@ -299,13 +316,13 @@ class Questions:
                 size += _QUESTION_BYTES + _POSITION_BYTES * len(resuming.gate.positions)
         return batch
 
-    def _take(self, resuming: _Resuming, answer: Answer, replay: Replay) -> None:
+    def _take(self, resuming: _Resuming, link: Link, answer: Answer, replay: Replay) -> None:
         """Take a processor's answer for a connection, and write the messages."""
         connection, gate = resuming.connection, resuming.gate
         messages: dict[Partition, list[Delivery]] = {}
         try:
             for message in replay.messages:
-                delivery = _delivery(push_in(message), connection)
+                delivery = _missed(push_in(message), link, connection)
                 topic, number, _ = cast("Position", delivery.place)
                 messages.setdefault((topic, number), []).append(delivery)
         except (msgspec.MsgspecError, NotForConnection) as error:
@@ -346,7 +363,9 @@ class Questions:
                 self._writing[resuming] = None
                 return
             gate.wrote(delivery)
-            metrics.REPLAYED.inc()
+            if isinstance(delivery, _Missed):  # and no live message that has waited
+                metrics.REPLAYED.inc()
+                delivery.link.replayed(delivery)
         self._writing.pop(resuming, None)
         if gate.is_whole(self._node.as_of.processors):
             self._finish(resuming, "gap" if gate.has_gap else "whole")
@@ -368,6 +387,7 @@ class Questions:
         for resuming in ask.resuming:
             if not resuming.lasts:
                 continue
+            self._look_for_strangers(resuming, ask)
             if self._is_in_vain(resuming, now):
                 self._apart(resuming.connection, self._give_up, resuming)
             elif resuming.gate.is_writing:
@@ -383,22 +403,27 @@ class Questions:
     def _is_in_vain(self, resuming: _Resuming, now: float) -> bool:
         """Whether no answer is going to come.
 
-        Where all live processors have answered, or there is none, and messages come from an
-        unanswered partition, the partition's processor does not take part: an older version, for
-        example. Or it has only just been given the partition, and answers soon.
+        Where no processor names a partition for seconds, and its messages come, the partition's
+        processor does not take part: an older version, for example.
         """
-        gate = resuming.gate
-        if gate.is_writing:
+        if resuming.gate.is_writing:
             return False
-        if not (gate.waiting and gate.heard.issuperset(self._node.as_of.processors)):
-            resuming.waiting_since = None
-        elif resuming.waiting_since is None:
-            resuming.waiting_since = now
-        else:
-            since = max(resuming.since, resuming.waiting_since, self._processors_since)
-            if now - since > _STRANGERS_SECONDS:
-                return True
+        strange_since = resuming.strange_since
+        if strange_since is not None and now - strange_since > _STRANGERS_SECONDS:
+            return True
         return now - resuming.since > _GIVE_UP_SECONDS
+
+    def _look_for_strangers(self, resuming: _Resuming, ask: _UnderWay) -> None:
+        """Note since when messages wait of a partition that no live processor names.
+
+        A processor that has died is live until its lease lapses, later than its partitions have
+        another owner; one that names no partition may be about to get some. Both say nothing.
+        """
+        is_known = ask.owners.issuperset(self._node.as_of.processors)
+        if not (is_known and resuming.gate.waits_beside(ask.pending)):
+            resuming.strange_since = None
+        elif resuming.strange_since is None:
+            resuming.strange_since = ask.began
 
     def _give_up_those_in_vain(self, now: float) -> None:
         """Give up connections in the queue of questions, where processors answer too slowly."""
@@ -455,8 +480,8 @@ def _question(resuming: _Resuming) -> Question:
     return Question(connection.user, connection.device, gate.as_of_ms, positions)
 
 
-def _delivery(push: Push, connection: Connection) -> Delivery:
-    """Return a replayed message as a delivery to a connection.
+def _missed(push: Push, link: Link, connection: Connection) -> _Missed:
+    """Return a message of an answer as a delivery to a connection.
 
     Raises:
         NotForConnection: the message is for another user or device, or breaks a rule.
@@ -465,4 +490,4 @@ def _delivery(push: Push, connection: Connection) -> Delivery:
     valid = valid_id(push.id) and (push.type is None or valid_type(push.type))
     if not (for_it and valid and push.position is not None and is_position(push.position)):
         raise NotForConnection(f"message {push.id!r}")
-    return Delivery(push.data, message_id=push.id, event_type=push.type, position=push.position)
+    return _Missed(push, link)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -21,7 +22,7 @@ from gateway.connections.identity import Identity
 from gateway.entry.entry import Entry
 from gateway.http.detach import exchange_of
 from gateway.http.head import Head
-from gateway.transports.poll_cursor import PollCursor, new_key, read_poll_cursor
+from gateway.transports.poll_cursor import PollCursor, new_key, new_names, read_poll_cursor
 from gateway.transports.poll_session import ParkedPoll, PollSession
 
 #: How long a poll waits for a message where the request has no `wait`.
@@ -36,6 +37,8 @@ class PollSessions:
     def __init__(self, *, soon: Callable[[Callable[[], None]], object] | None = None) -> None:
         """`soon` defers a call to the event loop's next turn: call_soon of the running loop."""
         self.soon = soon or asyncio.get_running_loop().call_soon
+        self.names = new_names()
+        self._numbers = count()
         self._sessions: dict[str, PollSession] = {}
 
     async def connect(self, head: Head, entry: Entry) -> ASGIApp:
@@ -88,7 +91,7 @@ class PollSessions:
     ) -> PollSession:
         """Open a session for a client, with the key in the client's cursor, or with a new key."""
         key = new_key() if cursor is None else cursor.key
-        session = PollSession(identity, keeper, self, key, cursor)
+        session = PollSession(identity, keeper, self, cursor, key=key, number=next(self._numbers))
         self._sessions[session.key] = session
         session.await_next_poll()
         return session

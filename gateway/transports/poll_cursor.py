@@ -17,9 +17,9 @@ from gateway.connections.cursor import MAX_CURSOR_BYTES
 
 #: Key, session and count in front of the resume cursor.
 _SESSION: Final = re.compile(
-    r"([A-Za-z0-9_-]{1,32})\.([A-Za-z0-9_-]{1,16})\.([0-9]{1,18})", re.ASCII
+    r"([A-Za-z0-9_-]{1,32})\.([A-Za-z0-9_-]{1,24})\.([0-9]{1,18})", re.ASCII
 )
-_MAX_SESSION_BYTES: Final = 70
+_MAX_SESSION_BYTES: Final = 76
 #: The longest cursor of a poll, in bytes.
 MAX_POLL_CURSOR_BYTES: Final = _MAX_SESSION_BYTES + MAX_CURSOR_BYTES
 
@@ -48,6 +48,6 @@ def new_key() -> str:
     return secrets.token_urlsafe(9)
 
 
-def new_session_name() -> str:
-    """Draw the name of a session: 48 random bits, among the sessions of one client."""
+def new_names() -> str:
+    """Draw the beginning of the names of a node's sessions: 48 random bits."""
     return secrets.token_urlsafe(6)

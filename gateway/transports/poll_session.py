@@ -27,11 +27,7 @@ from gateway.connections.identity import Identity
 from gateway.http.detach import Resume
 from gateway.http.responses import CLOSE_LINE, start_head, with_body
 from gateway.transports.poll_buffer import GAP, PollBuffer, json_of, poll_form
-from gateway.transports.poll_cursor import (
-    MAX_POLL_CURSOR_BYTES,
-    PollCursor,
-    new_session_name,
-)
+from gateway.transports.poll_cursor import MAX_POLL_CURSOR_BYTES, PollCursor
 from gateway.wires import Wire
 
 #: How long a poll waits for missed messages at least, also a poll with a shorter `wait`: a client
@@ -158,13 +154,13 @@ class PollSession(Connection):
         "_ended_wait",
         "_is_full",
         "_moves",
+        "_number",
         "_parked",
         "_positions_at",
         "_sessions",
         "_since",
         "_waiting",
         "key",
-        "name",
     )
     transport: ClassVar[str] = "poll"
     form = staticmethod(poll_form)
@@ -174,13 +170,18 @@ class PollSession(Connection):
         identity: Identity,
         keeper: Keeper,
         sessions: Sessions,
-        key: str,
         came_with: PollCursor | None,
+        *,
+        key: str,
+        number: int,
     ) -> None:
-        """`came_with` is the cursor of a client that has been at other nodes."""
+        """`came_with` is the cursor of a client that has been at other nodes.
+
+        `key` and `number` are of no other session of the node.
+        """
         super().__init__(identity, keeper)
         self.key = key
-        self.name = new_session_name()
+        self._number = number
         self.cursor = NO_CURSOR
         self.state = State.OPEN  # there is no handshake to wait for
         self._sessions = sessions
@@ -253,6 +254,11 @@ class PollSession(Connection):
         Twice a full buffer: the second half is for the head and the separators.
         """
         return 2 * self._keeper.bounds.poll_buffer_bytes + MAX_POLL_CURSOR_BYTES
+
+    @property
+    def name(self) -> str:
+        """The session's name in cursors: put together when asked for, since sessions are many."""
+        return f"{self._sessions.names}{self._number:x}"
 
     @property
     def is_resuming(self) -> bool:
@@ -485,6 +491,7 @@ class Sessions(Protocol):
     """The sessions of a node, as one of them sees them."""
 
     soon: Callable[[Callable[[], None]], object]
+    names: str  # what all names of the node's sessions begin with
 
     def forget(self, session: PollSession) -> None:
         """Drop a session that has ended."""

@@ -153,15 +153,16 @@ class SseConnection(StreamConnection):
         return True
 
     def tell_to_reconnect(self, close: Close, delay_seconds: float) -> None:
-        """Send the control event `reconnect`.
+        """Send the newest cursor, and the control event `reconnect`.
 
-        Its `retry:` is for clients that don't know the event, and wait for the stream's end.
+        The `retry:` is for clients that don't know the event, and wait for the stream's end.
         """
+        cursor = self._keeper.cursor(self)
+        newest = heartbeat(self._keeper.bounds.heartbeat_seconds, cursor) if cursor else b""
         after_ms = int(delay_seconds * 1_000)
         retry_ms = random.randint(*_PARTING_RETRY_MS)  # noqa: S311
-        self.write_control(
-            control("reconnect", retry_ms=retry_ms, after_ms=after_ms, code=close.code)
-        )
+        parting = control("reconnect", retry_ms=retry_ms, after_ms=after_ms, code=close.code)
+        self.write_control(newest + parting)
 
     def gap_notice(self) -> bytes:
         """Return the control event `gap`, which tells the client of missed messages."""

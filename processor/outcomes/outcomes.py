@@ -5,6 +5,10 @@ progress, so that its offset can be committed (commits.py). With a topic, the la
 Kafka has acknowledged the report: a crash may repeat a report, and loses none. Where only a sample
 is reported, the other messages wait for the write that they were gathered with. While the topic
 can't be written to, messages do not wait for it (accessory.py).
+
+Messages that a client gets when it comes back (processor/replay) are reported once more, in the
+same writes. These reports are about messages that have their outcome: nothing waits for them, and
+none is counted as an outcome.
 """
 
 from __future__ import annotations
@@ -37,16 +41,18 @@ _GATHER_SECONDS: Final = 0.02
 #: The number of CRC-32 values. A message is in the sample if its id's checksum is below the
 #: sample's share of them: a repeated message is sampled again, or again not.
 _CHECKSUMS: Final = 2**32
+#: Reports of replayed messages that wait for a write, at most: 16 MB. Further ones are lost.
+_MOST_REPLAYED: Final = 32_768
 
 #: Is called with the partitions (their `Progress`) of which messages were settled.
 Advanced = Callable[[Iterable[Progress]], None]
 
 
-class Report(msgspec.Struct, gc=False):
+class Report(msgspec.Struct, gc=False, omit_defaults=True):
     """A record's value in the outcomes topic, as JSON; the key is the user. Times in epoch ms.
 
     `topic`, `partition` and `offset` are those of the message's own record; `settled_ms` is when
-    the outcome was known.
+    the outcome was known. A report of a replayed message has no time of publication.
     """
 
     id: str
@@ -56,8 +62,21 @@ class Report(msgspec.Struct, gc=False):
     device: str | None  # the device that the message was for
     connections: int  # connections that took the message
     missed: int  # nodes with connections of the user that may be without the message
-    published_ms: int
+    published_ms: int | None
     settled_ms: int
+    topic: str
+    partition: int
+    offset: int
+    replayed: bool = False  # left out unless true
+
+
+class Replayed(NamedTuple):
+    """A replayed message that a connection to a node has taken."""
+
+    user: str
+    id: str
+    device: str | None  # the device that the message was for
+    node: str
     topic: str
     partition: int
     offset: int
@@ -122,6 +141,7 @@ class Outcomes:
         self._sample_below = int(settings.outcomes_sample * _CHECKSUMS)
         #: Gathered for the next write.
         self._gathered: list[_Gathered] = []
+        self._replayed: list[Row] = []
         self._publishing: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
@@ -163,6 +183,19 @@ class Outcomes:
             ]
             self._publish_soon(places, outcomes, reports)
 
+    def replayed(self, messages: Sequence[Replayed]) -> None:
+        """Report messages that clients got when they came back. Only where a topic is set.
+
+        _MOST_REPLAYED reports wait at most; further ones are lost, and counted.
+        """
+        now_ms = self._now_ms()
+        reports = [(message.user.encode(), _replay(message, now_ms)) for message in messages]
+        rows = [row for key, report in reports if (row := self._row(key, report)) is not None]
+        room = _MOST_REPLAYED - len(self._replayed)
+        self._replayed += rows[:room]
+        metrics.REPLAYS_UNREPORTED.labels("full").inc(max(0, len(rows) - room))
+        self._publish_gathered_soon()
+
     def _publish_soon(
         self,
         places: Iterable[_Placed],
@@ -187,6 +220,9 @@ class Outcomes:
         rows: Iterable[Row | None],
     ) -> None:
         self._gathered += map(_Gathered, places, outcomes, rows)
+        self._publish_gathered_soon()
+
+    def _publish_gathered_soon(self) -> None:
         if self._publishing is None or self._publishing.done():
             self._publishing = self._spawn(self._publish_gathered())
 
@@ -205,13 +241,15 @@ class Outcomes:
 
     async def _publish_gathered(self) -> None:
         await asyncio.sleep(_GATHER_SECONDS)
-        while self._gathered:
+        while self._gathered or self._replayed:
             await self._membership.certainty()
             gathered, self._gathered = self._gathered, []
+            replayed, self._replayed = self._replayed, []
             # The outcome of a message whose partition is lost is for the next owner to tell.
             held = [each for each in gathered if not each.place.progress.lost]
             if self.accessory is not None:
-                await self.accessory.write([each.row for each in held if each.row is not None])
+                rows = [each.row for each in held if each.row is not None]
+                await self.accessory.write(rows + replayed)
             _count(each.outcome for each in held)
             self._settle([each.place for each in held])
 
@@ -239,6 +277,25 @@ def _report(message: Message, result: Outcome, now_ms: int) -> _KeyedReport:
         message.offset,
     )
     return message.push.user.encode(), report
+
+
+def _replay(message: Replayed, now_ms: int) -> Report:
+    """Return the report of a replayed message that one connection has taken."""
+    return Report(
+        message.id,
+        Kind.DELIVERED.value,
+        None,
+        message.node,
+        message.device,
+        1,
+        0,
+        None,
+        now_ms,
+        message.topic,
+        message.partition,
+        message.offset,
+        replayed=True,
+    )
 
 
 def _key(record: Record) -> bytes | None:

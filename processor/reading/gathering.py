@@ -3,7 +3,7 @@
 A fetch, with the look-up and the batch behind it, costs more than its records: a bare consumer
 takes 117 µs of CPU a record at 2,000 records a second, and 64 where records are gathered. At a low
 rate the broker answers with every record by itself, as soon as it is there. At a higher rate the
-broker waits until a few records are there, for a millisecond at most.
+broker waits until a few records are there, for two milliseconds at most.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import Final
 
 #: From so many records a second and broker on, records are gathered: so many, for so long at most.
-#: Below, a wait of a millisecond is shorter than the time between two records, and makes fetches.
+#: Below, the wait is hardly longer than the time between two records, and makes fetches. At 2,000
+#: records a second two milliseconds take 0.86 × the CPU of one, with a median that is 0.4 ms longer
+#: (2026-11-29, three pairs).
 _GATHERED_RATE: Final = 600.0
 _ENOUGH_RECORDS: Final = 6
-_WAIT_MS: Final = 1
+_WAIT_MS: Final = 2
 #: The rate, and the size of a record, are those of such a time.
 _WINDOW_SECONDS: Final = 0.1
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -20,6 +21,7 @@ from aiokafka import (
 )
 from aiokafka import client as aiokafka_client
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -68,11 +70,11 @@ __all__ = [
     "is_dead",
     "is_member",
     "leave",
+    "log_consumer",
     "noted_commits",
     "partition_of",
     "partitions_of",
     "producer",
-    "records_between",
     "size_of",
     "unreadable",
     "until_reached",
@@ -105,8 +107,6 @@ _METADATA_MAX_AGE_MS: Final = 5_000
 #: least one batch, however large.
 _FETCH_BYTES: Final = 1_048_576
 _MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
-#: How long one fetch of records that are read back may wait for the first.
-_READ_BACK_MS: Final = 200
 _OFFSET_RESET: Final = "earliest"
 _ISOLATION: Final = "read_committed"  # records of aborted transactions are no messages
 
@@ -170,38 +170,15 @@ def group_consumer(
     )
 
 
-async def records_between(
-    settings: KafkaSettings, partition: TopicPartition, start: int, end: int
-) -> AsyncGenerator[tuple[int, Sequence[Record]], None]:
-    """Read a part of a partition's log again, apart from any group.
-
-    Yield the offset from which on the records are all that there are, which is later than `start`
-    where retention took the first ones, with some records; then more of them, up to before `end`.
-    The caller bounds how much, and how long.
-
-    Raises:
-        KafkaError: no broker answers, or a request failed.
-        UnicodeDecodeError: aiokafka can't decode a record (reader.py).
-    """
-    consumer = AIOKafkaConsumer(
+def log_consumer(settings: KafkaSettings, *, fetch_bytes: int) -> AIOKafkaConsumer:
+    """Return a consumer of no group, whose fetches have `fetch_bytes` at most."""
+    return AIOKafkaConsumer(
         enable_auto_commit=False,
         auto_offset_reset=_OFFSET_RESET,
         isolation_level=_ISOLATION,
-        max_partition_fetch_bytes=_FETCH_BYTES,
+        max_partition_fetch_bytes=fetch_bytes,
         **_connection(settings),
     )
-    try:
-        await consumer.start()
-        consumer.assign([partition])
-        beginnings = await consumer.beginning_offsets([partition])
-        first = max(start, beginnings[partition])
-        consumer.seek(partition, first)
-        yield first, ()
-        while await consumer.position(partition) < end:
-            found = await consumer.getmany(partition, timeout_ms=_READ_BACK_MS)
-            yield first, [record for record in found.get(partition, ()) if record.offset < end]
-    finally:
-        await leave(consumer)
 
 
 def watch_heartbeats(
@@ -397,6 +374,26 @@ async def create_topic(settings: KafkaSettings, topic: str, *, like: str) -> Non
     error = for_code(result["error_code"])
     if error not in (NoError, TopicAlreadyExistsError):
         raise error(result.get("error_message") or "")
+
+
+async def compaction_lag_seconds(settings: KafkaSettings, topic: str) -> float:
+    """Return for how long compaction leaves a topic's records; infinite without compaction.
+
+    Raises:
+        KafkaError: no broker answers, or the broker does not say (an ACL, DescribeConfigs).
+    """
+    names = ["cleanup.policy", "min.compaction.lag.ms"]
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names))
+    async with _administering(settings) as admin:
+        (described,) = await admin.describe_configs([resource])
+    (found,) = described.to_object()["resources"]
+    error = for_code(found["error_code"])
+    if error is not NoError:
+        raise error(found["error_message"] or "")
+    values = {each["config_names"]: each["config_value"] for each in found["config_entries"]}
+    if "compact" not in values.get("cleanup.policy", ""):
+        return math.inf
+    return int(values["min.compaction.lag.ms"]) / 1_000
 
 
 async def commits_of(

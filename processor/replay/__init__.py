@@ -4,5 +4,6 @@ A client that comes back says how far it has come (its cursor), and its gateway 
 what the user has got since. Each processor answers for the partitions that it owns, from `window`,
 which keeps what the processor has taken in lately. `marks` say how far back a time reaches, `owned`
 what the processor may answer for, `answers` puts an answer together, and `links` are the
-connections to gateways for questions and answers. Imports reading and sending.
+connections to gateways for questions and answers. `receipts` reports what clients then took.
+Imports reading, sending and outcomes.
 """

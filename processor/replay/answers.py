@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -18,8 +20,10 @@ import structlog
 from processor import metrics
 from processor.reading.kafka import TopicPartition
 from processor.replay.marks import Marks
-from processor.replay.read_back import ReadBack, Unreadable
+from processor.replay.read_back import MOST_BYTES, TakeMessages, Unavailable
+from processor.replay.window import Absence, Window
 from processor.replay.windows import Windows
+from registry.message import Envelope
 from registry.resume import (
     MAX_QUESTION_BYTES,
     MAX_QUESTION_MESSAGES,
@@ -33,10 +37,19 @@ from registry.resume import (
 
 #: How long an answer waits for what is read back.
 _READ_SECONDS: Final = 1.0
-#: The most offsets of a partition that are read back: some 0.7 s.
-MOST_OFFSETS: Final = 300_000
+#: A window that began too late reaches so far back at most, with what is read back: 120 s at 10,000
+#: messages a second. A forged cursor costs no more than that, once.
+MOST_OFFSETS: Final = 1_200_000
+#: So much is read back at once: some 1.5 s of CPU.
+_OFFSETS_AT_ONCE: Final = 200_000
 #: How many questions are answered in one turn of the event loop.
 _QUESTIONS_A_TURN: Final = 50
+#: The most evicted messages that are read again for an ask: each question has its share.
+MOST_SCATTERED: Final = 20_000
+
+#: Evicted messages that were read again, by partition and offset; None for a message that Kafka has
+#: no more.
+Scattered = Mapping[TopicPartition, Mapping[int, Envelope | None]]
 
 log = structlog.get_logger("processor.resume")
 
@@ -60,8 +73,18 @@ class Owner(Protocol):
 class ReadsBack(Protocol):
     """Kafka, as seen from here."""
 
-    async def read(self, partition: TopicPartition, start: int, end: int) -> ReadBack | None:
-        """Return messages of the log; None where they can't be read now."""
+    async def earlier(
+        self, partition: TopicPartition, start: int, end: int, take: TakeMessages
+    ) -> int:
+        """Give `take` the messages of a part of the log, or raise Unavailable.
+
+        Return from which offset on these are all messages: later than `start` after retention.
+        """
+
+    async def scattered(
+        self, partition: TopicPartition, offsets: Sequence[int], *, most_bytes: int
+    ) -> Mapping[int, Envelope | None]:
+        """Return the first of the messages at some offsets, or raise Unavailable."""
 
 
 #: Has nobody remember where the users are: they are where the question comes from.
@@ -132,6 +155,7 @@ class Answers:
         assignment = self._windows.assignment
         for partition in await self._read_back(ask.questions, owned):
             del owned[partition]  # not now: the gateway asks again
+        scattered = await self._read_scattered(ask.questions, owned)
         # Ahead of the answer too: a look-up may have been remembered meanwhile.
         self._forget(question.user for question in ask.questions)
         room = _Room(MAX_REPLAYED_BYTES)
@@ -141,13 +165,14 @@ class Answers:
                 await asyncio.sleep(0)
             if self._windows.assignment != assignment:  # the proof is of the assignment before
                 return Answer(ask.number, self._name, [], self._owner.partition_counts(), [])
-            replays.append(self._replay(question, owned, room))
+            replays.append(self._replay(question, owned, scattered, room))
         return Answer(
             ask.number,
             self._name,
             [(topic, partition, end) for (topic, partition), end in owned.items()],
             self._owner.partition_counts(),
             replays,
+            [(topic, partition) for topic, partition in proved if (topic, partition) not in owned],
         )
 
     async def _read_back(
@@ -158,10 +183,7 @@ class Answers:
         Return the partitions that are not filled within _READ_SECONDS: reading goes on, and the
         gateway asks again.
         """
-        positions = [
-            {(topic, number): at for topic, number, at in question.positions}
-            for question in questions
-        ]
+        positions = [_positions(question) for question in questions]
         for partition, task in list(self._reads.items()):
             if task.done():
                 del self._reads[partition]
@@ -181,19 +203,68 @@ class Answers:
         """Read back into a partition's window, unless that fails."""
         async with self._reading:
             window = self._windows.of(partition)
-            end = window.floor
-            if start >= end:
-                return
+            with suppress(Unavailable):  # the gateway asks again
+                while window.too_far < start < window.floor:
+                    await self._read_earlier(
+                        partition, window, max(start, window.floor - _OFFSETS_AT_ONCE)
+                    )
+                    if self._windows.of(partition) is not window:
+                        return
+
+    async def _read_earlier(self, partition: TopicPartition, window: Window, start: int) -> None:
+        """Read what was in front of a window, from `start` on, and let the window begin there.
+
+        Raises:
+            Unavailable: Kafka can't be read now.
+        """
+        end = window.floor
+        earlier = Window(start)
+        take = partial(self._windows.take_earlier, partition, earlier)
+        first = await self._reader.earlier(partition, start, end, take)
+        earlier.floor = first
+        window.precede(earlier, end)
+        if window.floor == first > start:  # retention took what was in front
+            window.too_far = first - 1
+
+    async def _read_scattered(
+        self, questions: Sequence[Question], owned: dict[TopicPartition, int]
+    ) -> Scattered:
+        """Read evicted messages again that questions need: for each question the first ones.
+
+        Partitions that can't be read now are taken out of `owned`: the gateway asks again.
+        """
+        scattered: dict[TopicPartition, Mapping[int, Envelope | None]] = {}
+        room = MOST_BYTES
+        for partition, offsets in (await self._evicted(questions, owned)).items():
+            if room <= 0:
+                break
             try:
-                back = await self._reader.read(partition, start, end)
-            except Unreadable as error:
-                log.warning("not read back; clients are told of a gap", reason=str(error))
-                window.too_far = start
+                found = await self._reader.scattered(partition, offsets, most_bytes=room)
+            except Unavailable:
+                del owned[partition]
             else:
-                if back is not None:
-                    self._windows.fill(partition, back.start, end, back.messages)
-                    if back.start > start:  # retention took what was in front
-                        window.too_far = back.start - 1
+                scattered[partition] = found
+                room -= sum(len(each.push.data) for each in found.values() if each is not None)
+        return scattered
+
+    async def _evicted(
+        self, questions: Sequence[Question], owned: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, Sequence[int]]:
+        """Return the offsets of evicted messages that questions need, in order."""
+        windows = {partition: self._windows.of(partition) for partition in owned}
+        windows = {each: window for each, window in windows.items() if window.has_evicted}
+        offsets: dict[TopicPartition, set[int]] = {}
+        most = min(MAX_QUESTION_MESSAGES, MOST_SCATTERED // max(1, len(questions)))
+        for number, question in enumerate(questions if windows else ()):
+            if number % _QUESTIONS_A_TURN == _QUESTIONS_A_TURN - 1:
+                await asyncio.sleep(0)
+            positions = _positions(question)
+            for partition, window in windows.items():
+                since = self._since(partition, positions.get(partition), question.as_of_ms).offset
+                evicted = window.evicted(question.user, since or 0, owned[partition])
+                if evicted:
+                    offsets.setdefault(partition, set()).update(evicted[:most])
+        return {partition: sorted(found) for partition, found in offsets.items()}
 
     def close(self) -> None:
         """Read nothing back any more."""
@@ -204,7 +275,7 @@ class Answers:
         self,
         partition: TopicPartition,
         questions: Sequence[Question],
-        positions: Sequence[Mapping[tuple[str, int], int]],
+        positions: Sequence[Mapping[TopicPartition, int]],
     ) -> int | None:
         """Return the first offset that a question needs, in front of the partition's window.
 
@@ -212,7 +283,7 @@ class Answers:
         questions, by partition.
         """
         window = self._windows.of(partition)
-        nearest = max(window.too_far, window.floor - MOST_OFFSETS)
+        nearest = max(window.too_far, window.end - MOST_OFFSETS)
         needed = [
             since
             for question, at in zip(questions, positions, strict=True)
@@ -223,10 +294,14 @@ class Answers:
         return min(needed, default=None)
 
     def _replay(
-        self, question: Question, owned: Mapping[TopicPartition, int], room: _Room
+        self,
+        question: Question,
+        owned: Mapping[TopicPartition, int],
+        scattered: Scattered,
+        room: _Room,
     ) -> Replay:
         """Answer one question, as far as there is room."""
-        positions = {(topic, partition): at for topic, partition, at in question.positions}
+        positions = _positions(question)
         room.begin()
         replay = Replay()
         now_ms = self._now_ms()
@@ -236,14 +311,24 @@ class Answers:
             if since.is_void:
                 replay.void.append(number)
             start = since.offset
-            if start is None or start < window.floor:
-                replay.incomplete.append(number)
-                start = window.floor
-            for offset, push in window.of(question.user, question.device, start, end, now_ms):
-                if not room.take(len(push)):
+            is_complete = start is not None and start >= window.floor
+            for offset, push in window.of(
+                question.user,
+                question.device,
+                window.floor if start is None else start,
+                end,
+                now_ms,
+                read=scattered.get(partition, {}),
+            ):
+                if push is Absence.GONE:
+                    is_complete = False
+                elif push is Absence.UNREAD or not room.take(len(push)):
                     replay.cut[number] = offset
                     break
-                replay.messages.append(msgspec.Raw(push))
+                else:
+                    replay.messages.append(msgspec.Raw(push))
+            if not is_complete:
+                replay.incomplete.append(number)
         return replay
 
     def _since(self, partition: TopicPartition, position: int | None, as_of_ms: int) -> _Since:
@@ -260,6 +345,12 @@ class Answers:
             return _Since(None, is_void=True)
         # What was settled before the cursor's time the client has too.
         return _Since(max(position + 1, mark or 0), is_void=False)
+
+
+def _positions(question: Question) -> dict[TopicPartition, int]:
+    return {
+        TopicPartition(topic, partition): offset for topic, partition, offset in question.positions
+    }
 
 
 class _Since(NamedTuple):

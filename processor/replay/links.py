@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ import structlog
 
 from processor import metrics
 from processor.reading.message import Message
+from processor.replay.receipts import Receipts
 from processor.sending.reach import Reach
 from processor.sending.upgrade import NoAnswer, UpgradeRefused, upgraded
 from processor.tasks import Spawn
@@ -26,6 +28,7 @@ from registry.resume import (
     Ack,
     Answer,
     Ask,
+    Receipt,
     Stamp,
     encode,
     gateways_word_in,
@@ -52,12 +55,23 @@ class ResumeLinks:
     """Keeps a link to every live gateway that takes resume links."""
 
     def __init__(
-        self, name: str, reach: Reach, answer: AnswerAsk, *, resume_seconds: float, spawn: Spawn
+        self,
+        name: str,
+        reach: Reach,
+        answer: AnswerAsk,
+        receipts: Receipts | None,
+        *,
+        resume_seconds: float,
+        spawn: Spawn,
     ) -> None:
-        """`name` is the processor's, `answer` answers a gateway's questions."""
+        """`name` is the processor's, `answer` answers a gateway's questions.
+
+        `receipts` takes receipts of gateways: None where no outcomes are reported.
+        """
         self._name = name
         self._reach = reach
         self._answer = answer
+        self._receipts = receipts
         self._resume_seconds = resume_seconds
         self._spawn = spawn
         #: By gateway; None while the link is being opened.
@@ -102,6 +116,8 @@ class ResumeLinks:
                 self._spawn(self._open(node))
             elif link is not None and stamp_ms is not None:
                 self._stamp(node, link, stamp_ms)
+        if self._receipts is not None:
+            self._receipts.advance()
 
     def _stamp(self, node: Node, link: ResumeLink, stamp_ms: int) -> None:
         if link.unacknowledged >= _MOST_UNACKNOWLEDGED:
@@ -111,8 +127,16 @@ class ResumeLinks:
         for user, since_ms in missed.items():
             missed[user] = stamp_ms if since_ms is None else since_ms
         more = len(missed) >= _MOST_MISSED
+        stamp = Stamp(
+            self._name,
+            stamp_ms,
+            self._resume_seconds,
+            list(missed),
+            more,
+            receipts=self._receipts is not None,
+        )
         link.unacknowledged += 1
-        link.send(encode(Stamp(self._name, stamp_ms, self._resume_seconds, list(missed), more)))
+        link.send(encode(stamp))
 
     def _acknowledged(self, node: Node, stamp_ms: int) -> None:
         """Forget the users in acknowledged stamps."""
@@ -164,15 +188,26 @@ class ResumeLinks:
 
         self._links[node] = link = ResumeLink(
             transport,
-            self._answer,
-            acknowledged=lambda stamp_ms: self._acknowledged(node, stamp_ms),
+            partial(self._answer_to, node),
+            acknowledged=partial(self._acknowledged, node),
+            take_receipt=partial(self._take_receipt, node),
             ended=ended,
         )
         link.begin(rest)
 
+    async def _answer_to(self, node: Node, ask: Ask) -> Answer:
+        answer = await self._answer(ask)
+        if self._receipts is not None:
+            await self._receipts.keep(node, answer)
+        return answer
+
+    def _take_receipt(self, node: Node, receipt: Receipt) -> None:
+        if self._receipts is not None:
+            self._receipts.take(node, receipt)
+
 
 class ResumeLink(asyncio.Protocol):
-    """A link: asks in, stamps and answers out."""
+    """A link: asks and receipts in, stamps and answers out."""
 
     def __init__(
         self,
@@ -180,12 +215,14 @@ class ResumeLink(asyncio.Protocol):
         answer: AnswerAsk,
         *,
         acknowledged: Callable[[int], None],
+        take_receipt: Callable[[Receipt], None],
         ended: Callable[[ResumeLink], None],
     ) -> None:
         """`acknowledged` is called with the time of a stamp, `ended` when the link is gone."""
         self._transport = transport
         self._answer = answer
         self._acknowledged = acknowledged
+        self._take_receipt = take_receipt
         self._ended = ended
         self._frames = FrameReader(most_bytes=MAX_ASK_BYTES)
         self._next_number = 0
@@ -226,7 +263,7 @@ class ResumeLink(asyncio.Protocol):
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Take asks, for answers in any order, and acknowledgements."""
+        """Take asks, for answers in any order, acknowledgements and receipts."""
         self._frames.feed(data)
         try:
             while (frame := self._frames.next()) is not None:
@@ -234,6 +271,8 @@ class ResumeLink(asyncio.Protocol):
                 if isinstance(word, Ack):
                     self.unacknowledged = 0
                     self._acknowledged(word.stamp_ms)
+                elif isinstance(word, Receipt):
+                    self._take_receipt(word)
                 else:
                     self._take(word)
         except (BadFrame, msgspec.MsgspecError) as bad:

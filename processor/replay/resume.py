@@ -15,6 +15,7 @@ from processor.reading.progress import Progress
 from processor.replay.answers import Answers, Owner
 from processor.replay.links import ResumeLinks
 from processor.replay.read_back import Reader
+from processor.replay.receipts import Receipts, ReportReplayed
 from processor.replay.windows import Windows
 from processor.sending.reach import Reach
 from processor.tasks import Spawn
@@ -66,8 +67,11 @@ class Resume:
         self._registry_clock = RegistryClock()
         self._failing = False
 
-    def attend(self, member: Member) -> None:
-        """Work for `member`, the owner of the partitions."""
+    def attend(self, member: Member, report: ReportReplayed | None) -> None:
+        """Work for `member`, the owner of the partitions.
+
+        `report` reports replayed messages: None where no outcomes are reported.
+        """
         self._member = member
         self._answers = Answers(
             self.name,
@@ -81,6 +85,7 @@ class Resume:
             self.name,
             self._reach,
             self._answers.answer,
+            None if report is None else Receipts(report, clock=self._clock),
             resume_seconds=self._seconds,
             spawn=self._spawn,
         )
@@ -120,6 +125,8 @@ class Resume:
             )
         self._links.observe(live_nodes, now_ms, present=self._registry.present)
         self._windows.advance()
+        if self._reader.is_idle:
+            self._spawn(self._reader.close())
 
     async def keep_lease(self) -> None:
         """Renew the processor's lease; without a registry, go on by the last reading."""
@@ -136,6 +143,7 @@ class Resume:
     async def close(self) -> None:
         """Say goodbye to gateways and registry."""
         self._answers.close()
+        await self._reader.close()
         await self._links.close(self._registry_clock.now_ms(self._clock()))
         try:
             await self._registry.retire_processor(self.name)

@@ -2,28 +2,33 @@
 
 A window is a row of chunks. A chunk has messages, and an index: by user, the number of the latest
 message, and by message, the number of the user's message before. The index is made, and messages
-are encoded, when a question is asked: nearly all messages are never asked for. The oldest chunk is
-dropped as a whole, without a search for old messages.
+are encoded, when a question is asked: nearly all messages are never asked for.
+
+Where there is no room for payloads, the oldest chunks are evicted: an index without messages
+(index.py) takes their place, and the messages are read again when a question needs them. The oldest
+part of the window ends as a whole, without a search for old messages.
 """
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from itertools import chain
 from typing import Final, NamedTuple
 
 import msgspec
 
 from processor.reading.message import Message
-from registry.message import Push
+from processor.replay.index import Index, Place
+from registry.message import Envelope, Push
 
 #: A chunk takes messages for so long, or up to so many bytes. Long chunks keep old messages for
 #: longer, and with short chunks a question looks at more of them.
 _CHUNK_MS: Final = 5_000
 _CHUNK_BYTES: Final = 1024 * 1024
-#: Messages read back are kept in parts of so many: a chunk is full after some parts.
-_FILLED_AT_ONCE: Final = 1_000
 #: Bytes of a message beside the payload, measured with 200,000 messages of 5,000 users: 260 for the
 #: push and the strings, 60 for a part of the index.
 _MESSAGE_BYTES: Final = 330
@@ -38,11 +43,18 @@ _NEVER: Final = 0
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
+class Absence(Enum):
+    """Why a message is not at hand."""
+
+    UNREAD = "evicted, and not read again yet"
+    GONE = "evicted, and Kafka has it no more"
+
+
 class Kept(NamedTuple):
     """A message of a window: offset and encoded push."""
 
     offset: int
-    push: bytes
+    push: bytes | Absence
 
 
 class _Chunk:
@@ -53,6 +65,7 @@ class _Chunk:
         "_previous",
         "_pushes",
         "began_ms",
+        "places",
         "size",
     )
 
@@ -63,6 +76,7 @@ class _Chunk:
         self._pushes: list[Push] = []
         self._offsets = array("q")
         self._due_until: dict[int, int] = {}  # of messages with a TTL, in Unix milliseconds
+        self.places: list[tuple[Place, int]] = []  # with offsets, of messages with a collapse key
         # The index, of the first messages or of all.
         self._previous = array("i")
         self._latest: dict[str, int] = {}  # user → number of the user's latest message here
@@ -92,14 +106,17 @@ class _Chunk:
 
     def number_at(self, offset: int) -> int:
         """Return the number of the message at an offset, or _NONE."""
-        low, high = 0, len(self._offsets)
-        while low < high:
-            middle = (low + high) // 2
-            if self._offsets[middle] < offset:
-                low = middle + 1
-            else:
-                high = middle
-        return low if low < len(self._offsets) and self._offsets[low] == offset else _NONE
+        at = bisect_left(self._offsets, offset)
+        return at if at < len(self._offsets) and self._offsets[at] == offset else _NONE
+
+    def users(self) -> list[tuple[str, int]]:
+        """Return user and offset of every message that may be due."""
+        due_until = self._due_until
+        return [
+            (push.user, offset)
+            for number, (push, offset) in enumerate(zip(self._pushes, self._offsets, strict=True))
+            if due_until.get(number) != _NEVER
+        ]
 
     def of(self, user: str, device: str | None, since: int, until: int, now_ms: int) -> list[Kept]:
         """Return due messages of a user from offset `since` to before `until`, in order."""
@@ -133,30 +150,60 @@ class _Chunk:
 class Window:
     """The latest messages of a partition: every message from `floor` to before `end`."""
 
-    __slots__ = ("_chunks", "_collapsing", "end", "floor", "size", "too_far")
+    __slots__ = (
+        "_chunks",
+        "_collapsing",
+        "_evicted",
+        "_for_connected",
+        "end",
+        "floor",
+        "size",
+        "too_far",
+    )
 
     def __init__(self, start: int) -> None:
         """`start` is the offset of the next message."""
         self.floor = self.end = start
-        self.size = 0  # bytes of messages and index
-        #: Nothing is read back from here or from further in front: there is too much, a record
-        #: can't be decoded, or retention has taken the records.
+        self.size = 0  # bytes of messages at hand, with their index
+        #: Nothing is read back from here or from further in front: the window was there before, or
+        #: retention has taken the records.
         self.too_far = -1
+        self._evicted: deque[Index] = deque()  # in front of the chunks
         self._chunks: deque[_Chunk] = deque()
-        #: By user, device and collapse key: the offset of the latest message.
-        self._collapsing: dict[tuple[str, str | None, str], int] = {}
+        #: By place: the offset of the latest message at hand.
+        self._collapsing: dict[Place, int] = {}
+        #: Offsets of unsettled messages with a TTL of 0.
+        self._for_connected: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        """The number of messages, at hand or evicted."""
+        return sum(map(len, self._parts))
 
     @property
     def began_ms(self) -> int | None:
-        """When the oldest chunk began; None where the window is empty."""
-        return self._chunks[0].began_ms if self._chunks else None
+        """When the oldest part began; None where the window is empty."""
+        oldest = next(self._parts, None)
+        return None if oldest is None else oldest.began_ms
+
+    @property
+    def at_hand(self) -> Sequence[tuple[int, int]]:
+        """The chunks of messages at hand, the oldest first: when each began, and its bytes."""
+        return [(chunk.began_ms, chunk.size) for chunk in self._chunks]
+
+    @property
+    def has_evicted(self) -> bool:
+        """Whether the oldest messages are not at hand."""
+        return bool(self._evicted)
 
     def is_older_than(self, time_ms: int) -> bool:
-        """Whether the oldest chunk has no message taken in after `time_ms`."""
-        chunks = self._chunks
-        if not chunks:
+        """Whether the oldest part has no message taken in after `time_ms`."""
+        parts = self._parts
+        oldest = next(parts, None)
+        if oldest is None:
             return False
-        ended_ms = chunks[1].began_ms if len(chunks) > 1 else chunks[0].began_ms + _CHUNK_MS
+        following = next(parts, None)
+        ended_ms = oldest.began_ms + _CHUNK_MS if following is None else following.began_ms
         return ended_ms <= time_ms
 
     def restart(self, start: int) -> None:
@@ -183,67 +230,114 @@ class Window:
         self.end = messages[-1].offset + 1
         for number, message in enumerate(messages, first):
             envelope = message.envelope
-            if envelope.ttl_seconds:
-                ends_ms = envelope.published_ms + envelope.ttl_seconds * 1_000
-                chunk.end_at(number, ends_ms)
+            ttl_seconds = envelope.ttl_seconds
+            if ttl_seconds is not None:
+                if ttl_seconds:
+                    chunk.end_at(number, envelope.published_ms + ttl_seconds * 1_000)
+                else:
+                    self._for_connected.add(message.offset)
             if envelope.collapse_key is not None:
-                self._collapse(message, envelope.collapse_key)
-                chunk.size += _COLLAPSING_BYTES
+                self._collapse(chunk, message, envelope.collapse_key)
         self.size += chunk.size - before
 
     def settled(self, offset: int) -> None:
         """Note the outcome of a message with a TTL of 0: the message is due no more."""
+        self._for_connected.discard(offset)
         self._end_due(offset)
 
     def of(
-        self, user: str, device: str | None, since: int, until: int, now_ms: int
+        self,
+        user: str,
+        device: str | None,
+        since: int,
+        until: int,
+        now_ms: int,
+        *,
+        read: Mapping[int, Envelope | None],
     ) -> Iterator[Kept]:
         """Yield due messages of a user, and of the user's `device`, in order.
 
-        From offset `since` to before `until`; `now_ms` is Unix time, for TTLs.
+        From offset `since` to before `until`; `now_ms` is Unix time, for TTLs. `read` has evicted
+        messages that were read again, by offset, and None for a message that Kafka has no more.
         """
+        for offset in self.evicted(user, since, until):
+            if offset not in read:
+                yield Kept(offset, Absence.UNREAD)
+            elif (envelope := read[offset]) is None:
+                yield Kept(offset, Absence.GONE)
+            elif self._is_due(envelope, offset, user, device, now_ms):
+                yield Kept(offset, _encode(envelope.push))
         for chunk in list(self._chunks):
             if chunk.end > since:
                 yield from chunk.of(user, device, since, until, now_ms)
 
-    def fill(self, start: int, end: int, messages: Iterable[Message], now_ms: int) -> None:
-        """Keep messages of an earlier owner, from `start` to before `end`: all are settled.
+    def evicted(self, user: str, since: int, until: int) -> list[int]:
+        """Return the offsets of evicted messages that may be due to a user, in order.
 
-        `messages` are in the order of offsets, and nothing is kept unless the window begins at
-        `end`. Messages with a TTL of 0 are left out.
+        From `since` to before `until`. Devices and TTLs are seen only when the messages are read.
+        """
+        user_hash = hash(user)
+        found: list[int] = []
+        for index in self._evicted:
+            if index.end > since:
+                found += index.of(user_hash, since, until)
+        return found
+
+    def evict(self, chunks: int) -> None:
+        """Evict the messages of the oldest chunks: their index stays."""
+        if not chunks:
+            return
+        evicted = [self._pop_chunk() for _ in range(chunks)]
+        self._evicted.append(
+            Index(
+                [entry for chunk in evicted for entry in chunk.users()],
+                [entry for chunk in evicted for entry in chunk.places],
+                began_ms=evicted[0].began_ms,
+                end=evicted[-1].end,
+            )
+        )
+
+    def end_oldest(self) -> None:
+        """End the oldest part of the window: nothing is known of its messages any more."""
+        part = self._evicted.popleft() if self._evicted else self._pop_chunk()
+        self.floor = self.too_far = part.end
+
+    def precede(self, earlier: Window, end: int) -> None:
+        """Keep the messages of an earlier owner too, complete up to before `end`: all are settled.
+
+        Nothing is kept unless this window begins at `end`.
         """
         if self.floor != end:
             return  # the window has begun anew meanwhile
-        began_ms = now_ms if self.began_ms is None else self.began_ms
-        earlier = Window(start)
-        kept = [
-            message
-            for message in messages
-            if start <= message.offset < end and message.envelope.ttl_seconds != 0
-        ]
-        for first in range(0, len(kept), _FILLED_AT_ONCE):
-            earlier.take(kept[first : first + _FILLED_AT_ONCE], began_ms)
+        if self._evicted:
+            earlier.evict(len(earlier._chunks))
         for place, offset in earlier._collapsing.items():
             if place in self._collapsing:
                 earlier._end_due(offset)
             else:
                 self._collapsing[place] = offset
+        self._evicted.extendleft(reversed(earlier._evicted))
         self._chunks.extendleft(reversed(earlier._chunks))
         self.size += earlier.size
-        self.floor = start
+        self.floor = earlier.floor
 
-    def drop_oldest(self) -> None:
-        """Drop the oldest chunk."""
+    @property
+    def _parts(self) -> Iterator[Index | _Chunk]:
+        return chain(self._evicted, self._chunks)
+
+    def _pop_chunk(self) -> _Chunk:
+        """Remove the oldest chunk."""
         chunk = self._chunks.popleft()
         self.size -= chunk.size
-        self.floor = chunk.end
-        self.too_far = self.floor
-        self._collapsing = {
-            key: offset for key, offset in self._collapsing.items() if offset >= self.floor
-        }
+        for place, offset in chunk.places:
+            if self._collapsing.get(place) == offset:
+                del self._collapsing[place]
+        return chunk
 
-    def _collapse(self, message: Message, key: str) -> None:
+    def _collapse(self, chunk: _Chunk, message: Message, key: str) -> None:
         place = (message.push.user, message.push.device, key)
+        chunk.places.append((place, message.offset))
+        chunk.size += _COLLAPSING_BYTES
         older = self._collapsing.get(place)
         self._collapsing[place] = message.offset
         if older is not None:
@@ -254,3 +348,24 @@ class Window:
             if (number := chunk.number_at(offset)) != _NONE:
                 chunk.end_due(number)
                 return
+
+    def _is_due(
+        self, envelope: Envelope, offset: int, user: str, device: str | None, now_ms: int
+    ) -> bool:
+        """Whether a message that was read again is due to a user and device."""
+        push = envelope.push
+        if push.user != user or push.device not in (None, device) or envelope.expired(now_ms):
+            return False
+        if envelope.ttl_seconds == 0:
+            return offset in self._for_connected
+        key = envelope.collapse_key
+        return key is None or not self._is_replaced((user, push.device, key), offset)
+
+    def _is_replaced(self, place: Place, offset: int) -> bool:
+        """Whether a newer message than the evicted one at `offset` has its place."""
+        if place in self._collapsing:  # at hand, and so newer
+            return True
+        place_hash = hash(place)
+        return any(
+            index.replaces(place_hash, offset) for index in self._evicted if index.end > offset
+        )

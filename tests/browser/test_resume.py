@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tests.browser.balancer import balancer_to
+from tests.browser.balancer import Balancer, balancer_to
 from tests.browser.chromium import Chromium, Page
 from tests.browser.pages import SHORTEST, messages, page_at, told, watch
 from tests.support.clients import eventually, pusher_to, token
@@ -140,6 +140,16 @@ async def drained(gateway: GatewayProcess) -> None:
     await eventually(lambda: gateway.returncode is not None, "it has left", timeout_seconds=SECONDS)
 
 
+async def killed(gateway: GatewayProcess, balancer: Balancer, publisher: Publisher) -> None:
+    """Kill a node; messages that it has sent in its last moments are lost."""
+    balancer.discards = True
+    lost_from = len(publisher.sent)
+    await eventually(lambda: len(publisher.sent) > lost_from + 20, "some are on their way")
+    gateway.kill()
+    await balancer.cut()
+    balancer.discards = False
+
+
 async def offline(processor: ProcessorProcess) -> float:
     """How many messages were for nobody."""
     return (await outcomes(processor)).get(("offline", ""), 0)
@@ -166,12 +176,7 @@ async def test_after_its_node_was_killed_a_page_gets_everything_once_and_no_gap(
         balancer.target = other.port
         async with publisher.steadily():
             await messages(page, transport, 20)
-            balancer.discards = True
-            lost_from = len(publisher.sent)
-            await eventually(lambda: len(publisher.sent) > lost_from + 20, "some are on their way")
-            doomed.kill()
-            await balancer.cut()
-            balancer.discards = False
+            await killed(doomed, balancer, publisher)
             await open_again(page, transport)
             await messages(page, transport, len(publisher.sent) + 20)  # live ones among them
         assert await came(page, transport, publisher) == publisher.sent
@@ -263,7 +268,9 @@ EVENT_SOURCE: Final = """
 window.source = new EventSource('/sse?token=%s');
 window.came = [];
 window.opens = 0;
+window.gaps = 0;
 source.onopen = () => { opens += 1; };
+source.addEventListener('pushgate.gap', () => { gaps += 1; });
 source.onmessage = ({data, lastEventId}) => came.push({data, lastEventId});
 """
 
@@ -275,18 +282,23 @@ async def test_an_event_source_of_the_browser_resumes_by_its_last_event_id(
     publisher: Publisher,
 ) -> None:
     leaving = start_gateway("leaving", drain_seconds=1, reconnect_delay_seconds=0)
-    staying = start_gateway("staying")
+    doomed = start_gateway("doomed")
     await publisher.until_the_registry_is_sure(start_processor())
     async with balancer_to(leaving.port) as balancer, page_at(chromium, balancer.port) as page:
         await page.evaluate(EVENT_SOURCE % token(publisher.user))
         await page.until("opens === 1")
-        balancer.target = staying.port
+        balancer.target = doomed.port
         async with publisher.steadily():
             await page.until("came.length >= 5")
             await drained(leaving)
             await page.until("opens === 2", timeout_seconds=SECONDS)
             await page.until(f"came.length >= {len(publisher.sent) + 20}")  # live ones among them
+            balancer.target = leaving.start().port
+            await killed(doomed, balancer, publisher)
+            await page.until("opens === 3", timeout_seconds=SECONDS)
+            await page.until(f"came.length >= {len(publisher.sent) + 20}")
         await page.until(f"came.length >= {len(publisher.sent)}", timeout_seconds=SECONDS)
         found = await page.evaluate("came")
         assert [message["data"] for message in found] == publisher.sent
         assert all("," in message["lastEventId"] for message in found)
+        assert await page.evaluate("gaps") == 0

@@ -3,22 +3,26 @@
 Pure book-keeping, with times passed in: seconds of one clock, CLOCK_MONOTONIC. Every client has a
 log that outlives its connections. A **session** is one connection, from the answer that opened it
 to its end as the client sees the end. A session may end for three reasons (`Ending`); any other end
-is an error of its own ("connections that ended"). What a client is owed of a message follows from
-the session in which the message was published:
+is an error of its own ("connections that ended").
+
+A client that **resumes** is owed every message from its first session on, whatever becomes of its
+connections: once and in order. Of a message that is missing the client may have been told by a
+gap; gaps are counted too.
+
+What any other client is owed of a message follows from the session in which the message was
+published, and so does, for every client, which outcome may be told:
 
 CONNECTED: the session lived on, or ended more than a second after the message's outcome, or its
     successor was open before it ended. The message must arrive.
 MOVED: the session ended before that, and the client came back in time. The message must arrive
     here or there.
-Three standings are as MOVED, but only a resume can bring the message, between two connections. They
-are counted apart ("between"), and possible only for a session with an `Ending`:
+Three standings are as MOVED, but only a resume can bring the message, between two connections. For
+a client without one they are counted apart ("between"). Possible only for a session with an
+`Ending`:
 
 IN_SOCKET: told as delivered within a second before or after the end: the message may have been in
     the socket that was lost. Not where a node drained: a goodbye comes behind all messages. After a
     kill or a freeze only what was published before, since the node takes no more.
-IN_SESSION: told as delivered after the end of a poll session's connection, by a node that was not
-    killed, and before the client was back elsewhere: the session goes on for its grace, and takes
-    messages, but a balancer sends the next poll to another node.
 AWAY: told as offline after the node has said that the client is not there (`over`): the client has
     left, or the node was started anew; and less than a second after the client was back.
 BESIDE: the user's other client has it, and was there alone (`over`). While the node is lost,
@@ -29,7 +33,8 @@ And two owe nothing:
 
 UNREGISTERED: the session's node was cut off from the registry before the user was written there.
     The answer comes after a second all the same (docs/protocol.md), and no processor can know of
-    the client. Nothing is owed until the registry has the user; counted apart.
+    the client. Nothing is owed until the registry has the user, unless the client resumes with this
+    session; counted apart.
 ABSENT: no session, or the client did not come back in time. Nothing is owed.
 
 Nothing else is excused, whatever its outcome is. An outcome is wrong where it is not `delivered`
@@ -61,7 +66,6 @@ class Standing(enum.Enum):
     CONNECTED = enum.auto()
     MOVED = enum.auto()
     IN_SOCKET = enum.auto()
-    IN_SESSION = enum.auto()
     AWAY = enum.auto()
     BESIDE = enum.auto()
     UNREGISTERED = enum.auto()
@@ -69,11 +73,7 @@ class Standing(enum.Enum):
 
 
 _OWED: Final = frozenset({Standing.CONNECTED, Standing.MOVED})
-_BETWEEN: Final = frozenset(
-    {Standing.IN_SOCKET, Standing.IN_SESSION, Standing.AWAY, Standing.BESIDE}
-)
-#: What may have been delivered, and reached nobody.
-_TAKEN: Final = frozenset({Standing.IN_SOCKET, Standing.IN_SESSION})
+_BETWEEN: Final = frozenset({Standing.IN_SOCKET, Standing.AWAY, Standing.BESIDE})
 
 
 class Ending(enum.Enum):
@@ -105,13 +105,13 @@ class Session:
     """One connection of a client. Times are infinite until they are known."""
 
     opened: float
+    after: int = -1  # the client's newest message when it asked for the connection
     ended: float = math.inf
     ending: Ending = Ending.NONE
     cut: float = math.inf  # when its node was killed or frozen, and took no more messages
     gone: float = math.inf  # from when its node says that the client is not there
     node: str | None = None  # where it is known
     registered: float = -math.inf  # from when the registry has it
-    lingers: float = 0.0  # seconds for which its node takes messages after its end: a poll session
 
     @property
     def lost_at(self) -> float:
@@ -124,39 +124,63 @@ class Session:
         drained = self.ending is Ending.DRAINED
         return self.ended - IN_SOCKET_SECONDS if drained else self.gone
 
-    def took(self, told: Told, published: float, *, back: float) -> Standing | None:
-        """Return where a message that is told as delivered may have been when it was lost.
-
-        `back` is when the client's next session opened.
-        """
+    def took(self, told: Told, published: float) -> bool:
+        """Whether a message that is told as delivered may have been in the lost socket."""
         is_soon = told.at <= self.lost_at + IN_SOCKET_SECONDS and published <= self.cut
-        if is_soon and self.ending is not Ending.DRAINED:
-            return Standing.IN_SOCKET
-        ends_at = min(self.ended + self.lingers, back) + IN_SOCKET_SECONDS
-        lingers = self.lingers and self.cut == math.inf and told.at <= ends_at
-        return Standing.IN_SESSION if lingers else None
+        return is_soon and self.ending is not Ending.DRAINED
 
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One client's sessions, and all that it got in them; `lingers` as a session's."""
+    """One client's sessions, and all that it got in them.
 
-    lingers: float = 0.0
+    A client that `resumes` says with each session but the first how far it has come.
+    """
+
+    resumes: bool = False
     sessions: list[Session] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)  # when it was told of one
+    newest: int = -1  # of the messages that arrived
+    _arrived: set[int] = field(default_factory=set)
 
-    def open(self, now: float) -> Session:
-        """Begin a session; an earlier one may go on for a while."""
-        self.sessions.append(Session(now, lingers=self.lingers))
+    def open(self, now: float, *, after: int = -1) -> Session:
+        """Begin a session; an earlier one may go on for a while.
+
+        `after` is the client's newest message at the session's request.
+        """
+        self.sessions.append(Session(now, after))
         return self.sessions[-1]
 
     def end(self, session: Session, now: float) -> None:
         """End a session."""
         session.ended = now
 
-    def arrive(self, number: int, now: float, session: Session | None = None) -> None:
-        """Note a message in a session, the newest if nothing else is said."""
+    def arrive(self, number: int, now: float, session: Session | None = None) -> bool:
+        """Note a message in a session, the newest if nothing else is said.
+
+        Return whether the client was without the message.
+        """
         self.arrivals.append(Arrival(number, now, session or self.sessions[-1]))
+        self.newest = max(self.newest, number)
+        is_new = number not in self._arrived
+        self._arrived.add(number)
+        return is_new
+
+    def is_owed(self, published: float) -> bool:
+        """Whether a client that resumes is owed a message, whatever has become of its sessions.
+
+        That is from its first session on: the first has no cursor, and begins where the registry
+        has the client.
+        """
+        if not (self.resumes and self.sessions):
+            return False
+        first = self.sessions[0]
+        return published >= max(first.opened, first.registered)
+
+    def is_behind_gap(self, published: float) -> bool:
+        """Whether the client was told of a gap after a message was published."""
+        return any(published <= told for told in self.gaps)
 
     @property
     def is_connected(self) -> bool:
@@ -202,9 +226,14 @@ class Client:
         return Standing.MOVED
 
     def repeats(self) -> int:
-        """Return how many arrivals were of a message that the same session had brought before."""
+        """Return how many arrivals were of a message that their session should not have brought.
+
+        The session had brought it before, or was asked for with a cursor behind the message. What
+        two sessions that overlap both bring is no repeat: the second has the first's cursor.
+        """
         seen = {(arrival.number, arrival.session) for arrival in self.arrivals}
-        return len(self.arrivals) - len(seen)
+        again = [number for number, session in seen if self.resumes and number <= session.after]
+        return len(self.arrivals) - len(seen) + len(again)
 
     def disordered(self) -> Iterator[int]:
         """Give the messages that arrived first behind a message that was published after them."""
@@ -259,6 +288,8 @@ class Findings:
     lost: int = 0
     between: Counter[str] = field(default_factory=Counter)  # by the standing, in words
     unregistered: int = 0
+    gaps: int = 0  # told
+    behind_gaps: int = 0  # copies that are missing, and whose client was told of a gap
     told: Counter[str] = field(default_factory=Counter)
     told_wrongly: Counter[str] = field(default_factory=Counter)
     disordered: int = 0
@@ -321,6 +352,9 @@ def _first_copies(users: Collection[User]) -> Iterator[tuple[float, float]]:
 def _judge_clients(findings: Findings, user: User) -> None:
     for client in user.clients:
         findings.repeated += client.repeats()
+        findings.gaps += len(client.gaps)
+        for at in client.gaps:
+            findings.show("gaps told", f"{user.name} at {at:.1f}")
         for number in client.disordered():
             findings.disordered += 1
             findings.show("out of order", f"{user.name}.{number}")
@@ -354,12 +388,18 @@ def _judge_message(
     findings.published += 1
     findings.told.update(told.kind for told in outcomes)
     name = f"{user.name}.{number}"
-    for standing, sessions in zip(standings, here, strict=True):
-        findings.owed += standing in _OWED or standing in _BETWEEN
-        if not sessions and standing in _BETWEEN:
+    for client, standing, sessions in zip(user.clients, standings, here, strict=True):
+        between = not client.resumes and standing in _BETWEEN
+        is_owed = client.is_owed(published) if client.resumes else standing in _OWED
+        findings.owed += is_owed or between
+        if sessions:
+            continue
+        if between:
             findings.between[standing.name.lower().replace("_", " ")] += 1
-        findings.unregistered += not sessions and standing is Standing.UNREGISTERED
-        if not sessions and standing in _OWED:
+        findings.unregistered += not is_owed and standing is Standing.UNREGISTERED
+        if is_owed and client.is_behind_gap(published):
+            findings.behind_gaps += 1
+        elif is_owed:
             findings.lost += 1
             findings.show("lost", f"{name} ({', '.join(t.kind for t in outcomes) or 'untold'})")
     for wrong in _wrong_outcomes(outcomes, standings, arrived=any(here)):
@@ -377,7 +417,7 @@ def _wrong_outcomes(
     may_be = {"delivered"} if _OWED & set(standings) else {"delivered", "offline"}
     if standings:  # a user without a client that is read: nobody can say
         yield from sorted(kinds - may_be)
-        if "delivered" in kinds and not arrived and not _TAKEN & set(standings):
+        if "delivered" in kinds and not arrived and Standing.IN_SOCKET not in standings:
             yield "delivered to nobody"
 
 
@@ -395,8 +435,8 @@ def _between(
         return Standing.AWAY if is_away else None
     if told.kind != "delivered":
         return None
-    if taken := session.took(told, published, back=back):
-        return taken
+    if session.took(told, published):
+        return Standing.IN_SOCKET
     if session.over <= told.at <= back + IN_SOCKET_SECONDS:
         is_beside = bool(elsewhere)
     else:

@@ -1,10 +1,10 @@
 """Clients of all kinds that come back by themselves: cheap ones, 1,500 in the drill's own process.
 
-They share the parsers of the benchmarks' raw clients. A client that loses its connection waits as
-the browser client does, 0.5–5 s at first, and connects anew; its log goes on. A client that is told
-to reconnect (`pushgate.v1`, SSE) opens its next connection before it closes the first. A client
-that hears nothing for three heartbeats (a poll: for its wait and as long) gives its connection up,
-as a page does on a network that is silent.
+A client that loses its connection waits as the browser client does, 0.5–5 s at first, and connects
+anew, with the cursor that it has if its kind resumes (kinds.py); its log goes on. A client of
+`pushgate.v1` that is told to reconnect opens its next connection before it closes the first. A
+client that hears nothing for three heartbeats (a poll: for its wait and as long) gives its
+connection up, as a page does on a network that is silent.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Final, cast
+from typing import Final, cast
 
-import msgspec
-
-from loadtest.clients import Client as Parser
-from loadtest.clients import PollClient, SseClient, WebSocketClient
 from loadtest.processes import LoadtestError
 from pushgate.embedded import LOOPBACK
 from tests.drill.accounts import Client, Ending, Session, User
+from tests.drill.kinds import GREETINGS, KINDS, Bookmark, LastCursor, PollSpeaker
 from tests.support.clients import eventually, token
 
 #: Bytes of a payload: the number among the user's messages, the user, and filler.
@@ -33,8 +30,6 @@ PAYLOAD_BYTES: Final = 200
 _MISSED_HEARTBEATS: Final = 3
 _HANDSHAKE_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = (0.5, 5.0)
-#: How long a poll session goes on without a poll (PUSHGATE_POLL_GRACE_SECONDS' default).
-_POLL_GRACE_SECONDS: Final = 30.0
 #: How long a client keeps its first connection when its second is open, as pushgate.js does.
 _OVERLAP_SECONDS: Final = 1.0
 #: Connections that are opened at once: as many as one turn of a gateway's backlog takes.
@@ -42,79 +37,32 @@ _AT_ONCE: Final = 100
 _WATCH_SECONDS: Final = 0.5
 _TOKEN_SECONDS: Final = 7_200
 
-OnMessage = Callable[[bytes], None]
-
 
 def payload(user: str, number: int) -> bytes:
     """Return the payload of a user's message."""
     return f"{number}:{user}:".encode().ljust(PAYLOAD_BYTES, b"x")
 
 
-class _V1Frame(msgspec.Struct):
-    """A frame of `pushgate.v1`: a message's has `data`, a control frame has `control`."""
-
-    data: str = ""
-    control: str | None = None
-
-
-class _Control(msgspec.Struct):
-    """A control frame, or a control event's data, of which only `reconnect` has `after_ms`."""
-
-    after_ms: int | None = None
-
-
-_control: Final = msgspec.json.Decoder(_Control).decode
-
-
-class _V1Client(WebSocketClient):
-    """A WebSocket with the subprotocol `pushgate.v1`."""
-
-    __slots__ = ()
-
-    def __init__(self, on_message: OnMessage) -> None:
-        decode = msgspec.json.Decoder(_V1Frame).decode
-
-        def take(frame: bytes) -> None:
-            decoded = decode(frame)
-            on_message(frame if decoded.control else decoded.data.encode())
-
-        super().__init__(take)
-
-    @staticmethod
-    def request(path: str, token: str) -> bytes:
-        """Return the opening handshake."""
-        plain = WebSocketClient.request(path, token)
-        return plain.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: pushgate.v1\r\n\r\n")
-
-
-class _PollClient(PollClient):
-    """A poll session whose polls wait for less than the balancer's and the drill's patience."""
-
-    __slots__ = ()
-    wait_seconds: ClassVar[int] = 10
-
-
-_KINDS: Final[dict[str, tuple[type[Parser], str]]] = {
-    "ws-plain": (WebSocketClient, "/ws"),
-    "ws-v1": (_V1Client, "/ws"),
-    "sse": (SseClient, "/sse"),
-    "poll": (_PollClient, "/poll"),
-}
 #: Of ten clients: 60 % WebSocket of both subprotocols, 30 % SSE, 10 % long-poll.
 MIX: Final = (*("ws-plain", "sse", "ws-v1") * 3, "poll")
 
 
 class _Connection(asyncio.Protocol):
-    """One connection of a member of the crowd, from its request to its end."""
+    """One connection of a member of the crowd, from its request to its end.
 
-    def __init__(self, member: Member) -> None:
+    A client that roams has one here for all its polls, until one fails.
+    """
+
+    def __init__(self, member: Member, port: int) -> None:
         self._member = member
-        make, self._path = _KINDS[member.kind]
-        self._parser = make(self._take)
-        if isinstance(self._parser, PollClient):
-            self._parser.polls_with(member.token)
+        self._port = port
+        self._roams = KINDS[member.kind].roams
+        self._roaming: asyncio.Task[None] | None = None  # to the next poll's node
+        self._speaker = KINDS[member.kind].speaker(self, member.bookmark)
+        self._after = -1  # the client's newest message at the request
         self._transport: asyncio.Transport | None = None
         self.session: Session | None = None  # from the gateway's answer on
+        self.answered = 0  # polls of a client that roams
         self.heard = time.monotonic()
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
@@ -125,59 +73,115 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(self._parser.request(self._path, self._member.token))
+        self._after = self._member.account.newest
+        self._transport.write(self._speaker.opening(self._member.token))
 
     def data_received(self, data: bytes) -> None:
         """Parse, and answer what has to be answered."""
         self.heard = time.monotonic()
         try:
-            answer = self._parser.feed(data)
+            answer = self._speaker.feed(data)
         except LoadtestError:  # refused, or a Close frame
             self.abort()
             return
-        if self._parser.open:
+        if self._speaker.open and not self._speaker.greets:
             self._open()
-        if answer and self._transport is not None:
+        if answer and self._roams:
+            self.answered += 1
+            self._roaming = asyncio.create_task(self._roam(answer))
+        elif answer and self._transport is not None:
             self._transport.write(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the session, if there was one."""
-        if self.session is not None:
+        if self._roaming is None:
+            self.end()
+
+    def end(self) -> None:
+        """End the session, if there was one. Harmless when repeated."""
+        if self.session is not None and not self.ended.done():
             self._member.account.end(self.session, time.monotonic())
+            if self._roams and self.session.ending is Ending.NONE:
+                self.session.ending = Ending.LEFT  # its node may not have known of the poll
         for future in (self.opened, self.ended):
             if not future.done():
                 future.set_result(None)
 
     def abort(self) -> None:
         """Close without a word. Harmless when repeated."""
+        if self._roaming is not None and not self._roaming.done():
+            self._roaming.cancel()
+            self.end()
         if self._transport is not None:
             self._transport.abort()
 
+    def polls(self, transport: asyncio.Transport, poll: bytes) -> None:
+        """Send the next poll of a client that roams."""
+        self._transport = transport
+        transport.write(poll)
+
+    async def _roam(self, poll: bytes) -> None:
+        """Send the next poll on a connection of its own."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._transport = None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await loop.create_connection(lambda: _Poll(self, poll), LOOPBACK, self._port)
+        except (OSError, TimeoutError):
+            self.end()
+
+    def hear(self, data: bytes) -> bool:
+        """Note a message; return whether the client is without it."""
+        number, _, rest = data.partition(b":")
+        session = self._open()  # a message behind the answer's head, in the same segment
+        user = rest.partition(b":")[0].decode()
+        if user != self._member.user or data != payload(user, int(number)):
+            self._member.strange += 1
+            return True
+        return self._member.account.arrive(int(number), time.monotonic(), session)
+
+    def heed(self, control: str, after_ms: int | None) -> None:
+        """Take a control: the first opens the session, a gap is noted, `reconnect` is obeyed."""
+        if control in GREETINGS:
+            self._open()
+        elif control == "gap":
+            self._member.account.gaps.append(time.monotonic())
+        elif control == "reconnect" and after_ms is not None and not self.parted.done():
+            self.parted.set_result(after_ms / 1_000)
+
     def _open(self) -> Session:
         if self.session is None:
-            self.session = self._member.account.open(time.monotonic())
+            account = self._member.account
+            self.session = account.open(time.monotonic(), after=self._after)
             if not self.opened.done():
                 self.opened.set_result(None)
         return self.session
 
-    def _take(self, data: bytes) -> None:
-        """Note one message, or heed a control frame or event, whose data is a JSON object."""
-        if data.startswith(b"{"):
-            self._heed(_control(data))
-            return
-        number, colon, rest = data.partition(b":")
-        if not colon:
-            return
-        session = self._open()  # a message behind the answer's head, in the same segment
-        user = rest.partition(b":")[0].decode()
-        if user == self._member.user and data == payload(user, int(number)):
-            self._member.account.arrive(int(number), time.monotonic(), session)
-        else:
-            self._member.strange += 1
 
-    def _heed(self, control: _Control) -> None:
-        if control.after_ms is not None and not self.parted.done():
-            self.parted.set_result(control.after_ms / 1_000)
+class _Poll(asyncio.Protocol):
+    """The connection of one poll of a client that roams."""
+
+    def __init__(self, connection: _Connection, poll: bytes) -> None:
+        self._connection = connection
+        self._poll = poll
+        self._is_answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the poll."""
+        self._connection.polls(cast("asyncio.Transport", transport), self._poll)
+
+    def data_received(self, data: bytes) -> None:
+        """Take the answer, of one segment or several; the next poll is on another connection."""
+        polls_before = self._connection.answered
+        self._connection.data_received(data)
+        self._is_answered = self._connection.answered > polls_before
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the session, unless the answer is there."""
+        if not self._is_answered:
+            self._connection.end()
 
 
 @dataclass(slots=True, eq=False)
@@ -188,6 +192,7 @@ class Member:
     kind: str
     account: Client
     token: str
+    bookmark: Bookmark
     strange: int = 0  # messages that were published otherwise, or for another user
     connection: _Connection | None = None
 
@@ -230,7 +235,7 @@ class Member:
 
     async def _connect(self, port: int, at_once: asyncio.Semaphore) -> _Connection:
         """Return a connection that has a session, or had none in time and is closed."""
-        connection = _Connection(self)
+        connection = _Connection(self, port)
         loop = asyncio.get_running_loop()
         async with at_once:
             try:
@@ -246,15 +251,22 @@ class Crowd:
     """All clients, and the users that they are of."""
 
     def __init__(
-        self, prefix: str, clients: int, *, heartbeat_seconds: float, latecomers: int = 0
+        self,
+        prefix: str,
+        clients: int,
+        *,
+        heartbeat_seconds: float,
+        latecomers: int = 0,
+        mix: Sequence[str] = MIX,
     ) -> None:
-        """Every tenth user has two clients; `clients` are all of them.
+        """Every tenth user has two clients; `clients` are all of them, of the kinds in `mix`.
 
         `heartbeat_seconds` is the gateways' setting of that name. `latecomers` are as many users
         more, of one client each, who connect when they are let in.
         """
+        self._mix = mix
         self._patience_seconds = _MISSED_HEARTBEATS * heartbeat_seconds
-        self._poll_patience_seconds = self._patience_seconds + _PollClient.wait_seconds
+        self._poll_patience_seconds = self._patience_seconds + PollSpeaker.wait_seconds
         self.users: list[User] = []
         self.members: list[Member] = []
         self._start: Callable[[Member], object] | None = None  # while connected
@@ -305,6 +317,19 @@ class Crowd:
             if member.user in names and member.connection is not None:
                 member.connection.abort()
 
+    def cursor(self, user: User) -> str | None:
+        """Return the cursor of a user's first client."""
+        return next(each.bookmark.cursor for each in self.members if each.user == user.name)
+
+    def forge(self, user: User, cursor: str | None) -> None:
+        """Let a user's event streams come back with this cursor, or None, and not with their own.
+
+        For controls of the drill: what then is missing, or comes again, has to be found.
+        """
+        for member in self.members:
+            if member.user == user.name:
+                member.bookmark = LastCursor(cursor)
+
     def strange(self) -> int:
         """Return how many messages arrived that nobody published, or at another user's client."""
         return sum(member.strange for member in self.members)
@@ -315,7 +340,7 @@ class Crowd:
             now = time.monotonic()
             for member in self.members:
                 stream, poll = self._patience_seconds, self._poll_patience_seconds
-                patience = poll if member.kind == "poll" else stream
+                patience = poll if member.kind.startswith("poll") else stream
                 if member.is_silent(now, patience_seconds=patience) and member.connection:
                     member.connection.abort()
 
@@ -323,9 +348,9 @@ class Crowd:
         credential = token(name, ttl_seconds=_TOKEN_SECONDS)
         user = User(name, [])
         for _ in range(clients):
-            kind = MIX[len(self.members) % len(MIX)]
-            account = Client(lingers=_POLL_GRACE_SECONDS if kind == "poll" else 0.0)
-            self.members.append(Member(name, kind, account, credential))
+            kind = self._mix[len(self.members) % len(self._mix)]
+            account = Client(resumes=KINDS[kind].resumes)
+            self.members.append(Member(name, kind, account, credential, KINDS[kind].bookmark()))
             user.clients.append(account)
         self.users.append(user)
         return user

@@ -130,6 +130,22 @@ async def kill_often(stage: Stage, lengths: Lengths) -> Fault:
     return fault
 
 
+async def kill_processors(stage: Stage, lengths: Lengths) -> Fault:
+    """Row 8: SIGKILL a random processor, and start it again, over and over, while users move."""
+    fault = Fault()
+    for _ in range(lengths.kills):
+        processor = random.choice(stage.processors)
+        killed = time.monotonic()
+        await stage.aside(processor.kill)
+        stage.crowd.move(await _single(stage, random.choice(stage.nodes), MOVERS))
+        await stage.aside(partial(processor.start, until_ready=False))
+        await _lasts(killed + lengths.between_kills - time.monotonic())
+    await _lasts(lengths.killed)
+    fault.ended = time.monotonic()
+    fault.wrong.update(await stage.audit())
+    return fault
+
+
 async def drain_all(stage: Stage, lengths: Lengths) -> Fault:
     """Row 3: drain all gateways, one after the other, each with a client that refuses to go."""
     fault = Fault()
@@ -159,6 +175,24 @@ async def freeze_redis(stage: Stage, lengths: Lengths) -> Fault:
     finally:
         stage.valkey.thaw()
     return await _healed(fault, lengths)
+
+
+async def freeze_redis_under_movers(stage: Stage, lengths: Lengths) -> Fault:
+    """Row 5: SIGSTOP Redis, and let users move meanwhile."""
+    moving = await _single(stage, random.choice(stage.nodes), MOVERS)
+    fault = Fault()
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(stage.note_registered(moving))
+        stage.valkey.freeze()
+        try:
+            await _lasts(lengths.partition * _PARTED_SHARE)
+            stage.crowd.move(moving)
+            await _lasts(lengths.partition * (1 - _PARTED_SHARE))
+        finally:
+            stage.valkey.thaw()
+        await _healed(fault, lengths)
+        watching.cancel()
+    return fault
 
 
 async def part_from_processors(stage: Stage, lengths: Lengths) -> Fault:

@@ -382,5 +382,5 @@ def run_from(number: int, cluster: Cluster, counts: Counter[str], *, examples: i
             ),
         )
     except BaseException as error:
-        error.add_note(f"seed {number}: python -m loadtest.resumes --seed {number}")
+        error.add_note(f"seed {number}: python -m loadtest.random_faults --seed {number}")
         raise

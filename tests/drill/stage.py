@@ -32,10 +32,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pushgate.embedded import LOOPBACK
-from registry.directory import TIMINGS
+from registry.directory import TIMINGS, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 from tests.drill.accounts import Findings, Session, Told, User, judge
-from tests.drill.crowd import Crowd, payload
+from tests.drill.crowd import MIX, Crowd, payload
 from tests.support.haproxy import haproxy
 from tests.support.processes import (
     INTERNAL_SECRET,
@@ -82,6 +82,7 @@ class Plan:
     drain_seconds: int = 0  # the window of a drain
     latecomers: int = 0  # users more, who connect while the fault lasts
     hops: frozenset[Hop] = frozenset()
+    mix: Sequence[str] = MIX  # the clients' kinds, in turn
 
     @property
     def back_seconds(self) -> float:
@@ -126,6 +127,7 @@ class _Report(msgspec.Struct):
     outcome: str
     settled_ms: int
     reason: str | None = None  # of what failed
+    replayed: bool = False  # told a second time, since a client came back for it
 
 
 @dataclass(slots=True)
@@ -212,10 +214,11 @@ class Stage:
         store = RedisRegistry(self.valkey.url, lost_seconds=self.plan.lost_node_seconds)
         try:
             while True:
-                for user in users:
-                    for session in user.clients[0].open_sessions[-1:]:
-                        await self._look_up(store, user, session, is_new=session not in seen)
-                        seen.add(session)
+                sessions = {
+                    session: user for user in users for session in user.clients[0].open_sessions
+                }
+                await self._look_up(store, sessions, seen)
+                seen.update(sessions)
                 await asyncio.sleep(_LOOK_SECONDS)
         finally:
             await store.close()
@@ -318,19 +321,24 @@ class Stage:
         return max(0.0, peak_growth(self.gateway_memory, since) - remembered)
 
     async def _look_up(
-        self, store: RedisRegistry, user: User, session: Session, *, is_new: bool
+        self, store: RedisRegistry, sessions: Mapping[Session, User], seen: Collection[Session]
     ) -> None:
-        """Note that the registry has a session, if it has."""
-        if is_new:
+        """Note which sessions the registry has; none while it does not answer."""
+        for session in sessions.keys() - seen:
             session.registered = math.inf
-        if session.registered < math.inf:
+        waiting = [session for session in sessions if session.registered == math.inf]
+        for session in waiting:
+            for node in self.nodes:
+                if session.node is None and await self.is_at(node, sessions[session]):
+                    session.node = node.process.name
+        try:
+            found = await store.lookup([sessions[session].name for session in waiting])
+        except RegistryUnavailable:
             return
-        for node in self.nodes:
-            if session.node is None and await self.is_at(node, user):
-                session.node = node.process.name
-        (nodes,) = await store.lookup([user.name])
-        if session.node in [node.name for node in nodes or ()]:
-            session.registered = -math.inf if is_new else time.monotonic()
+        now = time.monotonic()
+        for session, nodes in zip(waiting, found, strict=True):
+            if session.node in [node.name for node in nodes or ()]:
+                session.registered = now if session in seen else -math.inf
 
     async def _connections(self, node: Node) -> dict[str, int]:
         """Ask a node for its users, with their numbers of connections."""
@@ -389,7 +397,7 @@ class Stage:
                 for record in itertools.chain.from_iterable(batches.values()):
                     report = decode(record.value)
                     name, _, number = report.id.rpartition(".")
-                    if name in by_name:
+                    if name in by_name and not report.replayed:
                         at = report.settled_ms / 1000 - wall
                         kind = " ".join(filter(None, (report.outcome, report.reason)))
                         by_name[name].told[int(number)].append(Told(kind, at))
@@ -408,6 +416,7 @@ async def staged(plan: Plan, bootstrap: str) -> AsyncIterator[Stage]:
         plan.clients,
         heartbeat_seconds=plan.heartbeat_seconds,
         latecomers=plan.latecomers,
+        mix=plan.mix,
     )
     async with AsyncExitStack() as stack:
         await _create_topics(bootstrap, topic, f"{topic}.outcomes", f"{topic}.dead")

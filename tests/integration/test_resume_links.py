@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Self
 
 import pytest
 
+from gateway import metrics
+from gateway.connections.delivery import Delivery
 from gateway.connections.repeats import Repeats
 from gateway.http.door import Door, DoorBounds
 from gateway.http.listener import Listener, bind
 from gateway.internal import internal_app
 from gateway.links import Links
 from gateway.push import Pusher
+from gateway.resume.links import ResumeLink
 from gateway.resume.links import ResumeLinks as GatewayLinks
+from gateway.resume.questions import MOST_ASKS
+from processor import metrics as processor_metrics
+from processor.outcomes.outcomes import Replayed
 from processor.reading.message import Message
+from processor.replay import links as processor_links
 from processor.replay.links import ResumeLinks as ProcessorLinks
+from processor.replay.receipts import Receipts
 from processor.sending.reach import Reach
 from registry.calls import GatewayCalls
 from registry.directory import Node
@@ -25,10 +35,12 @@ from registry.frames import FrameReader
 from registry.resume import (
     MAX_ANSWER_BYTES,
     MAX_ASK_BYTES,
+    MAX_RECEIPT_MESSAGES,
     Ack,
     Answer,
     Ask,
     Question,
+    Receipt,
     Replay,
     Stamp,
     encode,
@@ -67,6 +79,13 @@ class Gateway:
     def open_links(self) -> int:
         return 0 if self.links is None else len(self.links._links)
 
+    @property
+    def link(self) -> ResumeLink:
+        """The only link."""
+        assert self.links is not None
+        (link,) = self.links._links
+        return link
+
 
 @asynccontextmanager
 async def serving(*, resumes: bool = True) -> AsyncIterator[Gateway]:
@@ -98,8 +117,9 @@ async def serving(*, resumes: bool = True) -> AsyncIterator[Gateway]:
 class Processor:
     """A processor's links, and what it answers."""
 
-    def __init__(self, name: str = "p1") -> None:
+    def __init__(self, name: str = "p1", *, reports: bool = False) -> None:
         self.asks: list[Ask] = []
+        self.reported: list[Replayed] = []
         self.answers_at_once = asyncio.Event()
         self.answers_at_once.set()
         self.cancelled = 0
@@ -107,7 +127,12 @@ class Processor:
         self._tasks: set[asyncio.Task[None]] = set()
         reach = Reach(GatewayCalls(secret=SECRET, auth="bearer"))
         self.links = ProcessorLinks(
-            name, reach, self._answer, resume_seconds=RESUME_SECONDS, spawn=self._spawn
+            name,
+            reach,
+            self._answer,
+            Receipts(self.reported.extend) if reports else None,
+            resume_seconds=RESUME_SECONDS,
+            spawn=self._spawn,
         )
         self.name = name
 
@@ -150,6 +175,14 @@ class Processor:
 @pytest.fixture
 async def processor() -> AsyncIterator[Processor]:
     made = Processor()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def reporting() -> AsyncIterator[Processor]:
+    """Give a processor that reports outcomes."""
+    made = Processor(reports=True)
     yield made
     await made.close()
 
@@ -203,10 +236,18 @@ async def test_a_gateway_without_clients_that_resume_is_asked_for_a_link_once(
 
 
 async def test_a_link_ends_with_its_nodes_lease_and_is_opened_anew(processor: Processor) -> None:
+    gauges = (metrics.RESUME_LINKS, processor_metrics.RESUME_LINKS)
+    before = [gauge._value.get() for gauge in gauges]
+
+    def counted() -> list[float]:
+        return [gauge._value.get() - number for gauge, number in zip(gauges, before, strict=True)]
+
     async with serving() as gateway:
         await processor.linked(gateway.node)
+        assert counted() == [1, 1]
         processor.links.observe([], BACK_MS)
         await eventually(lambda: gateway.open_links == 0, "the link has ended")
+        await eventually(lambda: counted() == [0, 0], "at both ends")
         await processor.linked(gateway.node)
         await eventually(lambda: gateway.open_links == 1, "one link")
 
@@ -246,6 +287,210 @@ async def test_after_the_goodbye_no_link_is_opened(processor: Processor) -> None
         writer.close()
 
 
+async def test_what_a_client_has_taken_of_an_answer_is_reported_once(reporting: Processor) -> None:
+    reporting.replay = Replay(pushes(5, 6))
+    async with serving() as gateway:
+        asking = gateway.asking
+        await reporting.linked(gateway.node)
+        asking.live("p1")
+        reporting.links.observe([gateway.node], BACK_MS)
+        await eventually(lambda: asking.questions._links, "the processor is known")
+        client = asking.come_back()
+        await eventually(lambda: client.is_through, "it resumed")
+        for _ in range(2):
+            assert gateway.links is not None
+            gateway.links.advance(time.monotonic())
+            await eventually(lambda: len(reporting.reported) >= 2, "reported")
+        expected = [Replayed("alice", f"m-{n}", None, NODE.name, "push", 0, n) for n in (5, 6)]
+        await acknowledged(reporting, gateway.node)
+        assert reporting.reported == expected
+
+
+async def acknowledged(processor: Processor, node: Node) -> None:
+    """Return once all that the gateway has sent so far has come: a stamp goes there and back."""
+    processor.links.observe([node], BACK_MS + 1_000)
+    link = processor.links._links[node]
+    await eventually(lambda: link is not None and not link.unacknowledged, "acknowledged")
+
+
+async def test_a_processor_that_reports_nothing_gets_no_receipts(processor: Processor) -> None:
+    async with serving() as gateway, FakeProcessor(gateway.node) as peer:
+        await peer.send(Stamp("p1", BACK_MS, RESUME_SECONDS, receipts=False))
+        assert await peer.next() == Ack(BACK_MS)
+        link = gateway.link
+        link.replayed(taken(5))
+        link.send_receipt()
+        await peer.send(Stamp("p1", BACK_MS + 1, RESUME_SECONDS))
+        assert await peer.next() == Ack(BACK_MS + 1), "and nothing between"
+
+
+async def test_a_receipt_that_no_processor_asked_for_changes_nothing(processor: Processor) -> None:
+    async with peers() as (node, found):
+        await processor.linked(node)
+        found[0].send(Receipt([("push", 0, [1])]))
+        found[0].send(Ask(0, [Question("alice", None, 0, [])]))
+        await eventually(lambda: found[0].answers == [0], "the link is as it was")
+
+
+async def test_receipts_gather_and_a_full_one_goes_at_once() -> None:
+    async with serving() as gateway, FakeProcessor(gateway.node) as peer:
+        await peer.stamp()
+        for offset in range(MAX_RECEIPT_MESSAGES + 1):
+            gateway.link.replayed(taken(offset))
+        gateway.link.replayed(taken(7, partition=1))
+        assert await peer.next() == Receipt([("push", 0, [*range(MAX_RECEIPT_MESSAGES)])])
+        assert gateway.links is not None
+        gateway.links.advance(time.monotonic())
+        rest = Receipt([("push", 0, [MAX_RECEIPT_MESSAGES]), ("push", 1, [7])])
+        assert await peer.next() == rest
+
+
+async def test_receipts_for_a_processor_that_does_not_read_are_bounded_and_end_no_link() -> None:
+    before = dropped()
+    async with serving() as gateway, FakeProcessor(gateway.node) as peer:
+        await peer.stamp()
+        link = gateway.link
+        for number in range(3):  # it reads none of these
+            link.ask(Ask(number, [Question("u" * 4_000_000, None, 0, [])]))
+        for offset in range(MAX_RECEIPT_MESSAGES + 10):
+            link.replayed(taken(offset))
+        assert dropped() - before == 10
+        assert not link._transport.is_closing()
+        for number in range(3):
+            word = await peer.next()
+            assert isinstance(word, Ask)
+            assert word.number == number
+        await eventually(lambda: not link._transport.get_write_buffer_size(), "all is read")
+        link.send_receipt()
+        assert await peer.next() == Receipt([("push", 0, [*range(MAX_RECEIPT_MESSAGES)])])
+
+
+async def test_with_a_link_its_next_receipt_is_lost_and_counted() -> None:
+    before = dropped()
+    async with serving() as gateway:
+        async with FakeProcessor(gateway.node) as peer:
+            await peer.stamp()
+            link = gateway.link
+            link.replayed(taken(1))
+            link.replayed(taken(2))
+        await eventually(lambda: gateway.open_links == 0, "the link has ended")
+        assert dropped() - before == 2
+        link.replayed(taken(3))
+        link.send_receipt()
+        assert dropped() - before == 3
+
+
+async def test_a_node_that_says_goodbye_sends_its_last_receipts() -> None:
+    async with serving() as gateway, FakeProcessor(gateway.node) as peer:
+        await peer.stamp()
+        gateway.link.replayed(taken(1))
+        assert gateway.links is not None
+        closing = asyncio.create_task(gateway.links.close())
+        assert await peer.next() == Receipt([("push", 0, [1])])
+        assert await peer.next() is None
+        peer.close()
+        await closing
+
+
+# Half open: the other end is silent, and its socket stays
+
+
+async def test_a_gateway_gives_up_a_link_on_which_nothing_comes() -> None:
+    async with serving() as gateway, FakeProcessor(gateway.node) as peer:
+        await peer.stamp()
+        link = gateway.link
+        assert gateway.links is not None
+        gateway.links.advance(link.heard_at + 15.0)
+        assert not link._transport.is_closing()
+        gateway.links.advance(link.heard_at + 15.1)
+        await eventually(lambda: gateway.open_links == 0, "it is given up")
+        assert gateway.asking.questions._links == set(), "and asked no more"
+
+
+async def test_a_processor_gives_up_a_link_whose_stamps_are_not_acknowledged(
+    processor: Processor,
+) -> None:
+    async with peers() as (node, found):
+        await processor.linked(node)
+        for number in range(9):
+            processor.links.observe([node], number)
+        await eventually(lambda: len(found[0].stamps) == 9, "nine stamps")
+        found[0].send(Ack(8))
+        link = processor.links._links[node]
+        await eventually(lambda: link is not None and not link.unacknowledged, "it is heard")
+        for number in range(9, 19):
+            processor.links.observe([node], number)
+        await eventually(lambda: len(found[0].stamps) == 19, "ten stamps more")
+        assert not found[0].closed.is_set()
+        processor.links.observe([node], 19)
+        await asyncio.wait_for(found[0].closed.wait(), 5.0)
+        await eventually(lambda: processor.links._links == {}, "it is gone")
+        await processor.linked(node)
+        processor.links.observe([node], 20)
+        await eventually(lambda: found[1].stamps, "and a new one is opened")
+
+
+async def test_a_link_whose_upgrade_is_not_answered_is_tried_again(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor_links, "_UPGRADE_SECONDS", 0.2)
+    requests = 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        await reader.read()
+
+    async with listening(silent) as node:
+        for number in range(1, 3):
+            processor.links.observe([node], BACK_MS)
+            await eventually(lambda n=number: requests == n, "asked for a link")  # type: ignore[misc]
+            assert processor.links._links == {node: None}
+            await eventually(lambda: processor.links._links == {}, "it is given up")
+
+
+async def test_a_gateway_ends_a_link_whose_processor_leaves_too_much_unread() -> None:
+    async with serving() as gateway, FakeProcessor(gateway.node) as peer:
+        await peer.stamp()
+        link = gateway.link
+        ask = Ask(0, [Question("u" * 4_000_000, None, 0, [])])
+        for _ in range(4):
+            link.ask(ask)
+        assert not link._transport.is_closing(), "16 MiB may wait"
+        for _ in range(6):  # what the kernel's buffers took is not counted
+            link.ask(ask)
+        assert link._transport.is_closing()
+        await eventually(lambda: gateway.open_links == 0, "it is gone")
+
+
+async def test_a_processor_ends_a_link_whose_gateway_leaves_too_much_unread(
+    processor: Processor,
+) -> None:
+    async with peers(reads=False) as (node, _):
+        await processor.linked(node)
+        link = processor.links._links[node]
+        assert link is not None
+        for _ in range(4):
+            assert link.send(b"x" * 8_000_000)
+        sent = [link.send(b"x" * 8_000_000) for _ in range(4)]
+        assert not sent[-1], "32 MiB may wait, and what the kernel's buffers take"
+        await eventually(lambda: processor.links._links == {}, "it is gone")
+
+
+async def test_a_processor_takes_as_many_asks_as_a_gateway_has_under_way(
+    processor: Processor,
+) -> None:
+    processor.answers_at_once.clear()
+    async with peers() as (node, found):
+        await processor.linked(node)
+        for number in range(MOST_ASKS):
+            found[0].send(Ask(number, []))
+        await eventually(lambda: len(processor.asks) == MOST_ASKS, "asked")
+        processor.answers_at_once.set()
+        await eventually(lambda: len(found[0].answers) == MOST_ASKS, "all are answered")
+        assert processor.cancelled == 0
+
+
 # A gateway that is none
 
 
@@ -266,7 +511,7 @@ class Peer:
                 self.words.append(word_in(found.body))
         self.closed.set()
 
-    def send(self, word: Ask | Ack) -> None:
+    def send(self, word: Ask | Ack | Receipt) -> None:
         self.writer.write(frame(self._sent, encode(word)))
         self._sent += 1
 
@@ -280,7 +525,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def peers() -> AsyncIterator[tuple[Node, list[Peer]]]:
+async def peers(*, reads: bool = True) -> AsyncIterator[tuple[Node, list[Peer]]]:
     """Give a node, and the links that it gets."""
     found: list[Peer] = []
 
@@ -288,7 +533,10 @@ async def peers() -> AsyncIterator[tuple[Node, list[Peer]]]:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(SWITCHING)
         found.append(peer := Peer(reader, writer))
-        await peer.read()
+        if reads:
+            await peer.read()
+        else:
+            await peer.closed.wait()
 
     async with listening(serve) as node:
         yield node, found
@@ -388,6 +636,57 @@ async def test_with_the_link_its_answers_are_given_up(processor: Processor) -> N
 
 
 # A processor that is none
+
+
+class FakeProcessor:
+    """The processor's end, by hand: it reads when it is told to."""
+
+    def __init__(self, node: Node) -> None:
+        self._address = node.address
+        self._frames = FrameReader(most_bytes=MAX_ASK_BYTES)
+        self._sent = 0
+
+    async def __aenter__(self) -> Self:
+        host, _, port = self._address.rpartition(":")
+        self._reader, self._writer = await asyncio.open_connection(host, int(port))
+        self._writer.write(UPGRADE)
+        await self._reader.readuntil(b"\r\n\r\n")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def send(self, word: Stamp | Answer) -> None:
+        self._writer.write(frame(self._sent, encode(word)))
+        self._sent += 1
+        await self._writer.drain()
+
+    async def stamp(self) -> None:
+        """Send a stamp that asks for receipts, and wait until it is acknowledged."""
+        await self.send(Stamp("p1", BACK_MS, RESUME_SECONDS, receipts=True))
+        assert await self.next() == Ack(BACK_MS)
+
+    async def next(self) -> Ask | Ack | Receipt | None:
+        """Return the next word of the gateway; None at the end of the link."""
+        async with asyncio.timeout(5):
+            while (found := self._frames.next()) is None:
+                data = await self._reader.read(1024 * 1024)
+                if not data:
+                    return None
+                self._frames.feed(data)
+        return gateways_word_in(found.body)
+
+
+def taken(offset: int, partition: int = 0) -> Delivery:
+    position = f"push-{partition}-{offset}"
+    return Delivery(b"", message_id=position, position=position)
+
+
+def dropped() -> float:
+    return metrics.RECEIPTS_DROPPED._value.get()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

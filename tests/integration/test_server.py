@@ -20,7 +20,7 @@ WINDOW_SECONDS = 240.0
 SETTLE_SECONDS = 60.0
 
 
-def gateway_for(redis_url: str) -> Gateway:
+def gateway_for(redis_url: str, **settings: object) -> Gateway:
     given: dict[str, Any] = {
         "host": LOOPBACK,
         "port": 0,
@@ -30,6 +30,7 @@ def gateway_for(redis_url: str) -> Gateway:
         "internal_secret": INTERNAL_SECRET,
         "drain_seconds": WINDOW_SECONDS,
         "drain_settle_seconds": SETTLE_SECONDS,
+        **settings,
     }
     return Gateway(GatewaySettings(**given))
 
@@ -61,26 +62,33 @@ async def test_stops_before_it_runs_count_too(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("away_seconds", "is_told"), [(TIMINGS.lease_seconds + 10.0, False), (100.0, True)]
+    ("lost_node_seconds", "away_seconds", "is_told"),
+    [
+        (30.0, TIMINGS.lease_seconds + 10.0, False),
+        (30.0, 100.0, True),
+        # Without a time as a lost node, it is gone with its lease, and not earlier.
+        (0.0, TIMINGS.lease_seconds - 1.5 * TIMINGS.heartbeat_seconds, False),
+        (0.0, TIMINGS.lease_seconds, True),
+    ],
 )
 async def test_clients_are_told_of_a_gap_where_the_node_was_gone_for_so_long_as_to_be_given_up(
-    redis_url: str, user: str, away_seconds: float, is_told: bool
+    redis_url: str, user: str, lost_node_seconds: float, away_seconds: float, is_told: bool
 ) -> None:
     """Until then messages for its clients wait at processors (PUSHGATE_LOST_NODE_SECONDS)."""
-    gateway = gateway_for(redis_url)
+    gateway = gateway_for(redis_url, lost_node_seconds=lost_node_seconds)
     running = asyncio.create_task(gateway.run())
     await gateway.started()
+    told: list[object] = []
     async with connect("ws-v1", gateway.port, user) as client:
         assert isinstance(client, WebSocketClient)
         gateway.node.registrar._held_at -= away_seconds  # as if the process had been frozen
-        told: list[object] = []
         with suppress(TimeoutError):
             told.append(await client.next(3 * TIMINGS.heartbeat_seconds))
-        assert told == ([{"control": "gap"}] if is_told else [])
     gateway.stop()
     gateway.stop()
     async with asyncio.timeout(8.0):
         await running
+    assert told == ([{"control": "gap"}] if is_told else [])
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ does not even open. `cache-control: no-transform` forbids that (RFC 9111 §5.2.2
 """
 
 import asyncio
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,48 +15,22 @@ import pytest
 
 from pushgate.embedded import LOOPBACK, tied_to_parent
 from tests.support.clients import SECONDS, bearer, pusher_to
+from tests.support.npm import install
 from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartGateway
 
 pytestmark = pytest.mark.anyio
 
 SOURCES: Final = Path(__file__).parents[1] / "support/compressing_proxy"
-INSTALL_SECONDS: Final = 60.0
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the proxy and its pinned packages.
-
-    Skip where that can't be done, fail where PUSHGATE_REQUIRE_NPM is 1.
-    """
+    """Install the proxy and its pinned packages; skip where that can't be done."""
     folder = tmp_path_factory.mktemp("proxy")
-    for source in SOURCES.iterdir():
-        if source.is_file():
-            shutil.copy(source, folder)
-    missing = install(folder)
-    if missing:
-        if os.environ.get("PUSHGATE_REQUIRE_NPM") == "1":
-            pytest.fail(missing)
+    if missing := install(SOURCES, folder):
         pytest.skip(missing)
     return folder / "proxy.js"
-
-
-def install(folder: Path) -> str:
-    """Install the packages that a folder's lock file pins; give what is missing for that."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        return "needs node and npm, which are not installed: apt-get install nodejs npm"
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
-    try:
-        subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, timeout=INSTALL_SECONDS
-        )
-    except subprocess.CalledProcessError as error:
-        last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        return f"needs packages from npm, which could not be installed: {last_line}"
-    except subprocess.TimeoutExpired:
-        return f"needs packages from npm, which did not come in {INSTALL_SECONDS:g} s"
-    return ""
 
 
 @pytest.fixture

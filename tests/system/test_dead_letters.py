@@ -1,8 +1,6 @@
 """Records that break the publishing rules: kept, counted, and in nobody's way."""
 
 import asyncio
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from tests.support.clients import connect
 from tests.support.kafka import KafkaServer
+from tests.support.kcat import kcat
 from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartProcessor
 from tests.system.steps import publish, take, until_outcomes
@@ -141,15 +140,6 @@ async def test_the_largest_good_record_is_delivered_beside_the_smallest_too_larg
         await publish(backend, topic, user, b"x" * 1_000)
         assert (await take(client, 1))[0].payload == b"x" * 1_000
     await until_outcomes([processor], {("delivered", ""): 1, ("rejected", "too-large"): 1})
-
-
-def kcat(bootstrap: str, topic: str, *flags: str | bytes, line: bytes) -> None:
-    """Publish one record to partition 0 with what Python's clients refuse to write."""
-    binary = shutil.which("kcat")
-    if binary is None:
-        pytest.skip("no kcat: apt-get install kcat")
-    command = [binary, "-P", "-b", bootstrap, "-t", topic, "-p", "0", *flags]
-    subprocess.run(command, input=line + b"\n", check=True, capture_output=True, timeout=20)
 
 
 async def test_a_record_of_neither_key_nor_value_is_kept(

@@ -17,6 +17,7 @@ from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartProcessor
 from tests.system.steps import publish, take
+from tests.system.test_resume import RESUMING, cursor_of, everything, gone
 
 pytestmark = pytest.mark.anyio
 
@@ -30,10 +31,10 @@ class Told:
         self.by_id: dict[str, list[dict[str, Any]]] = {}
         self.partitions: dict[bytes, set[int]] = {}
 
-    async def until(self, *ids: str, timeout: float = 15.0) -> None:
-        """Read until each id was told of."""
+    async def until(self, *ids: str, times: int = 1, timeout: float = 15.0) -> None:
+        """Read until each id was told of so many times."""
         async with asyncio.timeout(timeout):
-            while not all(each in self.by_id for each in ids):
+            while not all(len(self.by_id.get(each, ())) >= times for each in ids):
                 await self.read_one()
 
     async def read_one(self) -> None:
@@ -149,6 +150,43 @@ async def test_a_record_without_a_timestamp_is_published_when_it_is_read(
     assert [report["outcome"] for report in reports] == ["delivered", "rejected"]
     for report in reports:
         assert began_ms <= report["published_ms"] <= report["settled_ms"]
+
+
+@pytest.mark.parametrize("transport", RESUMING)
+async def test_what_a_client_gets_when_it_comes_back_is_told_once_more(
+    transport: str,
+    kafka: KafkaServer,
+    gateways: list[GatewayProcess],
+    start_processor: StartProcessor,
+    backend: AIOKafkaProducer,
+    topic: str,
+    user: str,
+) -> None:
+    await asyncio.to_thread(start_processor, outcomes_topic=f"{topic}.outcomes")
+    async with (
+        gone(transport, gateways[0], user) as cursors,
+        listening(kafka, f"{topic}.outcomes") as told,
+    ):
+        missed = [await publish(backend, topic, user, b"%d" % number) for number in range(5)]
+        await told.until(*missed)
+        assert {told.by_id[each][0]["outcome"] for each in missed} == {"offline"}
+        for expected in ([*"01234", "live"], ["later"]):  # the second time nothing was missed
+            async with connect(transport, gateways[1].port, user, cursor=cursors[-1]) as client:
+                last = await publish(backend, topic, user, expected[-1].encode())
+                assert await everything(client, expected[-1].encode()) == expected
+                cursors.append(cursor_of(client))
+                await told.until(*missed, times=2)
+                await told.until(last)
+    for each in missed:
+        first, second = told.by_id[each]
+        assert (first["outcome"], "replayed" in first) == ("offline", False)
+        assert (second["outcome"], second["replayed"]) == ("delivered", True)
+        assert (second["node"], second["connections"]) == (gateways[1].name, 1)
+        assert (second["published_ms"], second["topic"]) == (None, topic)
+        assert f"{second['topic']}-{second['partition']}-{second['offset']}" == each
+        assert told.keys[each] == {user.encode()}
+    others = [reports for each, reports in told.by_id.items() if each not in missed]
+    assert [[report["outcome"] for report in reports] for reports in others] == [["delivered"]] * 2
 
 
 async def test_a_sample_tells_some_and_the_same_ones_again(

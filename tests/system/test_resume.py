@@ -27,6 +27,7 @@ from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartGateway, StartProcessor
 from tests.system.steps import publish, publish_all
+from tests.system.traffic import measure
 
 pytestmark = pytest.mark.anyio
 
@@ -174,9 +175,12 @@ async def test_a_cursor_that_says_nothing_is_a_gap(
     await asyncio.to_thread(start_processor)
     if transport == "ws-v1" and "%" in cursor:
         cursor = cursor.replace("%", "$")
+    unreadable = 'pushgate_gateway_resumes_total{result="unreadable"}'
+    before = await measure(gateways[0], unreadable)
     async with connect(transport, gateways[0].port, user, cursor=cursor) as client:
         await publish(backend, topic, user, b"live")
         assert await everything(client, b"live") == ["control gap", "live"]
+    assert await measure(gateways[0], unreadable) == before + 1
 
 
 async def test_a_cursor_of_another_user_gives_nothing_of_the_other(

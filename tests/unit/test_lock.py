@@ -1,7 +1,8 @@
-"""The lock files: whole, with hashes, without addresses, and what pyproject.toml asks for."""
+"""The lock files: whole, with hashes, without addresses, and what the project asks for."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -59,3 +60,15 @@ def test_the_files_agree() -> None:
     everything = pins("all.txt")
     for name in ("run.txt", "build.txt"):
         assert pins(name).items() <= everything.items()
+
+
+@pytest.mark.parametrize("name", ["compressing_proxy", "judges"])
+def test_every_package_from_npm_has_a_hash_and_no_address(name: str) -> None:
+    folder = ROOT / "tests/support" / name
+    lock = json.loads((folder / "package-lock.json").read_text("utf-8"))
+    project, *packages = lock["packages"].values()
+    assert (
+        project["dependencies"] == json.loads((folder / "package.json").read_text())["dependencies"]
+    )
+    assert packages
+    assert all("integrity" in package and "resolved" not in package for package in packages)

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tests.drill.accounts import (
+    Arrival,
     Client,
     Ending,
     Findings,
@@ -57,6 +58,7 @@ def clean(findings: Findings) -> bool:
             findings.told_wrongly,
             findings.disordered,
             findings.repeated,
+            findings.gaps,
             findings.strays,
         )
     )
@@ -197,17 +199,6 @@ def test_a_node_that_drains_delivers_all_that_it_tells_so() -> None:
     assert findings.told_wrongly == {"delivered to nobody": 3}
 
 
-def test_a_poll_session_takes_messages_until_its_client_is_back() -> None:
-    user = told(moved(Ending.DRAINED, cut=math.inf))
-    user.clients[0].sessions[0].lingers = 30.0
-    user.told[5] = [Told("delivered", 6.5)]
-    findings = findings_of(user)
-    assert (findings.lost, findings.between) == (1, {"in session": 2})
-    user = told(moved())
-    user.clients[0].sessions[0].lingers = 30.0
-    assert findings_of(user).lost == 2  # a killed node takes nothing
-
-
 def test_between_a_drains_goodbye_and_the_next_connection_a_user_is_offline() -> None:
     offline = {f"m{number}": "offline" for number in (3, 4, 5)}
     findings = findings_of(told(moved(Ending.DRAINED, cut=math.inf), **offline))
@@ -339,6 +330,79 @@ def test_who_was_never_there_is_owed_nothing_and_who_stays_away_is_never_back() 
     assert clean(findings_of(told(user, "offline")))
     assert findings_of(user).never_back == 1
     assert user.clients[0].standing(1.0, None, back_seconds=6.0) is Standing.ABSENT
+
+
+def resumed(user: User, *, after: int = 2) -> User:
+    """Let the only client of a user resume, `after` the message that it had at its request."""
+    (client,) = user.clients
+    client.resumes = True
+    client.sessions[1].after = after
+    return user
+
+
+@pytest.mark.parametrize("kind", ["delivered", "offline"])
+def test_a_client_that_resumes_is_owed_what_falls_between_its_connections(kind: str) -> None:
+    user = told(resumed(moved()), m3=kind)
+    user.clients[0].sessions[0].gone = 3.15  # so that it may be told as offline
+    findings = findings_of(user)
+    assert (findings.lost, findings.between.total(), findings.owed) == (3, 0, 10)
+    for number in (3, 4, 5):
+        user.clients[0].arrivals.insert(number, Arrival(number, 5.5, user.clients[0].sessions[1]))
+    assert clean(findings_of(user))
+
+
+def test_a_client_that_resumes_is_owed_what_its_users_other_client_got() -> None:
+    user = resumed(moved())
+    beside(user, at="here")
+    assert findings_of(told(user)).lost == 3
+
+
+def test_a_client_that_resumes_late_or_on_a_node_without_redis_is_owed_everything() -> None:
+    user = told(resumed(moved(back=9.95)), m9="offline")
+    user.clients[0].arrivals = user.clients[0].arrivals[:3]
+    user.clients[0].sessions[1].registered = 12.0
+    assert findings_of(user).lost == 7
+
+
+def test_what_came_before_the_cursor_is_a_repeat() -> None:
+    user = told(resumed(moved()))
+    client = user.clients[0]
+    client.arrivals.insert(3, Arrival(2, 5.5, client.sessions[1]))
+    assert findings_of(user).repeated == 1
+    client.sessions[1].after = 1  # asked for before the first brought it: both overlap
+    assert findings_of(user).repeated == 0
+
+
+def test_a_gap_is_counted_and_so_is_what_is_missing_in_front_of_it() -> None:
+    user = told(resumed(moved()))
+    user.clients[0].gaps.append(4.5)
+    findings = findings_of(user)
+    assert (findings.gaps, findings.behind_gaps, findings.lost) == (1, 2, 1)
+    assert findings.examples["gaps told"] == ["alice at 4.5"]
+
+
+def test_a_client_that_resumes_is_owed_nothing_before_its_first_session_counts() -> None:
+    client = Client(resumes=True)
+    client.open(-1.0).registered = 4.5
+    user = user_of(client)
+    for number in range(5, 10):
+        client.arrive(number, number + 0.5)
+    findings = findings_of(told(user, **{f"m{number}": "offline" for number in range(5)}))
+    assert clean(findings)
+    assert (findings.unregistered, findings.owed) == (5, 5)
+    never_there = findings_of(told(user_of(Client(resumes=True)), "offline"))
+    assert clean(never_there)
+    assert never_there.owed == 0
+
+
+def test_the_newest_message_is_the_furthest_and_a_copy_is_no_news() -> None:
+    client = Client()
+    client.open(-1.0)
+    assert client.newest == -1
+    assert client.arrive(4, 1.0)
+    assert client.arrive(3, 1.1)
+    assert not client.arrive(4, 1.2)
+    assert client.newest == 4
 
 
 def test_latencies_are_those_of_first_copies_in_the_period() -> None:

@@ -7,10 +7,13 @@ import pytest
 
 from registry.message import Push
 from registry.resume import (
+    MAX_ASK_BYTES,
+    MAX_RECEIPT_MESSAGES,
     Ack,
     Answer,
     Ask,
     Question,
+    Receipt,
     Replay,
     Stamp,
     encode,
@@ -28,7 +31,7 @@ REPLAY = Replay([msgspec.Raw(encode(PUSH))], {1: 2**62}, [0], [1])
     "word",
     [
         Stamp("p1", 1_764_360_000_000, 120.0),
-        Stamp("p1", 0, 0.5, ["alice", "\u00e9"], missed_more=True),
+        Stamp("p1", 0, 0.5, ["alice", "\u00e9"], missed_more=True, receipts=True),
         Answer(7, "p1", [("push", 0, 2**62)], {"push": 12}, [REPLAY, Replay()]),
         Answer(0, "", [], {}, []),
     ],
@@ -43,10 +46,30 @@ def test_a_processors_word_survives_the_link(word: Stamp | Answer) -> None:
         Ask(0, []),
         Ask(7, [Question("\u00e9", None, 5, []), Question("u", "d", 0, [("t", 1, 2**62)])]),
         Ack(1_764_360_000_000),
+        Receipt([]),
+        Receipt([("push", 0, [5, 5, 2**62]), ("\u00e9", 1, [])]),
     ],
 )
-def test_a_gateways_word_survives_the_link(word: Ask | Ack) -> None:
+def test_a_gateways_word_survives_the_link(word: Ask | Ack | Receipt) -> None:
     assert gateways_word_in(encode(word)) == word
+
+
+def test_the_fullest_receipt_of_the_longest_names_fits_its_frame() -> None:
+    receipt = Receipt([("t" * 249, 2**31 - n, [2**63 - 1]) for n in range(MAX_RECEIPT_MESSAGES)])
+    assert len(encode(receipt)) < MAX_ASK_BYTES
+
+
+def test_a_field_that_a_newer_peer_adds_is_ignored() -> None:
+    """Also by gateways that know no receipts: they send none, whatever a stamp asks for."""
+    fields = {"processor": "p1", "stamp_ms": 7, "resume_seconds": 1.5}
+    assert word_in(encode({"type": "stamp", **fields, "new": [1]})) == Stamp(**fields)  # type: ignore[arg-type]
+    assert gateways_word_in(encode({"type": "ack", "stamp_ms": 7, "new": True})) == Ack(7)
+
+
+def test_a_stamp_of_an_older_processor_asks_for_no_receipts() -> None:
+    word = word_in(encode({"type": "stamp", "processor": "p1", "stamp_ms": 7, "resume_seconds": 1}))
+    assert isinstance(word, Stamp)
+    assert not word.receipts
 
 
 def test_a_replayed_message_survives_the_link() -> None:

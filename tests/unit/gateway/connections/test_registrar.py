@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway import metrics
 from gateway.connections.hub import Hub
 from gateway.connections.registrar import Registrar
-from registry.directory import Node, Processors, Registry, RegistryUnavailable, Timings
+from registry.directory import Lease, Node, Processors, Registry, RegistryUnavailable, Timings
 from tests.unit.gateway.fakes import NODE, FakeConnection, FakeRegistry, identity
 
 pytestmark = pytest.mark.anyio
@@ -450,6 +450,47 @@ async def test_while_another_has_the_name_no_time_is_told_and_afterwards_how_lon
         rig.registry.taken_by = None
         await until(lambda: len(rig.told) > told)
         assert rig.told[told][1] > 4 * HEARTBEAT_SECONDS
+
+
+async def test_a_slow_heartbeat_may_have_come_when_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = ResumeRig()
+    beat = rig.registry.heartbeat
+
+    async def slowly(node: Node, *, claim: bool = False) -> Lease:
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(rig.registry, "heartbeat", beat)
+        return await beat(node, claim=claim)
+
+    async with rig.running():
+        await until(lambda: len(rig.told) > 1)
+        monkeypatch.setattr(rig.registry, "heartbeat", slowly)
+        before = len(rig.told)
+        await until(lambda: len(rig.told) > before)
+    assert rig.told[before][1] >= 0.2
+
+
+async def test_how_long_the_lease_was_away_is_told_though_the_processors_cannot_be_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A registry that comes back may refuse the first command, and take the second."""
+    rig = ResumeRig()
+    read = rig.registry.processors
+
+    async def refused() -> Processors:
+        raise RegistryUnavailable("as the test wants it")
+
+    async with rig.running():
+        await until(lambda: len(rig.told) > 1)
+        monkeypatch.setattr(rig.registry, "processors", refused)
+        rig.registrar._held_at -= 100.0
+        beats, told = rig.registry.heartbeats, len(rig.told)
+        await until(lambda: rig.registry.heartbeats > beats + 3)
+        assert len(rig.told) == told
+        monkeypatch.setattr(rig.registry, "processors", read)
+        await until(lambda: len(rig.told) > told + 1)
+    assert [seconds > 99.0 for _, seconds in rig.told[told : told + 2]] == [True, False]
 
 
 async def test_a_lease_is_kept_though_the_processors_cannot_be_read(

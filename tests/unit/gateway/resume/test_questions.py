@@ -22,6 +22,7 @@ from gateway.resume.questions import MOST_ASKS, Questions
 from gateway.transports.websocket import V1, WebSocketConnection
 from registry.message import Push
 from registry.resume import MAX_ASK_BYTES, MAX_QUESTIONS, Answer, Ask, Replay, Stamp, encode
+from tests.support.clients import eventually
 from tests.unit.gateway.connections.test_node import Rig
 from tests.unit.gateway.fakes import FakeWire, identity
 from tests.unit.gateway.transports.test_websocket import server_frames
@@ -43,11 +44,15 @@ class FakeLink:
     def __init__(self, processor: str = "p1") -> None:
         self.processor: str | None = processor
         self.asks: list[Ask] = []
+        self.taken: list[str] = []  # positions of messages of its answers
         self._news = asyncio.Event()
 
     def ask(self, ask: Ask) -> None:
         self.asks.append(ask)
         self._news.set()
+
+    def replayed(self, delivery: Delivery) -> None:
+        self.taken.append(str(delivery.position))
 
     async def asked(self, times: int = 1) -> Ask:
         """Wait until it was asked so many times; give the last ask."""
@@ -193,6 +198,23 @@ def resumes(result: str) -> float:
     return metrics.RESUMES.labels(result)._value.get()  # type: ignore[no-any-return]
 
 
+def timed() -> float:
+    """Return how many clients' resumes were timed."""
+    (metric,) = metrics.RESUME_SECONDS.collect()
+    return next(each.value for each in metric.samples if each.name.endswith("_count"))
+
+
+def replayed() -> float:
+    return metrics.REPLAYED._value.get()  # type: ignore[no-any-return]
+
+
+async def waits(node: Node, user: str) -> None:
+    """Return when a user's connection waits to be asked for."""
+    await eventually(
+        lambda: user in [each.connection.user for each in node.questions._waiting], "it waits"
+    )
+
+
 # What is asked, and when
 
 
@@ -239,6 +261,33 @@ async def test_a_processor_has_a_few_asks_to_answer_at_once_and_gets_the_next_be
     assert [q.user for q in (await link.asked(MOST_ASKS + 1)).questions] == ["last"]
 
 
+async def test_a_processor_with_a_few_asks_to_answer_is_left_out_and_the_others_are_asked(
+    node: Node,
+) -> None:
+    busy, quick = FakeLink("p1"), FakeLink("p2")
+    node.join(busy, quick)
+    for number in range(MOST_ASKS):
+        node.come_back(f"u{number}")
+        await quick.asked(number + 1)
+        node.questions.answered(quick, answer(quick, {0: 5}, count=2))
+    node.come_back("last")
+    assert [q.user for q in (await quick.asked(MOST_ASKS + 1)).questions] == ["last"]
+    assert len(busy.asks) == MOST_ASKS
+
+
+async def test_behind_an_ask_questions_gather_for_10_ms_and_no_longer(
+    node: Node, link: FakeLink
+) -> None:
+    node.come_back("first")
+    await link.asked()
+    node.questions._ask_soon()  # as for a further connection
+    timer = node.questions._timer
+    assert timer is not None
+    assert timer.when() - asyncio.get_running_loop().time() < 0.015, "uvloop rounds to 1 ms"
+    node.come_back("second")
+    assert [q.user for q in (await link.asked(2)).questions] == ["second"]
+
+
 async def test_an_ask_fits_its_frame_whatever_cursors_clients_bring(
     node: Node, link: FakeLink
 ) -> None:
@@ -263,7 +312,7 @@ async def test_an_ask_fits_its_frame_whatever_cursors_clients_bring(
 async def test_what_was_missed_comes_first_then_what_came_meanwhile_and_the_gate_goes(
     node: Node, link: FakeLink
 ) -> None:
-    before = resumes("whole")
+    before, timed_before = resumes("whole"), timed()
     client = node.come_back(positions={("push", 0): 3})
     await link.asked()
     assert [node.live_message(at) for at in (8, 9)] == [1, 1]
@@ -271,7 +320,7 @@ async def test_what_was_missed_comes_first_then_what_came_meanwhile_and_the_gate
     node.questions.answered(link, answer(link, {0: 9}, Replay(pushes(4, 8))))
     assert client.got() == ["4", "8", "9"]
     assert client.is_through
-    assert resumes("whole") == before + 1
+    assert (resumes("whole"), timed()) == (before + 1, timed_before + 1)
     assert node.live_message(10) == 1
     assert node.live_message(8) == 1, "a late copy counts as taken"
     assert client.got() == ["10"]
@@ -459,11 +508,58 @@ async def test_a_gate_that_is_full_refuses_and_lets_the_message_in_when_it_comes
 ) -> None:
     client = node.come_back()
     await link.asked()
+    before = metrics.GATE_OVERFLOWS._value.get()
     results = [node.live_message(at) for at in range(65)]
     assert results == [1] * 64 + [Refusal.OVERLOADED]
+    assert metrics.GATE_OVERFLOWS._value.get() == before + 1
     node.questions.answered(link, answer(link, {0: 0}))
     assert node.live_message(64) == 1
     assert client.got() == [str(at) for at in range(65)]
+
+
+# What is noted for receipts
+
+
+async def test_a_message_of_an_answer_counts_as_replayed_once_it_is_written(node: Node) -> None:
+    before = replayed()
+    first, second = FakeLink("p1"), FakeLink("p2")
+    node.join(first, second)
+    client = node.come_back()
+    await second.asked()
+    client.wire.full = True
+    node.questions.answered(first, answer(first, {0: 9}, Replay(pushes(4, 8)), count=2))
+    assert (first.taken, replayed() - before) == ([], 0)
+    client.wire.full = False
+    node.after(0.25)
+    assert (first.taken, second.taken) == (["push-0-4", "push-0-8"], [])
+    theirs = Replay(pushes(3, partition=1))
+    node.questions.answered(second, answer(second, {1: 5}, theirs, count=2))
+    assert (first.taken, second.taken) == (["push-0-4", "push-0-8"], ["push-1-3"])
+    assert replayed() - before == 3
+    assert client.is_through
+
+
+async def test_a_live_message_that_waited_behind_the_gate_is_no_replayed_one(
+    node: Node, link: FakeLink
+) -> None:
+    """Also where it is in the answer too: its batch has counted it as taken."""
+    before = replayed()
+    client = node.come_back()
+    await link.asked()
+    assert [node.live_message(at) for at in (5, 9)] == [1, 1]
+    node.questions.answered(link, answer(link, {0: 6}, Replay(pushes(4, 5))))
+    assert client.got() == ["4", "5", "9"]
+    assert (link.taken, replayed() - before) == (["push-0-4"], 1)
+
+
+async def test_each_connection_of_a_user_takes_its_own_copy(node: Node, link: FakeLink) -> None:
+    node.come_back("first")
+    await link.asked()
+    clients = [node.come_back(), node.come_back()]
+    await link.asked(2)
+    node.questions.answered(link, answer(link, {0: 9}, Replay(pushes(5)), Replay(pushes(5))))
+    assert [client.got() for client in clients] == [["5"], ["5"]]
+    assert link.taken == ["push-0-5"] * 2
 
 
 # In vain
@@ -486,6 +582,38 @@ async def test_after_a_minute_without_an_answer_the_client_is_told_of_a_gap_and_
     assert resumes("timed-out") == before + 1
     node.live_message(9)
     assert client.got() == ["9"]
+
+
+async def test_a_client_whose_question_never_has_its_turn_is_told_after_a_minute(
+    node: Node, link: FakeLink
+) -> None:
+    """The processor has as many asks as may be under way, and answers none."""
+    for number in range(MOST_ASKS):
+        node.come_back(f"u{number}")
+        await link.asked(number + 1)
+    await node.after_each(0.25, 30.0)
+    last = node.come_back("last")
+    await waits(node, "last")
+    await node.after_each(0.25, 59.0)
+    assert last.resumes
+    await node.after_each(0.25, 2.0)
+    assert last.got() == ["[gap]"]
+    assert last.is_through
+
+
+async def test_asks_that_are_never_answered_make_way_after_a_minute(
+    node: Node, link: FakeLink
+) -> None:
+    for number in range(MOST_ASKS):
+        node.come_back(f"u{number}")
+        await link.asked(number + 1)
+    await node.after_each(0.25, 30.0)
+    node.come_back("last")
+    await waits(node, "last")
+    await node.after_each(0.25, 29.0)
+    assert len(link.asks) == MOST_ASKS
+    await node.after_each(0.25, 2.0)
+    assert "last" in [q.user for q in link.asks[MOST_ASKS].questions]
 
 
 async def test_a_processor_that_answers_for_nothing_is_asked_again_with_pauses(
@@ -525,40 +653,79 @@ async def test_where_no_processor_takes_part_messages_wait_for_seconds_and_no_lo
     assert client.is_through
 
 
-async def test_a_new_owner_has_time_to_answer_when_its_messages_come(node: Node) -> None:
-    """The last owner was killed: nobody answered for its partition while its session lasted."""
-    first, heir = FakeLink("p1"), FakeLink("p2")
-    node.join(first, heir)
+async def test_the_first_message_of_a_partition_is_no_reason_to_give_up(
+    node: Node, link: FakeLink
+) -> None:
+    """It had no owner for seconds, and its new one is not live for this node yet."""
     client = node.come_back()
-    for times in range(1, 6):
-        for link in (first, heir):
-            await link.asked(times)
-            owned = {0: 9} if link is first else {}
-            node.questions.answered(link, answer(link, owned, count=2))
+    for _ in range(5):
+        await link.asked()
+        node.questions.answered(link, answer(link, {0: 9}, count=2))
         await node.after_each(0.25, 2.0)
-    assert node.live_message(30, partition=1) == 1
+    node.live_message(7, partition=1)
+    node.questions.answered(link, answer(link, {0: 9}, count=2))
     await node.after_each(0.25, 2.0)
-    assert client.got() == []
-    await heir.asked(6)
-    node.questions.answered(heir, answer(heir, {1: 30}, count=2))
-    assert client.got() == ["30"]
+    owner = FakeLink("p2")
+    node.join(link, owner)
+    while not owner.asks:
+        await node.after_each(0.25, 0.25)
+    replay = Replay(pushes(6, 7, partition=1))
+    node.questions.answered(link, answer(link, {0: 9}, count=2))
+    node.questions.answered(owner, answer(owner, {1: 8}, replay, count=2))
+    assert client.got() == ["6", "7"]
+    assert client.is_through
 
 
-async def test_while_processors_come_and_go_nobody_is_taken_for_a_stranger(node: Node) -> None:
-    link = FakeLink("p1")
-    node.join(link)
+async def test_while_the_lease_of_a_processor_that_died_lasts_nobody_gives_up(node: Node) -> None:
+    """It may have been the owner, and answered before: its partitions are about to get another."""
+    dead, other = FakeLink("dead"), FakeLink("other")
+    node.join(dead, other)
+    client = node.come_back()
+    await dead.asked()
+    node.questions.answered(dead, answer(dead, {}, count=2))
+    node.questions.answered(other, answer(other, {0: 9}, count=2))
+    node.live_message(7, partition=1)
+    node.questions.leave(dead)
+    for _ in range(7):
+        await node.after_each(0.25, 2.0)
+        node.questions.answered(other, answer(other, {0: 9}, count=2))
+    assert client.resumes
+    node.live("other")
+    await node.after_each(0.25, 2.5)
+    node.questions.answered(
+        other, answer(other, {0: 9, 1: 8}, Replay(pushes(6, 7, partition=1)), count=2)
+    )
+    assert client.got() == ["6", "7"]
+    assert client.is_through
+
+
+async def test_a_partition_that_its_processor_can_not_answer_for_yet_is_waited_for(
+    node: Node, link: FakeLink
+) -> None:
     client = node.come_back()
     await link.asked()
-    node.questions.answered(link, answer(link, {0: 9}, count=2))
-    assert node.live_message(30, partition=1) == 1
-    await node.after_each(0.25, 4.0)
-    node.live("p1", "p2")  # it has the partition soon
-    await node.after_each(0.25, 1.0)
-    node.live("p1")
-    await node.after_each(0.25, 4.0)
+    node.live_message(7, partition=1)
+    for _ in range(7):
+        given = answer(link, {0: 9}, count=2)
+        given.pending.append(("push", 1))
+        node.questions.answered(link, given)
+        await node.after_each(0.25, 2.0)
     assert client.got() == []
-    await node.after_each(0.25, 4.0)
-    assert client.got() == ["[gap]", "30"]
+    node.questions.answered(link, answer(link, {1: 8}, count=2))
+    assert client.got() == ["7"]
+    assert client.is_through
+
+
+async def test_a_processor_without_any_partition_is_about_to_get_some(
+    node: Node, link: FakeLink
+) -> None:
+    client = node.come_back()
+    await link.asked()
+    node.live_message(7)
+    for _ in range(7):
+        node.questions.answered(link, answer(link, {}, count=1))
+        await node.after_each(0.25, 2.0)
+    assert client.got() == []
 
 
 async def test_while_the_registry_is_away_the_client_waits_and_is_told_in_the_end(

@@ -373,10 +373,9 @@ def test_the_cursor_of_another_user_opens_nothing_of_theirs(node: Node) -> None:
 
 
 def test_cursors_can_not_be_guessed(node: Node) -> None:
-    polled = [node.poll(wait=0).session for _ in range(100)]
-    names = {session.key + session.name for session in polled}
-    assert len(names) == 100
-    assert min(map(len, names)) >= 20
+    keys = {node.poll(wait=0).session.key for _ in range(100)}
+    assert len(keys) == 100
+    assert min(map(len, keys)) >= 12
 
 
 def test_a_session_that_nobody_polls_ends_after_its_grace(node: Node) -> None:

@@ -225,6 +225,14 @@ def test_a_message_after_goodbye_is_refused(rig: Rig) -> None:
     assert rig.wire.sent == b""
 
 
+def test_the_newest_cursor_comes_in_front_of_a_reconnect(rig: Rig) -> None:
+    rig.keeper.cursors = "mhqk,t-0-7"
+    rig.connection.part(GOING_AWAY, 2.0)
+    ((cursor, parting), _) = parse(rig.wire.take())
+    assert (cursor.id, cursor.type) == ("mhqk,t-0-7", "pushgate.cursor")
+    assert parting.type == "pushgate.reconnect"
+
+
 def test_who_is_told_to_reconnect_gets_an_event_and_goes_on(rig: Rig) -> None:
     rig.connection.part(TOO_OLD, 2.5)
     ((event,), retry) = parse(rig.wire.take())
@@ -240,7 +248,7 @@ def test_who_is_told_to_reconnect_gets_an_event_and_goes_on(rig: Rig) -> None:
 def test_a_control_event_leaves_the_last_events_id_as_it_was(rig: Rig) -> None:
     give(rig.connection, message("one", "m-7"))
     rig.connection.part(TOO_OLD, 1.0)
-    assert b"id:" not in rig.wire.take().partition(b"\n\n")[2]
+    assert b"id:" not in rig.wire.take().partition(b"\n\n")[2], "where clients don't resume"
 
 
 def test_a_heartbeat_goes_on_while_parting(rig: Rig) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from processor import metrics
-from processor.outcomes.outcomes import Outcomes
+from processor.outcomes.outcomes import Outcomes, Replayed
 from processor.outcomes.writer import Row
 from processor.reading.kafka import TopicPartition
 from processor.reading.membership import Membership
@@ -24,28 +24,43 @@ from tests.support.clients import eventually
 
 pytestmark = pytest.mark.anyio
 
+NOW_MS = 1_764_360_000_000
+#: The most reports of replayed messages that wait for a write.
+MOST_REPLAYED = 32_768
+
 
 class Written:
     """An accessory that takes every row."""
 
     def __init__(self) -> None:
-        self.offsets: list[int] = []
+        self.rows: list[Row] = []
 
     async def write(self, rows: Sequence[Row]) -> None:
-        self.offsets += [msgspec.json.decode(row.value or b"")["offset"] for row in rows]
+        self.rows += rows
+
+    @property
+    def reports(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(row.value or b"") for row in self.rows]
+
+    @property
+    def offsets(self) -> list[int]:
+        return [report["offset"] for report in self.reports]
 
 
 @asynccontextmanager
 async def telling(
-    membership: Membership, *, topic: str | None = "t.outcomes"
+    membership: Membership, *, topic: str | None = "t.outcomes", sample: float = 1.0
 ) -> AsyncIterator[tuple[Outcomes, Written]]:
-    settings = ProcessorSettings(outcomes_topic=topic, internal_secret=SecretStr("s" * 32))
+    settings = ProcessorSettings(
+        outcomes_topic=topic, outcomes_sample=sample, internal_secret=SecretStr("s" * 32)
+    )
     async with asyncio.TaskGroup() as tasks:
         outcomes = Outcomes(
             settings,
             lambda _: None,
             membership=membership,
             spawn=tasks.create_task,
+            now_ms=lambda: NOW_MS,
         )
         written = Written()
         if topic is not None:
@@ -105,3 +120,78 @@ async def test_without_a_topic_an_outcome_is_counted_by_its_owner_alone() -> Non
         await eventually(lambda: len(kept) == 0, "settled")
     assert offline() - before == 2
     assert len(lost) == 1
+
+
+# Messages that clients got when they came back
+
+
+def replayed(*offsets: int) -> list[Replayed]:
+    return [Replayed("alice", f"m-{at}", "phone", "gw-a", "push", 3, at) for at in offsets]
+
+
+def unreported() -> float:
+    return float(metrics.REPLAYS_UNREPORTED.labels("full")._value.get())
+
+
+def delivered() -> float:
+    return float(metrics.OUTCOMES.labels("delivered", "")._value.get())
+
+
+async def test_a_replayed_message_is_reported_behind_the_outcomes_of_before_and_not_counted() -> (
+    None
+):
+    membership = Membership(clock=lambda: 0.0)
+    membership.confirm(0.0)
+    progress = Progress(TopicPartition("push", 0), lane=0)
+    before = delivered()
+    async with telling(membership) as (outcomes, written):
+        outcomes.settled([message(progress, 1)])
+        outcomes.replayed(replayed(7))
+        await eventually(lambda: len(written.rows) == 2, "both are told")
+    first, second = written.reports
+    assert (first["offset"], first["outcome"], "replayed" in first) == (1, "offline", False)
+    assert second == {
+        "id": "m-7",
+        "outcome": "delivered",
+        "reason": None,
+        "node": "gw-a",
+        "device": "phone",
+        "connections": 1,
+        "missed": 0,
+        "published_ms": None,
+        "settled_ms": NOW_MS,
+        "topic": "push",
+        "partition": 3,
+        "offset": 7,
+        "replayed": True,
+    }
+    assert written.rows[1].key == b"alice"
+    assert delivered() == before, "the message had its outcome before"
+    assert len(progress) == 0
+
+
+async def test_replayed_messages_are_sampled_by_id_as_all_others() -> None:
+    membership = Membership(clock=lambda: 0.0)
+    membership.confirm(0.0)
+    async with telling(membership, sample=0.5) as (outcomes, written):
+        outcomes.replayed(replayed(*range(200)))
+        await eventually(lambda: written.rows, "some are told")
+        sampled = [*written.offsets]
+        outcomes.replayed(replayed(*range(200)))
+        await eventually(lambda: len(written.rows) > len(sampled), "the same ones again")
+    assert 60 < len(sampled) < 140
+    assert written.offsets == sampled * 2
+
+
+async def test_too_many_reports_of_replayed_messages_are_lost_and_counted() -> None:
+    """In doubt nothing is written, for as long as Kafka does not answer."""
+    membership = Membership(clock=lambda: 0.0)
+    before = unreported()
+    async with telling(membership) as (outcomes, written):
+        outcomes.replayed(replayed(*range(MOST_REPLAYED - 1)))
+        outcomes.replayed(replayed(1, 2, 3))
+        assert unreported() - before == 2
+        membership.confirm(0.0)
+        await eventually(lambda: len(written.rows) == MOST_REPLAYED, "the others are told")
+        outcomes.replayed(replayed(5))
+        await eventually(lambda: len(written.rows) == MOST_REPLAYED + 1, "there is room again")

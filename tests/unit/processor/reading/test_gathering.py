@@ -22,11 +22,11 @@ def test_at_a_low_rate_every_record_comes_by_itself() -> None:
 
 
 def test_at_a_higher_rate_a_few_records_are_gathered_for_a_millisecond() -> None:
-    assert at_rate(Gathering(0.0), 0.0, rate=2_000) == (6 * 200, 1)
+    assert at_rate(Gathering(0.0), 0.0, rate=2_000) == (6 * 200, 2)
 
 
 def test_the_bytes_follow_the_size_of_the_records() -> None:
-    assert at_rate(Gathering(0.0), 0.0, rate=2_000, size=10_000) == (60_000, 1)
+    assert at_rate(Gathering(0.0), 0.0, rate=2_000, size=10_000) == (60_000, 2)
 
 
 def test_when_the_rate_falls_records_come_by_themselves_again() -> None:
@@ -44,5 +44,5 @@ def test_what_comes_after_a_silence_comes_at_once() -> None:
 
 
 def test_the_rate_is_that_of_each_broker() -> None:
-    assert at_rate(Gathering(0.0), 0.0, rate=2_000, brokers=3) == (6 * 200, 1)
+    assert at_rate(Gathering(0.0), 0.0, rate=2_000, brokers=3) == (6 * 200, 2)
     assert at_rate(Gathering(0.0), 0.0, rate=2_000, brokers=4) == (0, 0)

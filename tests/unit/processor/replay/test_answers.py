@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from processor.reading.kafka import TopicPartition
 from processor.reading.message import Message
+from processor.replay import answers as module
 from processor.replay.answers import Answers
-from processor.replay.read_back import ReadBack, Unreadable
+from processor.replay.read_back import TakeMessages, Unavailable
 from processor.replay.windows import Windows
+from registry.message import Envelope
 from registry.resume import (
     MAX_ANSWER_BYTES,
     MAX_QUESTION_MESSAGES,
@@ -56,35 +58,56 @@ class FakeOwner:
 
 
 class FakeLog:
-    """The log in Kafka, for what is read back."""
+    """The log in Kafka, for what is read again."""
 
     def __init__(self) -> None:
         self.messages: dict[TopicPartition, list[Message]] = {}
         self.begins = 0  # retention took what is in front
         self.reads: list[tuple[TopicPartition, int, int]] = []
-        self.fault: Unreadable | None = None
-        self.is_away = False
+        self.scattered_reads: list[tuple[TopicPartition, list[int]]] = []
+        self.away: set[TopicPartition] = set()
         self.on_read: Callable[[], object] = lambda: None
+        self.most = 10**6  # scattered messages at once
 
-    async def read(self, partition: TopicPartition, start: int, end: int) -> ReadBack | None:
+    async def earlier(
+        self, partition: TopicPartition, start: int, end: int, take: TakeMessages
+    ) -> int:
         self.reads.append((partition, start, end))
-        await asyncio.sleep(0)
-        self.on_read()
-        if self.fault is not None:
-            raise self.fault
-        if self.is_away:
-            return None
+        await self._reach(partition)
         first = max(start, self.begins)
         found = [m for m in self.messages.get(partition, ()) if first <= m.offset < end]
-        return ReadBack(first, found)
+        for message in found:
+            take([message])
+        take([])
+        return first
+
+    async def scattered(
+        self, partition: TopicPartition, offsets: Sequence[int], *, most_bytes: int
+    ) -> dict[int, Envelope | None]:
+        self.scattered_reads.append((partition, list(offsets)))
+        await self._reach(partition)
+        kept = {m.offset: m.envelope for m in self.messages[partition] if m.offset >= self.begins}
+        found: dict[int, Envelope | None] = {}
+        for offset in offsets[: self.most]:
+            found[offset] = envelope = kept.get(offset)
+            most_bytes -= 0 if envelope is None else len(envelope.push.data)
+            if most_bytes <= 0:
+                break
+        return found
+
+    async def _reach(self, partition: TopicPartition) -> None:
+        await asyncio.sleep(0)
+        self.on_read()
+        if partition in self.away:
+            raise Unavailable("Kafka is away")
 
 
 class Rig:
     """A processor's answers over two partitions."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_bytes: int = 64 * 1024 * 1024) -> None:
         self.owner, self.log = FakeOwner(), FakeLog()
-        self.windows = Windows(seconds=125.0, most_bytes=64 * 1024 * 1024)
+        self.windows = Windows(seconds=125.0, most_bytes=most_bytes)
         self.forgotten: list[str] = []
         self.answers = Answers(
             "p1",
@@ -109,6 +132,16 @@ class Rig:
 
     def take_in(self, *offsets: int, partition: TopicPartition = P0, user: str = "alice") -> None:
         self.take(*self.partitions[partition].messages(*offsets, user=user))
+
+    def evict(self, *messages: Message) -> None:
+        """Take messages in, and let them be evicted."""
+        self.take(*messages)
+        self.log.messages.setdefault(messages[0].progress.partition, []).extend(messages)
+        window = self.windows.of(messages[0].progress.partition)
+        window.evict(len(window.at_hand))
+
+    def evict_at(self, *offsets: int, partition: TopicPartition = P0, user: str = "alice") -> None:
+        self.evict(*self.partitions[partition].messages(*offsets, user=user))
 
     async def ask(self, *questions: Question) -> Answer:
         return await self.answers.answer(Ask(7, list(questions)))
@@ -308,6 +341,139 @@ async def test_an_answer_to_many_fits_its_frame_and_brings_some_of_them_further(
     assert all(replay.cut for replay in answer.replays if len(replay.messages) < 2)
 
 
+# Evicted
+
+
+async def test_evicted_messages_are_read_again_and_come_before_the_newer_ones(rig: Rig) -> None:
+    rig.evict_at(0, 2, 4)
+    rig.take_in(5, 6)
+    replay = await rig.ask_one(("push", 0, 0))
+    assert rig.log.scattered_reads == [(P0, [2, 4])]
+    assert (offsets(replay), replay.incomplete, replay.cut) == ([2, 4, 5, 6], [], {})
+
+
+async def test_nothing_is_read_for_a_user_without_evicted_messages(rig: Rig) -> None:
+    rig.evict_at(0, 1)
+    rig.evict_at(2, user="bob")
+    replay = await rig.ask_one(("push", 0, 1))
+    assert (offsets(replay), replay.incomplete) == ([], [])
+    assert rig.log.scattered_reads == []
+
+
+async def test_the_messages_of_many_users_are_read_in_one_go(rig: Rig) -> None:
+    rig.assign({P0: 0, P1: 0})
+    for offset in range(9):
+        rig.evict_at(offset, user=f"u{offset % 3}")
+    rig.evict_at(1, partition=P1, user="u0")
+    answer = await rig.ask(*(question(user=user) for user in ("u2", "u0", "nobody", "u2")))
+    assert rig.log.scattered_reads == [(P0, [0, 2, 3, 5, 6, 8]), (P1, [1])]
+    found = [sorted(places(replay)) for replay in answer.replays]
+    u2 = ["push-0-2", "push-0-5", "push-0-8"]
+    assert found == [u2, ["push-0-0", "push-0-3", "push-0-6", "push-1-1"], [], u2]
+
+
+async def test_devices_and_ttls_count_for_messages_that_are_read_again(rig: Rig) -> None:
+    partition = rig.partitions[P0]
+    rig.evict(
+        partition.message(0, device="desk"),
+        partition.message(1, device="phone"),
+        partition.message(2, ttl=1, published_ms=NOW_MS - 2_000),
+        partition.message(3),
+    )
+    answer = await rig.ask(question(device="phone"))
+    assert offsets(answer.replays[0]) == [1, 3]
+
+
+async def test_a_message_that_kafka_has_no_more_is_a_gap_for_its_user_alone(rig: Rig) -> None:
+    rig.evict_at(0, 1)
+    rig.evict_at(2, user="bob")
+    rig.log.begins = 2
+    answer = await rig.ask(question(), question(user="bob"), question(user="carol"))
+    assert [offsets(replay) for replay in answer.replays] == [[], [2], []]
+    assert [replay.incomplete for replay in answer.replays] == [[0], [], []]
+
+
+async def test_a_partition_whose_messages_cannot_be_read_now_is_left_out(rig: Rig) -> None:
+    rig.assign({P0: 0, P1: 0})
+    rig.evict_at(0)
+    rig.evict_at(3, partition=P1)
+    rig.log.away.add(P0)
+    answer = await rig.ask(question())
+    assert answer.owned == [("push", 1, 4)], "the gateway asks again for the other"
+    assert places(answer.replays[0]) == ["push-1-3"]
+
+
+async def test_an_answer_goes_as_far_as_messages_were_read_and_says_where_it_goes_on(
+    rig: Rig,
+) -> None:
+    rig.evict_at(*range(6))
+    rig.take_in(6)
+    rig.log.most = 4
+    replay = await rig.ask_one()
+    assert (offsets(replay), replay.cut, replay.incomplete) == ([0, 1, 2, 3], {0: 4}, [])
+    rest = await rig.ask_one(("push", 0, 3))
+    assert (offsets(rest), rest.cut) == ([4, 5, 6], {})
+
+
+async def test_messages_that_are_evicted_while_others_are_read_again_are_not_passed_over(
+    rig: Rig,
+) -> None:
+    rig.evict_at(0)
+    rig.take_in(1, 2)
+    rig.log.on_read = lambda: rig.windows.of(P0).evict(1)
+    replay = await rig.ask_one()
+    assert (offsets(replay), replay.cut) == ([0], {0: 1})
+
+
+async def test_for_a_question_no_more_is_read_again_than_an_answer_has_room_for(rig: Rig) -> None:
+    rig.evict_at(*range(MAX_QUESTION_MESSAGES + 5))
+    replay = await rig.ask_one()
+    assert rig.log.scattered_reads == [(P0, [*range(MAX_QUESTION_MESSAGES)])]
+    assert replay.cut == {0: MAX_QUESTION_MESSAGES}
+    rest = await rig.ask_one(("push", 0, MAX_QUESTION_MESSAGES - 1))
+    assert offsets(rest) == [*range(MAX_QUESTION_MESSAGES, MAX_QUESTION_MESSAGES + 5)]
+
+
+async def test_of_many_questions_each_has_its_share_of_what_is_read_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_SCATTERED", 20)
+    users = [f"u{number}" for number in range(10)]
+    for offset in range(100):
+        rig.evict_at(offset, user=users[offset // 10])
+    answer = await rig.ask(*(question(user=user) for user in users))
+    [(_, read)] = rig.log.scattered_reads
+    assert len(read) == 20
+    assert [len(replay.messages) for replay in answer.replays] == [2] * 10
+    assert [replay.cut for replay in answer.replays] == [{0: 10 * at + 2} for at in range(10)]
+
+
+async def test_beyond_the_bytes_that_are_read_again_an_answer_is_cut(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 1_000)
+    rig.assign({P0: 0, P1: 0})
+    rig.evict(*(rig.partitions[P0].message(n, data=b"x" * 400) for n in range(5)))
+    rig.evict_at(7, partition=P1)
+    replay = await rig.ask_one()
+    assert (offsets(replay), replay.cut) == ([0, 1, 2], {0: 3, 1: 7})
+    assert len(rig.log.scattered_reads) == 1, "the other partition's turn comes"
+
+
+async def test_before_the_index_a_cursor_is_too_old(rig: Rig) -> None:
+    rig.evict_at(0, 1)
+    rig.take_in(2)
+    rig.windows.of(P0).end_oldest()
+    replay = await rig.ask_one(("push", 0, 0))
+    assert (offsets(replay), replay.incomplete) == ([2], [0])
+    assert (rig.log.reads, rig.log.scattered_reads) == ([], [])
+
+
+async def test_an_ask_without_questions_is_answered(rig: Rig) -> None:
+    rig.evict_at(0)
+    assert (await rig.ask()).replays == []
+
+
 # Assigned anew
 
 
@@ -353,18 +519,68 @@ async def test_what_retention_took_is_a_gap(rig: Rig) -> None:
 
 async def test_while_kafka_does_not_answer_the_partition_is_left_out(rig: Rig) -> None:
     rig.assign({P0: 10, P1: 0})
-    rig.log.is_away = True
+    rig.log.away.add(P0)
     answer = await rig.ask(question(("push", 0, 2)))
-    assert answer.owned == [("push", 1, 0)], "the gateway asks again for the other"
+    assert answer.owned == [("push", 1, 0)]
+    assert answer.pending == [("push", 0)], "the gateway asks again for it"
 
 
-async def test_what_has_no_room_is_a_gap_and_is_not_tried_again(rig: Rig) -> None:
+async def test_what_retention_took_is_not_read_for_again_and_again(rig: Rig) -> None:
     rig.assign({P0: 10})
-    rig.log.fault = Unreadable("too much")
+    rig.log.messages[P0], rig.log.begins = rig.partitions[P0].messages(*range(10)), 6
     for _ in range(2):
-        replay = await rig.ask_one(("push", 0, 2))
-        assert (offsets(replay), replay.incomplete) == ([], [0])
+        assert (await rig.ask_one(("push", 0, 2))).incomplete == [0]
     assert len(rig.log.reads) == 1
+
+
+async def test_a_long_part_is_read_back_piece_by_piece_the_newest_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OFFSETS_AT_ONCE", 4)
+    rig.assign({P0: 10})
+    rig.log.messages[P0] = rig.partitions[P0].messages(*range(10))
+    replay = await rig.ask_one(("push", 0, 0))
+    assert rig.log.reads == [(P0, 6, 10), (P0, 2, 6), (P0, 1, 2)]
+    assert (offsets(replay), replay.incomplete) == ([*range(1, 10)], [])
+
+
+async def test_a_piece_that_cannot_be_read_now_is_read_by_a_later_question(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OFFSETS_AT_ONCE", 4)
+    rig.assign({P0: 10})
+    rig.log.messages[P0] = rig.partitions[P0].messages(*range(10))
+    rig.log.on_read = lambda: rig.log.away.add(P0) if len(rig.log.reads) == 2 else None
+    assert (await rig.ask(question(("push", 0, 0)))).owned == []
+    rig.log.away.clear()
+    replay = await rig.ask_one(("push", 0, 0))
+    assert (offsets(replay), replay.incomplete) == ([*range(1, 10)], [])
+    assert rig.log.reads[1:3] == [(P0, 2, 6), (P0, 2, 6)]
+
+
+async def test_no_more_is_read_back_than_a_window_is_long(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forged position would have the whole log read."""
+    monkeypatch.setattr(module, "MOST_OFFSETS", 5)
+    rig.assign({P0: 10})
+    rig.log.messages[P0] = rig.partitions[P0].messages(*range(10))
+    replay = await rig.ask_one(("push", 0, 0))
+    assert (offsets(replay), replay.incomplete, rig.log.reads) == ([], [0], [])
+    replay = await rig.ask_one(("push", 0, 5))
+    assert (offsets(replay), replay.incomplete) == ([6, 7, 8, 9], [])
+
+
+async def test_what_was_read_back_is_evicted_where_there_is_no_room() -> None:
+    rig = Rig(most_bytes=1024 * 1024)
+    partition = rig.partitions[P0]
+    rig.assign({P0: 100})
+    data = b"x" * 250_000
+    rig.log.messages[P0] = [partition.message(n, data=data) for n in range(100)]
+    replay = await rig.ask_one(("push", 0, 0))
+    assert rig.windows.of(P0).size <= 1024 * 1024
+    assert rig.windows.of(P0).floor == 1
+    assert (offsets(replay), replay.incomplete, replay.cut) == ([1], [], {0: 2})
 
 
 async def test_two_asks_read_back_once(rig: Rig) -> None:

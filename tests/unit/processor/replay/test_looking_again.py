@@ -27,7 +27,7 @@ async def test_a_look_up_under_way_while_a_question_is_answered_is_not_remembere
     windows = Windows(seconds=125.0, most_bytes=1_000_000)
     sending = Rig(registry, forward, cache_seconds=0.0 if is_away else 60.0)
 
-    def forget(users: Iterable[str]) -> None:
+    def forget_all(users: Iterable[str]) -> None:
         for user in users:
             sending.whereabouts.forget(user)
 
@@ -35,7 +35,7 @@ async def test_a_look_up_under_way_while_a_question_is_answered_is_not_remembere
         "p1",
         owner,
         windows,
-        forget,
+        forget_all,
         FakeLog(),
         keep_seconds=120.0,
     )
