@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -34,6 +35,7 @@ from tests.system.conftest import StartGateway, StartProcessor
 from tests.system.steps import (
     administering,
     create,
+    outcomes,
     publish,
     publish_all,
     until_last,
@@ -106,12 +108,14 @@ async def test_a_processor_that_thaws_answers_for_nothing_that_another_has_read_
     topic: str,
     user: str,
 ) -> None:
-    frozen = await asyncio.to_thread(start_processor)
+    first, second = [await asyncio.to_thread(start_processor) for _ in range(2)]
+    await publish(backend, topic, f"{user}-other", b"whose partition is it?")
+    await eventually(lambda: settled_any(first, second), "one of them has it")
+    frozen, heir = (first, second) if await outcomes(first) else (second, first)
     cursor = await cursor_after("ws-v1", gateways[0], user)
     frozen.freeze()
-    heir = await asyncio.to_thread(start_processor)  # ready with the partition
     await publish_all(backend, topic, user, TEN)
-    await until_outcomes([heir], {OFFLINE: 10})
+    await until_outcomes([heir], {OFFLINE: 10}, timeout=20.0)
     heir.freeze()
     try:
         async with connect("ws-v1", gateways[0].port, user, cursor=cursor) as client:
@@ -124,6 +128,11 @@ async def test_a_processor_that_thaws_answers_for_nothing_that_another_has_read_
     finally:
         heir.thaw()
         frozen.thaw()
+
+
+async def settled_any(*processors: ProcessorProcess) -> bool:
+    """Whether one of them has given a message its outcome."""
+    return any([await outcomes(processor) for processor in processors])
 
 
 async def asked(processor: ProcessorProcess) -> bool:
@@ -340,7 +349,8 @@ async def test_wrong_clocks_lose_nothing_and_tell_no_gap(
         directory = tmp_path / process.name
         directory.mkdir()
         directory.joinpath("sitecustomize.py").write_text(SHIFTED.format(seconds=seconds))
-        process.env["PYTHONPATH"] = str(directory)
+        inherited = os.environ.get("PYTHONPATH", "")
+        process.env["PYTHONPATH"] = f"{directory}{os.pathsep}{inherited}".rstrip(os.pathsep)
     with early, late, processor:
         nodes = itertools.cycle((early, late))
         cursor = None
