@@ -144,6 +144,8 @@ class Connection:
         "warned",
     )
     transport: ClassVar[str]
+    #: Whether encoded messages one after the other are a message for `write` too: a stream's.
+    joins_writes: ClassVar[bool] = False
     form: Form  # set by the class, or by an instance: a WebSocket's subprotocol decides
     #: The wire of the held socket; None for a poll session, and after the socket is gone.
     wire: Wire | None = None
@@ -288,6 +290,7 @@ class StreamConnection(Connection):
     """A connection with a held socket: WebSocket and SSE."""
 
     __slots__ = ("_handshake_backlog", "wire")
+    joins_writes = True
 
     def __init__(self, identity: Identity, keeper: Keeper) -> None:
         super().__init__(identity, keeper)

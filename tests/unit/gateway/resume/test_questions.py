@@ -519,6 +519,31 @@ async def test_an_answer_joins_no_backlog(node: Node, link: FakeLink) -> None:
     assert client.got() == ["1", "2"]
 
 
+async def test_missed_messages_are_written_together_as_far_as_there_is_room(
+    node: Node, link: FakeLink
+) -> None:
+    client = node.come_back()
+    await link.asked()
+    writes = 0
+
+    def wait_for_the_client() -> None:
+        nonlocal writes
+        writes += 1
+        client.wire.waiting = True
+
+    client.wire.on_write = wait_for_the_client
+    large = encode(Push("alice", b"x" * 16_384, "m-10", position="push-0-10"))
+    missed = [*pushes(*range(1, 10)), msgspec.Raw(large), *pushes(11, 12)]
+    node.questions.answered(link, answer(link, {0: 20}, Replay(missed)))
+    assert writes == 1
+    assert client.got() == [*map(str, range(1, 10)), "x" * 16_384]
+    client.wire.waiting = False
+    node.after(0.25)
+    assert writes == 2
+    assert client.got() == ["11", "12"]
+    assert client.is_through
+
+
 async def test_pages_reach_a_slow_client_once_and_in_order(node: Node, link: FakeLink) -> None:
     client = node.come_back()
     await link.asked()
