@@ -56,7 +56,9 @@ class Commits:
         self._places: Callable[[], Mapping[TopicPartition, int]] = dict
         self._word: Callable[[TopicPartition], str] = lambda _: ""
         self._advanced = asyncio.Event()
-        self._hurry = asyncio.Event()  # set while `flush` waits: there is no pause then
+        self._go_on = asyncio.Event()  # ends a pause
+        self._is_flushing = False
+        self._has_lone = False  # whether a lone proof is among those that wait
 
     def use(
         self,
@@ -101,16 +103,20 @@ class Commits:
         if self._retry is None:
             self._begin(self._client)
 
-    async def prove(self) -> bool:
+    async def prove(self, *, lone: bool = False) -> bool:
         """Return whether this process owned its partitions when `prove` was called.
 
         That is what a commit proves that began later and succeeded: Kafka refuses the commit of a
-        member whose partitions are another's. All callers that wait share one commit.
+        member whose partitions are another's. All callers that wait share one commit. A `lone`
+        proof, for a single client, waits for no pause: where clients are few, commits cost little.
         """
         if self._client is None or self._retry is not None:
             return False
         proof: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._proofs.append(proof)
+        if lone:
+            self._has_lone = True
+            self._go_on.set()
         self._begin(self._client)
         return await proof
 
@@ -122,7 +128,8 @@ class Commits:
 
     async def flush(self) -> None:
         """Return when every finished offset is committed, or two commits have failed."""
-        self._hurry.set()
+        self._is_flushing = True
+        self._go_on.set()
         try:
             for _ in range(2):  # a failed commit is tried once more: this may be the last chance
                 self._try_again()
@@ -131,7 +138,7 @@ class Commits:
                 if not self._finished:
                     return
         finally:
-            self._hurry.clear()
+            self._is_flushing = False
 
     async def leave(self, claims: Mapping[TopicPartition, tuple[int, str]]) -> None:
         """Commit offsets for the last time, each with a word for the partition's next owner.
@@ -187,6 +194,7 @@ class Commits:
         while self._finished or self._proofs:
             finished, self._finished = self._finished, {}
             proofs, self._proofs = self._proofs, []
+            self._has_lone = False
             if proofs:
                 finished = {**self._places(), **finished}
             proved = False
@@ -202,9 +210,16 @@ class Commits:
                         proof.set_result(proved)
             if not proved:
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PAUSE_SECONDS):
-                    await self._hurry.wait()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait behind a commit: what is settled meanwhile goes with one commit."""
+        if self._is_flushing or self._has_lone:
+            return
+        self._go_on.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PAUSE_SECONDS):
+                await self._go_on.wait()
 
     async def _attempt(
         self, client: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]

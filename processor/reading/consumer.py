@@ -187,13 +187,13 @@ class Consumer:
         """The assigned partitions."""
         return self._partitions.values()
 
-    async def prove(self) -> dict[TopicPartition, int]:
+    async def prove(self, *, lone: bool) -> dict[TopicPartition, int]:
         """Return the partitions that were this member's for certain when `prove` was called.
 
-        Each with the offset before which everything was taken in, now.
+        Each with the offset before which everything was taken in, now. `lone`: for one client.
         """
         before = dict(self._partitions)
-        if not before or not await self._commits.prove():
+        if not before or not await self._commits.prove(lone=lone):
             return {}
         return {
             partition: self._next_offset(progress)

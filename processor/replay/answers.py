@@ -59,10 +59,10 @@ log = structlog.get_logger("processor.resume")
 class Owner(Protocol):
     """The member of the group, as seen from here."""
 
-    async def prove(self) -> dict[TopicPartition, int]:
+    async def prove(self, *, lone: bool) -> dict[TopicPartition, int]:
         """Return the partitions that were this member's for certain when `prove` was called.
 
-        Each with the offset before which everything was taken in, now.
+        Each with the offset before which everything was taken in, now. `lone`: for one client.
         """
 
     def partition_counts(self) -> dict[str, int]:
@@ -158,7 +158,7 @@ class Answers:
         """Answer the questions of a gateway, for the partitions that are this processor's."""
         metrics.QUESTIONS.inc(len(ask.questions))
         self._forget(question.user for question in ask.questions)
-        proved = await self._owner.prove()
+        proved = await self._owner.prove(lone=len(ask.questions) == 1)
         # Where the log ends is known from the first fetch on: before it, nobody can say whether a
         # position is of an earlier topic of the name.
         owned = {each: end for each, end in proved.items() if self._owner.log_end(each) is not None}

@@ -284,6 +284,42 @@ async def test_all_that_wait_share_one_commit() -> None:
     assert consumer.commits == 2
 
 
+async def test_a_lone_proof_does_not_wait_for_the_pause_behind_a_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that comes back alone waits for its messages meanwhile."""
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 3600.0)
+    consumer = FlakyConsumer()
+    commits = proving(consumer, {A: 5})
+    async with asyncio.timeout(5):
+        assert await commits.prove()
+        many = asyncio.create_task(commits.prove())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert consumer.commits == 1, "proofs for many clients share the commit after the pause"
+        assert await commits.prove(lone=True)
+        assert await many
+    assert consumer.commits == 2
+
+
+async def test_a_lone_proof_that_comes_during_a_commit_begins_the_next_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 3600.0)
+    consumer = FlakyConsumer()
+    consumer.gate.clear()
+    commits = proving(consumer, {A: 5})
+    first = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(commits.prove(lone=True))
+    await asyncio.sleep(0)
+    consumer.gate.set()
+    async with asyncio.timeout(5):
+        assert all(await asyncio.gather(first, second))
+    assert consumer.commits == 2
+
+
 async def test_what_is_settled_meanwhile_goes_with_the_proof() -> None:
     consumer = FlakyConsumer()
     places = {A: 5}
