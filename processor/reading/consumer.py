@@ -187,7 +187,7 @@ class Consumer:
         """The assigned partitions."""
         return self._partitions.values()
 
-    async def prove(self, *, lone: bool) -> dict[TopicPartition, int]:
+    async def prove(self, *, lone: bool = False) -> dict[TopicPartition, int]:
         """Return the partitions that were this member's for certain when `prove` was called.
 
         Each with the offset before which everything was taken in, now. `lone`: for one client.

@@ -59,7 +59,7 @@ log = structlog.get_logger("processor.resume")
 class Owner(Protocol):
     """The member of the group, as seen from here."""
 
-    async def prove(self, *, lone: bool) -> dict[TopicPartition, int]:
+    async def prove(self, *, lone: bool = False) -> dict[TopicPartition, int]:
         """Return the partitions that were this member's for certain when `prove` was called.
 
         Each with the offset before which everything was taken in, now. `lone`: for one client.
