@@ -322,7 +322,7 @@ class Member:
         self._partition = partition
         self._end = end
 
-    async def prove(self, *, lone: bool) -> dict[TopicPartition, int]:
+    async def prove(self, *, lone: bool = False) -> dict[TopicPartition, int]:
         return {self._partition: self._end}
 
     def partition_counts(self) -> dict[str, int]:

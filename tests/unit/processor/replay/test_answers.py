@@ -45,7 +45,7 @@ class FakeOwner:
         self.proofs = 0
         self.on_prove: Callable[[], object] = lambda: None
 
-    async def prove(self, *, lone: bool) -> dict[TopicPartition, int]:
+    async def prove(self, *, lone: bool = False) -> dict[TopicPartition, int]:
         self.proofs += 1
         await asyncio.sleep(0)
         self.on_prove()
