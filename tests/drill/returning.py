@@ -75,7 +75,9 @@ class ReturningClient:
 
     def __init__(self, name: str, user: str, device: str | None, kind: str) -> None:
         """`kind` is one of KINDS."""
-        self.received = Received(name, user, device, resumes=kind != _PLAIN)
+        self.received = Received(
+            name, user, device, resumes=kind != _PLAIN, is_polling=kind == _POLL
+        )
         self.faults: list[str] = []  # ends that no network and no gateway explains
         self.is_stalled = False
         self._kind = kind
