@@ -53,17 +53,17 @@ async def test_who_does_not_read_what_was_missed_stops_nobody_and_gets_all_of_it
     user: str,
 ) -> None:
     await asyncio.to_thread(start_processor)
-    texts = [f"message {number} " + "x" * 8_000 for number in range(600)]
+    texts = [f"message {number} " + "x" * 1_500 for number in range(1_600)]
     others = [f"live {number}" for number in range(100)]
     async with gone(transport, gateways[0], user) as [cursor]:
-        await publish_all(backend, topic, user, texts[:500])
+        await publish_all(backend, topic, user, texts[:1_400])
         async with (
             connect(
                 transport, gateways[1].port, user, cursor=cursor, receive_buffer_bytes=4_096
             ) as client,
             connect(transport, gateways[1].port, f"{user}-other") as other,
         ):
-            await publish_all(backend, topic, user, texts[500:])
+            await publish_all(backend, topic, user, texts[1_400:])
             await publish_all(backend, topic, f"{user}-other", others)
             assert await everything(other, others[-1].encode()) == others
             assert await everything(client, texts[-1].encode()) == texts
