@@ -58,7 +58,7 @@ class Lengths:
     baseline: float = 20.0  # the load alone, whose p99 is compared with
     killed: float = LEASE_SECONDS + 5.0
     between_kills: float = 10.0
-    kills: int = 12
+    kills: int = 20
     frozen: float = 15.0
     long_frozen: float = 40.0
     partition: float = 10.0
