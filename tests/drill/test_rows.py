@@ -37,7 +37,7 @@ async def test_a_fault_under_load_loses_nothing_and_tells_nothing_wrongly(
     assert not result.broken
 
 
-ONCE = Lengths(baseline=1.0, kills=1, between_kills=7.0, killed=1.0, partition=4.0, aftermath=1.0)
+ONCE = Lengths(baseline=5.0, kills=1, between_kills=8.0, killed=1.0, partition=5.0, aftermath=1.0)
 RESUMING = ("ws-v1", "sse", "poll", "poll-roaming")
 
 
