@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 from gateway import metrics
-from gateway.connections.cursor import Cursor, Partition, cursor_text
+from gateway.connections.cursor import Cursor, Partition, cursor_text, move
 from gateway.connections.delivery import Delivery, Form
 
 #: Live messages behind a gate. Further messages are refused, and come again (overloaded).
@@ -82,7 +82,8 @@ class Replayed:
 
     def passed(self, delivery: Delivery) -> None:
         """Note that the connection has taken a message."""
-        _move(self._positions, delivery)
+        if delivery.place is not None:
+            move(self._positions, delivery.place)
 
     def cursor(self, as_of_ms: int) -> str:
         """Return the connection's cursor."""
@@ -168,13 +169,16 @@ class Gate:
         The last position in a message's cursor is the message's own, and clients know repeats by
         the position: a message in no log has none.
         """
-        positions = {} if delivery.place is None else dict(self.positions)
-        _move(positions, delivery)
+        positions: dict[Partition, int] = {}
+        if delivery.place is not None:
+            positions = dict(self.positions)
+            move(positions, delivery.place)
         return delivery.with_cursor(cursor_text(self.as_of_ms, positions)).encoded(form)
 
     def passed(self, delivery: Delivery) -> None:
         """Note that the connection has taken a message."""
-        _move(self.positions, delivery)
+        if delivery.place is not None:
+            move(self.positions, delivery.place)
 
     def cursor(self, as_of_ms: int) -> str:  # noqa: ARG002
         """Return the connection's cursor, with the time in the client's own cursor."""
@@ -285,16 +289,6 @@ class Gate:
         self._waiting_bytes = sum(
             len(each.payload) for waiting in self._waiting.values() for each in waiting.values()
         )
-
-
-def _move(positions: dict[Partition, int], delivery: Delivery) -> None:
-    """Note a message as the last of a partition."""
-    place = delivery.place
-    if place is not None:
-        topic, number, offset = place
-        # Taken out first: the newest position stands last, and is the last to go from a cursor.
-        before = positions.pop((topic, number), -1)
-        positions[topic, number] = max(offset, before)
 
 
 def _offset_of(delivery: Delivery) -> int:
