@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import msgspec
 import pytest
@@ -316,8 +317,7 @@ async def test_behind_an_ask_questions_gather_for_10_ms_and_no_longer(
     node.come_back("first")
     await link.asked()
     node.questions._ask_soon()  # as for a further connection
-    timer = node.questions._timer
-    assert timer is not None
+    timer = cast("asyncio.TimerHandle", node.questions._soon)
     assert timer.when() - asyncio.get_running_loop().time() < 0.015, "uvloop rounds to 1 ms"
     node.come_back("second")
     assert [q.user for q in (await link.asked(2)).questions] == ["second"]
@@ -801,6 +801,7 @@ async def test_while_the_registry_is_away_the_client_waits_and_is_told_in_the_en
 
     turn = asyncio.sleep
     monkeypatch.setattr(node.node.registrar, "findable", never)
+    monkeypatch.setattr(node.node.registrar, "is_findable", lambda _: False)
     monkeypatch.setattr("gateway.resume.questions.asyncio.sleep", no_pause)
     client = node.come_back()
     node.live_message(7)
