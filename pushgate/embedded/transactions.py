@@ -32,7 +32,7 @@ from pushgate.embedded.kafka_wire import (
 
 #: Bytes that are held for all transactions; a batch beyond is refused.
 _MAX_HELD_BYTES: Final = 64 * 1024 * 1024
-#: Time-out of a transaction whose producer was started on another broker process: Kafka's default.
+#: Time-out of a transaction whose producer has named none: Kafka's default.
 _DEFAULT_SECONDS: Final = 60.0
 #: A producer's id and epoch in a request, and where they are in a batch of records.
 _PRODUCER_BYTES: Final = 10
