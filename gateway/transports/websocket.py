@@ -17,6 +17,7 @@ from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
+from gateway import metrics
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, Close
 from gateway.connections.connection import NO_CURSOR, Keeper, State, StreamConnection, Unrefreshed
 from gateway.connections.delivery import Delivery, cursor_form
@@ -69,6 +70,7 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         resumes = entry.resume(connection, _cursor_text(head, offered))
         answer += hello(entry.node.bounds.heartbeat_seconds, entry.node.cursor(connection))
         if not resumes:
+            metrics.GAPS.inc()
             answer += connection.gap_notice()
     return entry.hold(connection, admitted, answer)
 
