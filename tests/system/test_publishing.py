@@ -104,7 +104,7 @@ async def test_the_python_program_for_outcomes_hears_of_users_who_are_offline(
             said = await process.stdout.readline()
     finally:
         process.terminate()
-        await process.wait()
+        await process.communicate()  # to its end, so that the pipe is closed
     assert said.decode().strip() == f"mail to {user}: you have missed {message_id}"
 
 
