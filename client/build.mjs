@@ -1,0 +1,55 @@
+// Builds the package's entry points into dist/ and the gateway's pushgate.js, and prints sizes.
+//
+//   node build.mjs [FILE]     FILE: where pushgate.js goes, by default ../gateway/pushgate.js
+
+import {readFile} from 'node:fs/promises';
+import {fileURLToPath} from 'node:url';
+import {gzipSync} from 'node:zlib';
+
+import {build} from 'esbuild';
+
+// The script with everything in it, minified and compressed with `gzip -9`.
+const MOST_GZIPPED_BYTES = 6 * 1024;
+// What browsers of 2020 know.
+const TARGET = 'es2020';
+const BANNER = '/*! pushgate.js, built from client/ in pushgate. SPDX-License-Identifier: Apache-2.0 */';
+
+const here = (path) => fileURLToPath(new URL(path, import.meta.url));
+const script = process.argv[2] ?? here('../gateway/pushgate.js');
+const shared = {bundle: true, target: TARGET, charset: 'utf8', logLevel: 'warning', absWorkingDir: here('.')};
+
+await build({
+  ...shared,
+  entryPoints: ['src/index.ts', 'src/react.ts', 'src/worker.ts'],
+  format: 'esm',
+  outdir: 'dist',
+  external: ['react', 'pushgate-client'],
+});
+await build({
+  ...shared,
+  entryPoints: ['src/script.ts'],
+  format: 'iife',
+  minify: true,
+  banner: {js: BANNER},
+  outfile: script,
+});
+const minified = await build({
+  ...shared,
+  entryPoints: ['src/index.ts', 'src/react.ts', 'src/worker.ts'],
+  format: 'esm',
+  outdir: 'dist',
+  external: ['react', 'pushgate-client'],
+  minify: true,
+  write: false,
+});
+
+const sizes = minified.outputFiles.map(({path, contents}) => [path.split(/[/\\]/).pop(), contents]);
+sizes.push(['pushgate.js', await readFile(script)]);
+for (const [name, contents] of sizes) {
+  const gzipped = gzipSync(contents, {level: 9}).length;
+  console.log(`${name}: ${contents.length} bytes minified, ${gzipped} gzipped`);
+  if (name === 'pushgate.js' && gzipped > MOST_GZIPPED_BYTES) {
+    console.error(`pushgate.js may have ${MOST_GZIPPED_BYTES} bytes gzipped`);
+    process.exitCode = 1;
+  }
+}

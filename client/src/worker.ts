@@ -1,0 +1,3 @@
+// The worker that keeps one connection for all tabs of an origin.
+
+export {};
