@@ -60,8 +60,17 @@ def topic(kafka: KafkaServer, request: pytest.FixtureRequest) -> str:
     It has 4 partitions; `@pytest.mark.parametrize("topic", [1], indirect=True)` asks for another
     number, which the embedded broker, whose topics appear when first named, cannot give.
     """
+    return _new_topic(kafka, getattr(request, "param", PARTITIONS))
+
+
+@pytest.fixture(scope="module")
+def module_topic(kafka: KafkaServer) -> str:
+    """Give a new topic's name, for the processes of a module's tests."""
+    return _new_topic(kafka, PARTITIONS)
+
+
+def _new_topic(kafka: KafkaServer, partitions: int) -> str:
     name = f"test-{uuid.uuid4().hex}"
-    partitions: int = getattr(request, "param", PARTITIONS)
     if kafka.kind != "embedded":
         asyncio.run(_create_topic(kafka.bootstrap, name, partitions))
     elif partitions != PARTITIONS:

@@ -3,6 +3,8 @@
 import type {TransportName, TransportOption} from './choice.js';
 import {type Connection, openConnection, type State} from './connection.js';
 import {type Message, PushErrorEvent, type PushEventMap, PushMessageEvent} from './events.js';
+import {type Form, payload} from './form.js';
+import {shareConnection} from './tabs/shared.js';
 import type {TokenSource} from './tokens.js';
 
 /** Messages that may wait for a `for await` loop. */
@@ -13,6 +15,13 @@ export interface PushClientOptions {
   token?: TokenSource;
   /** `auto` (the default): WebSocket, and where it does not pass SSE, then long-poll. */
   transport?: TransportOption;
+  /**
+   * Share one connection with the user's other tabs of this origin, where the browser can. A text
+   * keeps apart from tabs with another text: the user's name, where a cookie has the token.
+   */
+  shared?: boolean | string;
+  /** With `shared`: the package's worker file on the page's own origin, which then connects. */
+  workerUrl?: string | URL;
 }
 
 type Handler<Name extends keyof PushEventMap> =
@@ -33,7 +42,7 @@ export class PushClient extends EventTarget implements AsyncIterable<Message> {
    *
    * Throws a TypeError for a URL or a transport that is none, or can't be had here.
    */
-  constructor(url: string | URL, {token, transport}: PushClientOptions = {}) {
+  constructor(url: string | URL, {token, transport, shared, workerUrl}: PushClientOptions = {}) {
     super();
     for (const name of ['open', 'message', 'gap', 'error', 'close'] as const) {
       super.addEventListener(name, (event) => {
@@ -41,11 +50,11 @@ export class PushClient extends EventTarget implements AsyncIterable<Message> {
       });
     }
     const tell = (name: string) => () => this.dispatchEvent(new Event(name));
-    this.connection = openConnection(
-      {url: folder(url), token, transport},
+    this.connection = (shared ? shareConnection : openConnection)(
+      {url: folder(url), token, transport, shared, workerUrl},
       {
         open: tell('open'),
-        message: (message) => this.dispatchEvent(new PushMessageEvent(message)),
+        form: (form) => form.data !== undefined && this.dispatchEvent(messageIn(form)),
         gap: tell('gap'),
         error: (failure) => this.dispatchEvent(new PushErrorEvent(failure)),
         close: tell('close'),
@@ -109,6 +118,11 @@ export interface PushClient {
     listener: EventListenerOrEventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
   ): void;
+}
+
+function messageIn(form: Form): PushMessageEvent {
+  const {id = '', type = null} = form;
+  return new PushMessageEvent({id, type, data: payload(form)});
 }
 
 /** The URL of a folder, relative to the page's. */

@@ -2,9 +2,9 @@
 
 import {Choice, type TransportName, type TransportOption} from './choice.js';
 import {delay, FIRST_RETRY_MS, MAX_RETRY_MS, QUICK_RETRY_MS, sleep} from './delays.js';
-import {asEnded, Ended} from './ended.js';
-import type {Failure, Message} from './events.js';
-import {type Form, payload} from './form.js';
+import {asEnded, Ended, type Next} from './ended.js';
+import type {Failure} from './events.js';
+import type {Form} from './form.js';
 import {Link, type LinkOwner} from './link.js';
 import {Place} from './place.js';
 import {Successors} from './successors.js';
@@ -31,13 +31,12 @@ export interface ConnectionOptions {
 /** What a connection tells. No function is called before `openConnection` has returned. */
 export interface ConnectionEvents {
   open(): void;
-  message(message: Message): void;
+  /** A message that is new to the page, or what else moves the page's cursor on. */
+  form(form: Form): void;
   gap(): void;
-  error(failure: Failure): void;
+  error(failure: Failure, next: Next): void;
   /** The connection is over; nothing is told afterwards. */
   close(): void;
-  /** `cursor` has moved on without a message; the connection is alive. */
-  moved?(): void;
 }
 
 /** A connection to the gateways, kept here or elsewhere. */
@@ -134,11 +133,7 @@ class KeptConnection implements Connection, LinkOwner {
   give(form: Form, isRepeat = false): void {
     const isNew = this.place.move(form);
     if (this.closed.aborted) return;
-    if (form.data === undefined) this.events.moved?.();
-    else if (isNew && !isRepeat) {
-      const {id = '', type = null} = form;
-      this.events.message({id, type, data: payload(form)});
-    }
+    if (form.data === undefined || (isNew && !isRepeat)) this.events.form(form);
   }
 
   gap(): void {
@@ -162,7 +157,7 @@ class KeptConnection implements Connection, LinkOwner {
       const retryIn = await this.delayAfter(ended, failures);
       if (this.closed.aborted) return;
       this.alarm = new AbortController();
-      this.events.error({status: ended.status, reason: ended.message, retryIn});
+      this.events.error({status: ended.status, reason: ended.message, retryIn}, ended.next);
       if (retryIn === null) this.close();
       else {
         await sleep(ended.notBefore, this.closed);

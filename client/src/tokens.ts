@@ -79,10 +79,19 @@ export async function renew(
 
 /** When a JWT expires (RFC 7519 §4.1.4), in epoch milliseconds; NaN for a text that is none. */
 function expiryOf(token = ''): number {
+  return claimsIn(token).exp! * 1_000;
+}
+
+/** Whose a JWT is: the user and the device, to compare; the same for all texts that are none. */
+export function userOf(token = ''): string {
+  const {sub, device} = claimsIn(token);
+  return JSON.stringify([sub, device]);
+}
+
+function claimsIn(token: string): {exp?: number; sub?: string; device?: string} {
   try {
-    const claims = token.split('.')[1]!.replace(/-/g, '+').replace(/_/g, '/');
-    return JSON.parse(atob(claims)).exp * 1_000;
+    return JSON.parse(atob(token.split('.')[1]!.replace(/-/g, '+').replace(/_/g, '/')));
   } catch {
-    return NaN;
+    return {};
   }
 }

@@ -239,7 +239,7 @@ export function world(t, {page = null, hasWebSocket = true, random = () => 1} = 
   return {clock, sockets, requests, browser, connect: (options) => connect(t, options)};
 }
 
-function replace(t, owner, values) {
+export function replace(t, owner, values) {
   for (const [name, value] of Object.entries(values)) {
     const original = Object.getOwnPropertyDescriptor(owner, name);
     Object.defineProperty(owner, name, {value, configurable: true, writable: true});
