@@ -1,5 +1,7 @@
 // The service worker: it has the connection, and passes messages on to all pages of its scope.
 
+/// <reference lib="webworker" />
+
 import {PushClient} from 'pushgate-client';
 
 declare const self: ServiceWorkerGlobalScope;

@@ -10,9 +10,9 @@ import type {Holder} from './holder.js';
 export class Election implements Channel {
   private readonly channel: BroadcastChannel;
   private holder: Holder | null = null;
-  private queue = new AbortController();
+  /** Aborted when this tab does not ask for the lock any more. */
+  private queue!: AbortController;
   private free = (): void => {};
-  private isClosed = false;
 
   /** `hear` takes what a holder tells; `hold` starts a holder in this tab. */
   constructor(
@@ -25,7 +25,7 @@ export class Election implements Channel {
       if (data.kind === 'ping' || data.kind === 'back') this.holder?.hear(data);
       else this.hear(data);
     };
-    void this.wait();
+    void this.request();
   }
 
   get holds(): boolean {
@@ -39,41 +39,37 @@ export class Election implements Channel {
   take(): void {
     if (this.holder) return;
     this.queue.abort();
-    void this.request({steal: true});
+    void this.request(true);
   }
 
   close(): void {
-    this.isClosed = true;
     this.queue.abort();
     this.lose();
     this.channel.close();
   }
 
-  private wait(): Promise<void> {
+  private async request(steal = false): Promise<void> {
     this.queue = new AbortController();
-    return this.request({signal: this.queue.signal});
-  }
-
-  private async request(options: LockOptions): Promise<void> {
+    const {signal} = this.queue;
+    const options = steal ? {steal} : {signal}; // both at once are refused
     try {
-      await navigator.locks.request(this.name, options, () => this.begin());
+      await navigator.locks.request(this.name, options, () => this.begin(signal));
     } catch (error) {
       if ((error as Error).name !== 'AbortError') {
-        void this.begin(); // a page in a sandbox has neither locks nor other tabs
-      } else if (!options.signal?.aborted && !this.isClosed) {
+        void this.begin(signal); // a page in a sandbox has neither locks nor other tabs
+      } else if (!signal.aborted) {
         this.lose(); // another tab has taken the lock
-        void this.wait();
+        void this.request();
       }
     }
   }
 
   /** Hold the link until the promise resolves. */
-  private begin(): Promise<void> | undefined {
-    if (this.isClosed) return;
+  private begin(signal: AbortSignal): Promise<void> | undefined {
+    if (signal.aborted) return;
     return new Promise((free) => {
       this.free = free;
       this.holder = this.hold((form) => {
-        if (this.isClosed) return;
         this.channel.postMessage(form);
         this.hear(form);
       });

@@ -68,6 +68,7 @@ export class Holder {
       gap: () => this.tell({kind: 'gap', link}),
       error: (failure, next) => {
         this.next = next;
+        this.sayHere();
         this.tell({kind: 'error', link, failure});
       },
       close: () => {

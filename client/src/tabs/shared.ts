@@ -105,7 +105,7 @@ class SharedConnection implements Connection, PortOwner {
     const token = this.token ?? (await this.tokens.next());
     this.token = undefined;
     if (userOf(token) === this.user) return token;
-    throw new Error('the token is for another user or device: close this client, and make a new one');
+    throw new Error("the token is another user's, or another device's");
   }
 
   lost(isRefused: boolean): void {
@@ -117,17 +117,20 @@ class SharedConnection implements Connection, PortOwner {
   private async start(signal: AbortSignal): Promise<void> {
     await this.identify(signal);
     if (signal.aborted) return;
-    const {document} = globalThis;
-    const leave = () => this.leave();
-    const enter = () => this.enter();
     // A page in the back-forward cache may have neither locks nor channels, and what comes for a
     // page that is frozen would wait without bound.
-    globalThis.addEventListener?.('pagehide', leave, {signal});
-    globalThis.addEventListener?.('pageshow', enter, {signal});
-    document?.addEventListener('freeze', leave, {signal});
-    document?.addEventListener('resume', enter, {signal});
-    document?.addEventListener('visibilitychange', () => this.ask(), {signal});
-    enter();
+    const turns = {
+      pagehide: () => this.leave(),
+      freeze: () => this.leave(),
+      pageshow: () => this.enter(),
+      resume: () => this.enter(),
+      visibilitychange: () => this.ask(),
+    };
+    for (const [name, act] of Object.entries(turns)) {
+      // With `capture`: some of these events are the document's, and don't bubble.
+      globalThis.addEventListener?.(name, act, {signal, capture: true});
+    }
+    this.enter();
     while (!signal.aborted) {
       await sleep(TICK_MS, signal);
       this.tick();
@@ -145,6 +148,7 @@ class SharedConnection implements Connection, PortOwner {
         if (signal.aborted) return;
         const ended = asEnded(error);
         const retryIn = delay(ended, FIRST_RETRY_MS, failures);
+        this.state = 'waiting';
         this.fail({status: null, reason: ended.message, retryIn});
         await sleep(retryIn, signal);
       }
@@ -278,8 +282,6 @@ class SharedConnection implements Connection, PortOwner {
   }
 
   private fail(failure: Failure): void {
-    this.state = 'waiting';
-    this.transport = null;
     this.isOpen = false;
     this.events.error(failure, 'LATER');
   }
