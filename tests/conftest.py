@@ -7,12 +7,15 @@ on uvloop, as the servers do. The fixtures here are synchronous, so that any sco
 import asyncio
 import uuid
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from tests.client.package import ROOT, run
 from tests.support.kafka import PARTITIONS, KafkaServer, start_kafka
+from tests.support.npm import install
 from tests.support.processes import logs_of_running
 from tests.support.valkey import RedisServer
 
@@ -85,6 +88,17 @@ async def _create_topic(bootstrap: str, name: str, partitions: int) -> None:
         await admin.create_topics([NewTopic(name, partitions, replication_factor=1)])
     finally:
         await admin.close()
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a copy of client/, built with pinned tools; skip where that can't be done."""
+    folder = tmp_path_factory.mktemp("package") / "client"
+    if missing := install(ROOT / "client", folder):
+        pytest.skip(missing)
+    (folder.parent / "gateway").mkdir()
+    run(folder, "npm", "run", "build")
+    return folder
 
 
 @pytest.fixture(scope="session")

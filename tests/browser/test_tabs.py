@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -62,9 +63,21 @@ def system(valkey: RedisServer, kafka: KafkaServer, module_topic: str) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def page_url(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of the application's files."""
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="module")
+def worker(folder: Path, package: Path) -> str:
+    """Give the URL of the package's worker file on the application's origin."""
+    shutil.copy(package / "dist/worker.js", folder)
+    return "/worker.js"
+
+
+@pytest.fixture(scope="module")
+def page_url(system: System, folder: Path) -> Iterator[str]:
     """Give the address of a page of an application, with `/pushgate.js` of another origin."""
-    folder = tmp_path_factory.mktemp("site")
     script = f"http://127.0.0.1:{system[0].port}/pushgate.js"
     Path(folder, "index.html").write_text(
         f"<!doctype html><title>tab</title><script src={script}></script>"
@@ -221,6 +234,33 @@ async def test_a_tab_that_thaws_gets_what_it_missed_and_no_tab_anything_twice(
                 await page.thaw()
         await assert_everything_once(pages, publisher)
         assert await the_holder(pages)
+        assert await connections(gateway) == 1
+
+
+async def test_with_a_worker_tabs_that_close_and_freeze_disturb_nobody(
+    chromium: Chromium, page_url: str, worker: str, gateway: GatewayProcess, publisher: Publisher
+) -> None:
+    async with tabs(chromium, page_url, publisher.user, 3, workerUrl=worker) as pages:
+        closing, freezing, staying = pages
+        async with publisher.steadily():
+            await staying.until("seen.tab.messages.length >= 10")
+            await freezing.freeze()
+            await closed(closing)
+            before = len(publisher.sent)
+            await staying.until(f"seen.tab.messages.length >= {before + 30}")
+            await freezing.thaw()
+        await assert_everything_once([freezing, staying], publisher)
+        assert await holders([freezing, staying]) == []
+        assert await connections(gateway) == 1
+
+
+async def test_without_the_worker_file_tabs_share_by_themselves(
+    chromium: Chromium, page_url: str, gateway: GatewayProcess, publisher: Publisher
+) -> None:
+    async with tabs(chromium, page_url, publisher.user, 2, workerUrl="/missing.js") as pages:
+        await publisher.send(3)
+        await assert_everything_once(pages, publisher)
+        assert len(await holders(pages)) == 1
         assert await connections(gateway) == 1
 
 

@@ -1,8 +1,8 @@
 """The client's examples run: built, served from an origin of their own, with a real gateway."""
 
+import asyncio
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,12 +45,12 @@ def examples(package: Path, gateway: GatewayProcess) -> Path:
     return folder
 
 
-async def push(gateway: GatewayProcess, user: str, payload: bytes) -> None:
-    """Push to a user, once that has a connection."""
+async def push(gateway: GatewayProcess, user: str, text: str) -> None:
+    """Push to a user, once the user has a connection."""
     async with pusher_to(gateway.internal_port) as pusher:
 
         async def is_there() -> bool:
-            results: list[int] = await pusher.push([{"user": user, "data": payload.decode()}])
+            results: list[int] = await pusher.push([{"user": user, "data": text}])
             return results == [1]
 
         await eventually(is_there, "the example has connected", timeout_seconds=SECONDS)
@@ -69,7 +69,7 @@ async def test_a_page_shows_what_is_pushed(
     with ExitStack() as stack:
         origin = stack.enter_context(site(examples / example))
         async with chromium.page(f"{origin}/?token={token(user)}") as page:
-            await push(gateway, user, b"to a page")
+            await push(gateway, user, "to a page")
             await shown(page, "to a page")
             assert page.exceptions == []
 
@@ -83,10 +83,12 @@ async def test_tabs_of_the_vite_example_share_the_connection_of_its_worker(
             chromium.page(f"{origin}/{address}") as first,
             chromium.page(f"{origin}/{address}") as second,
         ):
-            await push(gateway, "user of tabs", b"to both")
+            await push(gateway, "user of tabs", "to both")
             for page in (first, second):
                 await shown(page, "to both")
-            assert await first.evaluate("(async () => (await navigator.locks.query()).held)()") == []
+            assert (
+                await first.evaluate("(async () => (await navigator.locks.query()).held)()") == []
+            )
 
 
 async def test_the_node_example_prints_what_is_pushed(
@@ -96,13 +98,14 @@ async def test_the_node_example_prints_what_is_pushed(
         "PUSHGATE_URL": f"http://{LOOPBACK}:{gateway.port}",
         "PUSHGATE_TOKEN": token("user of node"),
     }
-    process = subprocess.Popen(
-        ["node", "node/listen.js"], cwd=examples, env=os.environ | env, stdout=subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        "node", "node/listen.js", cwd=examples, env=os.environ | env, stdout=asyncio.subprocess.PIPE
     )
     try:
-        await push(gateway, "user of node", b"to a process")
+        await push(gateway, "user of node", "to a process")
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["data"] == "to a process"
+        async with asyncio.timeout(SECONDS):
+            assert json.loads(await process.stdout.readline())["data"] == "to a process"
     finally:
         process.terminate()
-        process.wait(SECONDS)
+        await process.wait()
