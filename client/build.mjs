@@ -14,6 +14,16 @@ const MOST_GZIPPED_BYTES = 6 * 1024;
 const TARGET = 'es2020';
 const BANNER = '/*! pushgate.js, built from client/ in pushgate. SPDX-License-Identifier: Apache-2.0 */';
 
+// Properties of our own objects, which get short names in the script. None of them is an option, part
+// of the API, of a form that goes to a gateway or to another tab, or of a browser's object.
+const INTERNAL = `
+  accepted afterMs alarm another atHand attempt beat below above choice closer contentMs controls covered
+  delayAfter dueAt ended endOf everOpen everyMs expect giveOnce graceMs greeted handOver heard keep leaving
+  leftMs load lookUp moveOn moveTime newer noticed notBefore older openedAt openOrEnded overlap owner passed
+  place positions recall received renewTokens renewed replaceAfresh resolveOpen settle silence spentToken
+  stopOlder stopper successor successors tokens wake
+`;
+
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const script = process.argv[2] ?? here('../gateway/pushgate.js');
 const shared = {bundle: true, target: TARGET, charset: 'utf8', logLevel: 'warning', absWorkingDir: here('.')};
@@ -30,6 +40,7 @@ await build({
   entryPoints: ['src/script.ts'],
   format: 'iife',
   minify: true,
+  mangleProps: new RegExp(`^(${INTERNAL.trim().split(/\s+/).join('|')})$`),
   banner: {js: BANNER},
   outfile: script,
 });

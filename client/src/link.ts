@@ -67,7 +67,7 @@ export class Link {
       ['gap', this.gap],
       [
         'reconnect',
-        (form) => {
+        (form: Form) => {
           this.received(form);
           owner.handOver(this, Number(form.after_ms));
         },
