@@ -14,6 +14,19 @@ const MOST_GZIPPED_BYTES = 6 * 1024;
 const TARGET = 'es2020';
 const BANNER = '/*! pushgate.js, built from client/ in pushgate. SPDX-License-Identifier: Apache-2.0 */';
 
+// Properties of our own objects, which get short names in the script. None of them is an option, part
+// of the API, of a form that goes to a gateway or to another tab, or of a browser's object.
+const INTERNAL = `
+  above accepted afterMs alarm another answer ask atHand attempt beat begin beginAgain below channel choice
+  closer connection contentMs controls covered delayAfter dueAt endOf ended enter events everOpen everyMs
+  expect fail follow forget free giveOnce graceMs greeted handOver hasJoined hear heard heardForms hold holder
+  holds identify ids isBehind isOpen isRepeat keep leave leaving leftMs load lookUp lose lost meet move moveOn
+  moveTime newer nextToken notBefore noticed older openChannel openOrEnded openedAt overlap owner passed place
+  port positions queue recall received renewTokens renewed replaceAfresh resolveOpen sayHere settle show
+  silence silentTicks spentToken stopOlder stopped stopper successor successors take tell tick tokens user
+  wake wasOpen wholeAt
+`;
+
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const script = process.argv[2] ?? here('../gateway/pushgate.js');
 const shared = {bundle: true, target: TARGET, charset: 'utf8', logLevel: 'warning', absWorkingDir: here('.')};
@@ -30,6 +43,7 @@ await build({
   entryPoints: ['src/script.ts'],
   format: 'iife',
   minify: true,
+  mangleProps: new RegExp(`^(${INTERNAL.trim().split(/\s+/).join('|')})$`),
   banner: {js: BANNER},
   outfile: script,
 });

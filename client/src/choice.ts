@@ -22,16 +22,11 @@ export class Choice {
 
   /** Throws a TypeError for an option that is none, or that this JavaScript runtime can't serve. */
   constructor(option: TransportOption, host: string) {
-    if (option !== 'auto' && !ALL.includes(option)) {
-      throw new TypeError(`transport is auto, ws, sse or poll, not ${option}`);
-    }
-    const possible = ALL.filter((name) => name !== 'ws' || typeof WebSocket === 'function');
-    this.names = option === 'auto' ? possible : [option];
-    if (!possible.includes(this.names[0]!)) {
-      throw new TypeError('no WebSocket here (Node.js has one from 22 on): use auto, sse or poll');
-    }
+    const possible = ALL.filter((name) => name !== 'ws' || globalThis.WebSocket);
+    this.names = possible.filter((name) => option === 'auto' || option === name);
     this.key = `pushgate ${host}`;
     this.name = this.names[0]!;
+    if (!this.name) throw new TypeError(`transport ${option}: here it is auto or ${possible}`);
     if (this.names[1]) this.recall();
   }
 
@@ -59,7 +54,6 @@ export class Choice {
     this.name = name;
     this.at = Date.now();
     try {
-      // Node.js warns of its localStorage: pages alone have a memory.
       if (globalThis.document) localStorage.setItem(this.key, `${name} ${this.at}`);
     } catch {
       // This page may store nothing: the next page load finds out again.
@@ -68,6 +62,7 @@ export class Choice {
 
   private recall(): void {
     try {
+      // Node.js warns of its localStorage: pages alone have a memory.
       const [name, at] = globalThis.document ? localStorage.getItem(this.key)!.split(' ') : [];
       if (!this.names.includes(name as TransportName)) return;
       this.name = name as TransportName;

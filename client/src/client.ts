@@ -2,7 +2,13 @@
 
 import type {TransportName, TransportOption} from './choice.js';
 import {type Connection, openConnection, type State} from './connection.js';
-import {type Message, PushErrorEvent, type PushEventMap, PushMessageEvent} from './events.js';
+import {
+  EVENT_NAMES,
+  type Message,
+  PushErrorEvent,
+  type PushEventMap,
+  PushMessageEvent,
+} from './events.js';
 import {type Form, payload} from './form.js';
 import {shareConnection} from './tabs/shared.js';
 import type {TokenSource} from './tokens.js';
@@ -44,7 +50,7 @@ export class PushClient extends EventTarget implements AsyncIterable<Message> {
    */
   constructor(url: string | URL, {token, transport, shared, workerUrl}: PushClientOptions = {}) {
     super();
-    for (const name of ['open', 'message', 'gap', 'error', 'close'] as const) {
+    for (const name of EVENT_NAMES) {
       super.addEventListener(name, (event) => {
         (this[`on${name}`] as ((this: this, event: Event) => unknown) | null)?.call(this, event);
       });

@@ -2,7 +2,7 @@
 
 import {Choice, type TransportName, type TransportOption} from './choice.js';
 import {delay, FIRST_RETRY_MS, MAX_RETRY_MS, QUICK_RETRY_MS, sleep} from './delays.js';
-import {asEnded, Ended, type Next} from './ended.js';
+import {asEnded, Ended, type Next, Silent} from './ended.js';
 import type {Failure} from './events.js';
 import type {Form} from './form.js';
 import {Link, type LinkOwner} from './link.js';
@@ -175,11 +175,11 @@ class KeptConnection implements Connection, LinkOwner {
       const token = await this.tokens.next();
       let again = true;
       for (let name = this.choice.first; ; ) {
-        if (this.closed.aborted) return new Ended('closed here');
+        if (this.closed.aborted) return new Ended('');
         const below = this.choice.below(name);
         const ended = await this.endOf(new Link(this, name, token, below !== undefined));
         const isBlocked = ended.status === UPGRADE_REQUIRED;
-        if (this.openedAt !== null || !below || !(isBlocked || ended.silent)) return ended;
+        if (this.openedAt !== null || !below || !(isBlocked || ended instanceof Silent)) return ended;
         // Once more, where the gateway may have come back between the two requests.
         if (isBlocked && again) again = false;
         else name = below;

@@ -21,14 +21,12 @@ export interface Failure {
 
 /** A message has come. */
 export class PushMessageEvent extends Event {
-  readonly message: Message;
   readonly id: string;
   readonly messageType: string | null;
   readonly data: string | Uint8Array;
 
-  constructor(message: Message) {
+  constructor(readonly message: Message) {
     super('message');
-    this.message = message;
     this.id = message.id;
     this.messageType = message.type;
     this.data = message.data;
@@ -37,15 +35,13 @@ export class PushMessageEvent extends Event {
 
 /** The connection was lost or refused. */
 export class PushErrorEvent extends Event implements Failure {
-  readonly status: number | null;
-  readonly reason: string;
-  readonly retryIn: number | null;
+  readonly status!: number | null;
+  readonly reason!: string;
+  readonly retryIn!: number | null;
 
-  constructor({status, reason, retryIn}: Failure) {
+  constructor(failure: Failure) {
     super('error');
-    this.status = status;
-    this.reason = reason;
-    this.retryIn = retryIn;
+    Object.assign(this, failure);
   }
 }
 
@@ -57,3 +53,5 @@ export interface PushEventMap {
   error: PushErrorEvent;
   close: Event;
 }
+
+export const EVENT_NAMES = ['open', 'message', 'gap', 'error', 'close'] as const;

@@ -37,26 +37,26 @@ function get(link: Link, path: string, options: RequestInit): Promise<Response> 
 
 async function refusalIn(response: Response): Promise<Ended> {
   const {status} = response;
-  const detail =
-    status === 426
-      ? "WebSocket does not pass: a proxy on the way takes the upgrade away; transport 'auto' evades it"
-      : (await response.text()).trim().slice(0, MAX_DETAIL);
-  const seconds = Number(response.headers.get('retry-after')) || 0;
-  const reason = `the gateway answered ${status} ${detail}`.trim();
-  return new Ended(reason, {status, notBefore: seconds * 1_000});
+  const detail = (await response.text()).slice(0, MAX_DETAIL);
+  const seconds = Number(response.headers.get('retry-after'));
+  return new Ended(`the gateway answered ${status} ${detail}`.trim(), status, seconds * 1_000 || 0);
 }
 
 /**
- * The text of a response's body, in the pieces in which it arrives. Each is a sign of life: a long
- * answer over a slow network is no silence.
+ * Take the text of a response's body, in the pieces in which it arrives. Each is a sign of life: a
+ * long answer over a slow network is no silence.
  */
-export async function* texts(response: Response, link: Link): AsyncGenerator<string> {
+export async function read(
+  response: Response,
+  link: Link,
+  take: (text: string) => void,
+): Promise<void> {
   const reader = response.body!.getReader();
   const decoder = new TextDecoder();
   for (;;) {
     const {done, value} = await reader.read();
     if (done) return;
     link.silence.heard();
-    yield decoder.decode(value, {stream: true});
+    take(decoder.decode(value, {stream: true}));
   }
 }

@@ -2,7 +2,7 @@
 
 import {PushClient, type PushClientOptions} from './client.js';
 import type {State} from './connection.js';
-import type {Failure, Message} from './events.js';
+import {EVENT_NAMES, type Failure, type Message} from './events.js';
 
 interface ConnectOptions extends PushClientOptions {
   /** The gateway's address; by default the folder that this script came from. */
@@ -25,23 +25,26 @@ const home = new URL('.', script ? script.src : globalThis.location.href);
 
 function connect({url = home, ...options}: ConnectOptions = {}): PageConnection {
   const client = new PushClient(url, options);
-  const connection: PageConnection = {
-    onopen: null,
-    onmessage: null,
-    ongap: null,
-    onerror: null,
-    onclose: null,
+  const connection = {
     get state() {
       return client.state;
     },
     close: () => client.close(),
-  };
-  client.onopen = () => connection.onopen?.();
-  client.onmessage = ({message}) => connection.onmessage?.(message);
-  client.ongap = () => connection.ongap?.();
-  client.onerror = ({status, reason, retryIn}) => connection.onerror?.({status, reason, retryIn});
-  client.onclose = () => connection.onclose?.();
+  } as PageConnection;
+  for (const name of EVENT_NAMES) {
+    const handler: `on${typeof name}` = `on${name}`;
+    connection[handler] = null;
+    client.addEventListener(name, (event) => {
+      (connection[handler] as ((detail: unknown) => void) | null)?.(plain(event));
+    });
+  }
   return connection;
+}
+
+/** What handlers get in place of an event. */
+function plain(event: object): Message | Failure | undefined {
+  const {message, status, reason, retryIn} = event as {message?: Message} & Failure;
+  return message ?? (reason === undefined ? undefined : {status, reason, retryIn});
 }
 
 Object.assign(globalThis, {pushgate: Object.freeze({PushClient, connect})});

@@ -1,7 +1,7 @@
 // Notices that nothing comes, or nothing any more.
 
 import {sleep} from './delays.js';
-import {Ended} from './ended.js';
+import {Ended, Silent} from './ended.js';
 
 /** How long after an answer or a heartbeat is due a network is silent. */
 const SILENCE_MS = 10_000;
@@ -47,10 +47,10 @@ export class Silence {
     for (;;) {
       const {dueAt} = this;
       await sleep(dueAt - performance.now(), signal);
-      if (signal.aborted) throw new Ended('closed here');
+      if (signal.aborted) throw new Ended('');
       if (this.dueAt > dueAt) continue;
       if (performance.now() - dueAt < THAW_MS) {
-        throw new Ended('nothing came for too long', {silent: true});
+        throw new Silent('nothing came for too long');
       }
       this.dueAt = performance.now() + THAW_MS; // the timer was late: the page was frozen
     }

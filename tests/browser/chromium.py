@@ -187,6 +187,24 @@ class Page:
             await asyncio.sleep(_POLL_SECONDS)
         return value
 
+    async def go_offline(self) -> None:
+        """Let every new request of the page fail, and tell the page of it."""
+        await self._set_network(offline=True)
+
+    async def go_online(self) -> None:
+        """Undo `go_offline`."""
+        await self._set_network(offline=False)
+
+    async def _set_network(self, *, offline: bool) -> None:
+        await self._command("Network.enable")
+        await self._command(
+            "Network.emulateNetworkConditions",
+            offline=offline,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
+
     async def resize(self, width: int, height: int) -> None:
         """Give the page a window of this size."""
         await self._command(

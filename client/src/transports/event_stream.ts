@@ -3,7 +3,7 @@
 import {Ended} from '../ended.js';
 import type {Form} from '../form.js';
 import type {Link} from '../link.js';
-import {request, texts} from '../request.js';
+import {read, request} from '../request.js';
 
 interface Fields {
   id?: string;
@@ -23,10 +23,10 @@ export async function eventStream(link: Link): Promise<never> {
     notBefore = ms;
   });
   link.controls.set('close', ({code, reason}) => {
-    throw new Ended(String(reason), {code: Number(code)});
+    throw new Ended(String(reason), Number(code));
   });
-  for await (const text of texts(response, link)) parse(text);
-  throw new Ended('the stream ended', {notBefore});
+  await read(response, link, parse);
+  throw new Ended('the stream ended', 0, notBefore);
 
   function dispatch({id, event = '', data = ''}: Fields): void {
     if (event === 'pushgate.cursor') {

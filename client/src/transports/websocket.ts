@@ -34,7 +34,7 @@ export function webSocket(link: Link): Promise<never> {
     };
     socket.onclose = ({code, reason}) => {
       link.silence.heard();
-      if (open) reject(new Ended(reason || `closed with code ${code}`, {code}));
+      if (open) reject(new Ended(reason || `closed with code ${code}`, code));
       // Browsers don't tell a page why a WebSocket handshake was refused. So the client sends a
       // request without an Upgrade to the same address, and the gateway gives the same answer: 401,
       // 403 or 503, or 426 to a client that it would admit.
@@ -42,7 +42,7 @@ export function webSocket(link: Link): Promise<never> {
     };
     link.signal.addEventListener('abort', () => {
       socket.close(1000);
-      reject(new Ended('closed here')); // without waiting for the gateway's Close frame
+      reject(new Ended('')); // without waiting for the gateway's Close frame
     });
   });
 }
