@@ -42,6 +42,8 @@ await build({
   ...shared,
   entryPoints: ['src/script.ts'],
   format: 'iife',
+  // A worker's file comes from the page's own origin: with the package, not with a gateway's script.
+  define: {'globalThis.SharedWorker': 'undefined'},
   minify: true,
   mangleProps: new RegExp(`^(${INTERNAL.trim().split(/\s+/).join('|')})$`),
   banner: {js: BANNER},

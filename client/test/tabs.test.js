@@ -179,18 +179,6 @@ test('tabs of two users share nothing', async (t) => {
   );
 });
 
-test('a token of another user is not used', async (t) => {
-  const {sockets, open, clock} = browser(t);
-  const tokenOf = (sub) => `x.${Buffer.from(JSON.stringify({sub})).toString('base64url')}.x`;
-  const tokens = [tokenOf('a'), tokenOf('b')];
-  const {errors} = await open({token: () => tokens.shift() ?? tokenOf('b')});
-  await sockets[0].hello({cursor: AS_OF});
-  await sockets[0].end();
-  await clock.pass(60_000);
-  assert.equal(sockets.length, 1);
-  assert.match(errors.at(-1).reason, /another user.s/);
-});
-
 test('a token that can not be had at first is asked for again', async (t) => {
   const {sockets, open, clock} = browser(t);
   let fails = true;

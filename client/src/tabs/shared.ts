@@ -51,16 +51,16 @@ class SharedConnection implements Connection, PortOwner {
   private readonly place = new Place();
   private readonly ids = new Set<unknown>();
   private channel: Channel | null = null;
-  private workerUrl: string | URL | undefined;
+  workerUrl: string | URL | undefined;
   /** The token by which the tab knows its user, until the token is used. */
   private token: string | undefined;
   private user = '';
   /** The page knows that the connection is open. */
   private isOpen = false;
   private wasOpen = false;
-  private hasJoined = false;
+  hasJoined = false;
   /** The link that this tab listens to, and how many messages the link has brought. */
-  private link = 0;
+  link = 0;
   private count = 0;
   /** The tab has missed messages, and takes none before a link has brought those. */
   private isBehind = false;
@@ -70,12 +70,12 @@ class SharedConnection implements Connection, PortOwner {
   private silentTicks = 0;
 
   constructor(
-    private readonly options: SharedOptions,
+    readonly options: SharedOptions,
     private readonly events: ConnectionEvents,
   ) {
     new Choice(options.transport ?? 'auto', options.url.host); // throws for what can't be had here
     this.tokens = new Tokens(options.token);
-    if (globalThis.SharedWorker) this.workerUrl = options.workerUrl;
+    this.workerUrl = options.workerUrl;
     void this.start(this.closer.signal);
   }
 
@@ -104,14 +104,7 @@ class SharedConnection implements Connection, PortOwner {
   async nextToken(): Promise<string | undefined> {
     const token = this.token ?? (await this.tokens.next());
     this.token = undefined;
-    if (userOf(token) === this.user) return token;
-    throw new Error("the token is another user's, or another device's");
-  }
-
-  lost(isRefused: boolean): void {
-    if (isRefused || !this.hasJoined) this.workerUrl = undefined; // share without the worker
-    this.leave();
-    this.enter();
+    return token;
   }
 
   private async start(signal: AbortSignal): Promise<void> {
@@ -155,7 +148,7 @@ class SharedConnection implements Connection, PortOwner {
     }
   }
 
-  private enter(): void {
+  enter(): void {
     if (this.channel || this.closer.signal.aborted) return;
     this.state = 'connecting';
     this.isBehind = this.hasJoined;
@@ -164,14 +157,15 @@ class SharedConnection implements Connection, PortOwner {
   }
 
   private openChannel(): Channel {
-    const {url, transport, token, shared} = this.options;
+    const {url, transport, shared} = this.options;
     const name = `pushgate ${url} ${transport} ${shared} ${this.user}`;
-    const {cursor, workerUrl} = this;
-    const start = {kind: 'start', url: url.href, transport, hasToken: Boolean(token), cursor, link: this.link + 1} as const;
-    try {
-      if (workerUrl) return new WorkerPort(workerUrl, name, start, this);
-    } catch {
-      this.workerUrl = undefined; // of another origin, say
+    // The build of /pushgate.js has no SharedWorker, nor what is for it alone.
+    if (globalThis.SharedWorker && this.workerUrl) {
+      try {
+        return new WorkerPort(this.workerUrl, name, this);
+      } catch {
+        this.workerUrl = undefined; // of another origin, say
+      }
     }
     return new Election(
       name,
@@ -180,7 +174,7 @@ class SharedConnection implements Connection, PortOwner {
     );
   }
 
-  private leave(): void {
+  leave(): void {
     this.channel?.close();
     this.channel = null;
   }

@@ -1,6 +1,7 @@
 // The channel to a SharedWorker, which is the holder for all tabs.
 
 import type {TransportOption} from '../choice.js';
+import type {ConnectionOptions} from '../connection.js';
 import {asEnded} from '../ended.js';
 import type {Channel, FromHolder, FromTab} from './forms.js';
 
@@ -28,10 +29,17 @@ export type FromWorker = FromHolder | {kind: 'token'};
 
 /** The tab that a port belongs to. */
 export interface PortOwner {
+  readonly options: ConnectionOptions;
+  readonly cursor: string;
+  readonly link: number;
+  /** A worker has answered before. */
+  readonly hasJoined: boolean;
+  /** Undefined: the tabs share without a worker. */
+  workerUrl: string | URL | undefined;
   hear(form: FromHolder): void;
   nextToken(): Promise<string | undefined>;
-  /** The worker does not answer, or can't be had (`isRefused`). */
-  lost(isRefused: boolean): void;
+  leave(): void;
+  enter(): void;
 }
 
 export class WorkerPort implements Channel {
@@ -39,19 +47,21 @@ export class WorkerPort implements Channel {
   private readonly port: MessagePort;
 
   constructor(
-    url: string | URL,
+    file: string | URL,
     name: string,
-    start: Start,
     private readonly owner: PortOwner,
   ) {
-    const worker = new SharedWorker(url, {name, type: 'module'});
-    worker.onerror = () => owner.lost(true);
+    const worker = new SharedWorker(file, {name, type: 'module'});
+    worker.onerror = () => this.giveUp();
     this.port = worker.port;
     this.port.onmessage = ({data}: MessageEvent<FromWorker>) => {
       if (data.kind === 'token') void this.answer();
       else owner.hear(data);
     };
-    this.tell(start);
+    const {url, transport, token} = owner.options;
+    const {cursor, link} = owner;
+    const hasToken = token !== undefined;
+    this.tell({kind: 'start', url: url.href, transport, hasToken, cursor, link: link + 1});
   }
 
   tell(form: ToWorker): void {
@@ -59,12 +69,23 @@ export class WorkerPort implements Channel {
   }
 
   take(): void {
-    this.owner.lost(false);
+    if (!this.owner.hasJoined) this.giveUp();
+    else this.enterAgain();
   }
 
   close(): void {
     this.tell({kind: 'bye'});
     this.port.close();
+  }
+
+  private giveUp(): void {
+    this.owner.workerUrl = undefined;
+    this.enterAgain();
+  }
+
+  private enterAgain(): void {
+    this.owner.leave();
+    this.owner.enter();
   }
 
   private async answer(): Promise<void> {
