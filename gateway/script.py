@@ -1,4 +1,4 @@
-"""`/pushgate.js`: the browser client, a file that is built from client/ and lies beside this one."""
+"""`/pushgate.js`: the browser client, built from client/ and kept beside this file."""
 
 from __future__ import annotations
 

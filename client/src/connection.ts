@@ -67,8 +67,8 @@ class KeptConnection implements Connection, LinkOwner {
   private readonly choice: Choice;
   private readonly successors: Successors;
   private readonly closer = new AbortController();
-  /** Aborted to try again before the time. */
-  private alarm = new AbortController();
+  /** Aborted to try again before the time, but for a time that the gateway has named. */
+  private alarm: AbortController | null = null;
   /** The link whose messages the page gets. */
   private link: Link | null = null;
   /** The token of the link that ended last. */
@@ -90,7 +90,7 @@ class KeptConnection implements Connection, LinkOwner {
     watchWaking(
       this.closed,
       () => this.wake(),
-      () => this.alarm.abort(),
+      () => this.alarm?.abort(),
     );
   }
 
@@ -111,7 +111,7 @@ class KeptConnection implements Connection, LinkOwner {
     if (this.state === 'closed') return;
     this.state = 'closed';
     this.closer.abort();
-    this.alarm.abort();
+    this.alarm?.abort();
     this.events.close();
   }
 
@@ -156,13 +156,10 @@ class KeptConnection implements Connection, LinkOwner {
       failures = isStable ? 1 : failures + 1;
       const retryIn = await this.delayAfter(ended, failures);
       if (this.closed.aborted) return;
-      this.alarm = new AbortController();
+      this.alarm = ended.notBefore ? null : new AbortController();
       this.events.error({status: ended.status, reason: ended.message, retryIn}, ended.next);
       if (retryIn === null) this.close();
-      else {
-        await sleep(ended.notBefore, this.closed);
-        await sleep(retryIn - ended.notBefore, this.alarm.signal);
-      }
+      else await sleep(retryIn, this.alarm?.signal ?? this.closed);
     }
   }
 
@@ -215,7 +212,7 @@ class KeptConnection implements Connection, LinkOwner {
 
   /** The page was away, or its network was: its link may be dead unseen. */
   private wake(): void {
-    this.alarm.abort();
+    this.alarm?.abort();
     if (this.link?.open) this.handOver(this.link, 0);
   }
 }

@@ -39,6 +39,17 @@ CUT = 1006
 STOPPED_CLOCK = """((original) => {
   window.setTimeout = (then, ms) => (ms < 500 ? original(then, ms) : 0);
 })(window.setTimeout)"""
+#: The WebSocket that the page has made last, and how many frames have come on it.
+LAST_SOCKET = """
+window.WebSocket = class extends WebSocket {
+  constructor(...given) {
+    super(...given);
+    window.lastSocket = this;
+    this.heard = 0;
+    this.addEventListener('message', () => { this.heard += 1; });
+  }
+};
+"""
 DELAYS = {Next.NOW: 1_000, Next.LATER: 5_000, Next.NEW_TOKEN: 1_000, Next.NEVER: None}
 
 
@@ -173,7 +184,7 @@ async def test_when_the_second_ends_at_once_the_first_goes_on(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
     async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
-        await page.evaluate(SHORTEST)
+        await page.evaluate(SHORTEST + ";" + LAST_SOCKET)
         first = await connect(page, gateway)
         second = await hand_over(first, gateway)
         await second.message("1")
@@ -182,6 +193,7 @@ async def test_when_the_second_ends_at_once_the_first_goes_on(
         assert await data(page, 1) == ["1"]
         second = await gateway.accepted()
         await second.message("2")
+        await page.until("lastSocket.heard === 2")
         await first.close(1001)
         assert await data(page, 2) == ["1", "2"]
         assert await told(page, "ws") == ["open"]
@@ -317,14 +329,6 @@ window.pass = (ms) => {
   const due = timers.filter(({at}) => at <= now);
   timers = timers.filter(({at}) => at > now);
   due.forEach(({then}) => then());
-};
-"""
-
-
-#: The WebSocket that the page has made last.
-LAST_SOCKET = """
-window.WebSocket = class extends WebSocket {
-  constructor(...given) { super(...given); window.lastSocket = this; }
 };
 """
 

@@ -42,6 +42,24 @@ window.addEventListener('pageshow', ({persisted}) => { window.wasCached = persis
 """
 
 
+#: The global of `/pushgate.js`, made of the package's module.
+CONNECT: Final = """
+import {PushClient} from '/index.js';
+window.pushgate = {connect: (options) => {
+  const client = new PushClient('http://127.0.0.1:%d/', options);
+  const connection = {
+    get state() { return client.state; },
+    close: () => client.close(),
+  };
+  for (const name of ['open', 'gap', 'close', 'error']) {
+    client.addEventListener(name, (event) => connection[`on${name}`]?.(event));
+  }
+  client.addEventListener('message', ({message}) => connection.onmessage?.(message));
+  return connection;
+}};
+"""
+
+
 System = tuple[GatewayProcess, ProcessorProcess]
 
 
@@ -69,10 +87,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worker(folder: Path, package: Path) -> str:
-    """Give the URL of the package's worker file on the application's origin."""
-    shutil.copy(package / "dist/worker.js", folder)
-    return "/worker.js"
+def module_url(folder: Path, package: Path, page_url: str, gateway: GatewayProcess) -> str:
+    """Give the address of a page with the package's module, beside the package's worker."""
+    for name in ("index.js", "worker.js"):
+        shutil.copy(package / "dist" / name, folder)
+    Path(folder, "module.html").write_text(
+        f"<!doctype html><title>tab</title><script type=module>{CONNECT % gateway.port}</script>"
+        f"<script>{WATCH}{SOCKETS}</script>"
+    )
+    return page_url.replace("index", "module")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +128,7 @@ async def publisher(
     await producer.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def gateway(system: System) -> GatewayProcess:
     """Give the gateway."""
     return system[0]
@@ -238,9 +261,9 @@ async def test_a_tab_that_thaws_gets_what_it_missed_and_no_tab_anything_twice(
 
 
 async def test_with_a_worker_tabs_that_close_and_freeze_disturb_nobody(
-    chromium: Chromium, page_url: str, worker: str, gateway: GatewayProcess, publisher: Publisher
+    chromium: Chromium, module_url: str, gateway: GatewayProcess, publisher: Publisher
 ) -> None:
-    async with tabs(chromium, page_url, publisher.user, 3, workerUrl=worker) as pages:
+    async with tabs(chromium, module_url, publisher.user, 3, workerUrl="/worker.js") as pages:
         closing, freezing, staying = pages
         async with publisher.steadily():
             await staying.until("seen.tab.messages.length >= 10")
@@ -255,9 +278,9 @@ async def test_with_a_worker_tabs_that_close_and_freeze_disturb_nobody(
 
 
 async def test_without_the_worker_file_tabs_share_by_themselves(
-    chromium: Chromium, page_url: str, gateway: GatewayProcess, publisher: Publisher
+    chromium: Chromium, module_url: str, gateway: GatewayProcess, publisher: Publisher
 ) -> None:
-    async with tabs(chromium, page_url, publisher.user, 2, workerUrl="/missing.js") as pages:
+    async with tabs(chromium, module_url, publisher.user, 2, workerUrl="/missing.js") as pages:
         await publisher.send(3)
         await assert_everything_once(pages, publisher)
         assert len(await holders(pages)) == 1
