@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.entry.entry import Entry
 from gateway.http.detach import exchange_of
 from gateway.http.head import Head
 from gateway.internal import health_routes, plain_text
+from gateway.script import script_route
 from gateway.transports import sse, websocket
 from gateway.transports.longpoll import PollSessions
 
@@ -53,7 +53,7 @@ def public_app(
 
     app = Starlette(
         routes=[
-            Route("/pushgate.js", _client(), methods=["GET"]),
+            script_route(),
             *health_routes(entry.node),
             *extra_routes,
         ],
@@ -85,13 +85,3 @@ def _unconnected(head: Head, entry: Entry) -> ASGIApp:
     if head.method == "OPTIONS":
         return entry.preflight(head)
     raise HTTPException(405, "GET is what connects", {"allow": "GET, OPTIONS"})
-
-
-def _client() -> Callable[[Request], Awaitable[Response]]:
-    script = files("gateway").joinpath("pushgate.js").read_bytes()
-
-    async def client(request: Request) -> Response:  # noqa: ARG001
-        headers = {"access-control-allow-origin": "*"}  # module scripts are fetched with CORS
-        return Response(script, media_type="text/javascript; charset=utf-8", headers=headers)
-
-    return client

@@ -35,6 +35,10 @@ V1: Final = "pushgate.v1"
 
 #: A subprotocol that is no protocol: the cursor of a client that comes back.
 _CURSOR_PREFIX: Final = "cursor."
+#: Browsers always ask to upgrade: a page sees this answer only where a proxy is in between.
+_NO_UPGRADE: Final = (
+    "no upgrade to WebSocket has arrived: a proxy on the way may have taken the Upgrade field away"
+)
 _SWITCHING: Final = start_head(101, {"Upgrade": "websocket", "Connection": "Upgrade"})
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 #: The first bytes of whole messages: FIN and the opcode, as plain integers. To look up an enum's
@@ -97,7 +101,7 @@ def answer_handshake(
         BadHandshake: the request is no opening handshake of version 13.
     """
     if not asks_for(headers, "websocket"):
-        raise BadHandshake(426, "connect with a WebSocket client")
+        raise BadHandshake(426, _NO_UPGRADE)
     if headers.get("sec-websocket-version") != "13":
         raise BadHandshake(426, "WebSocket version 13 is spoken here")
     key = headers.get("sec-websocket-key", "")
