@@ -77,7 +77,7 @@ class Console:
         self._settings = settings
         self._lines = Lines(lambda line: write(f"{datetime.now():%H:%M:%S} {line}"))
         self._clock = clock
-        self._gaps = 0.0
+        self._gaps = _gaps_told()
 
     def settled(self, messages: Sequence[Message]) -> None:
         """Tell of messages that were not delivered; a processor calls this."""

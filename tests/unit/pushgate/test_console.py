@@ -21,7 +21,6 @@ class Screen:
         self.now = 0.0
         self.written: list[str] = []
         self.console = Console(DevSettings(), self.written.append, clock=lambda: self.now)
-        self.console.advance()  # gaps of other tests
 
     @property
     def lines(self) -> list[str]:
