@@ -121,10 +121,16 @@ class Console:
         self._lines.advance(self._clock())
 
     def _tell(self, kind: str, event: str, cure: str) -> None:
-        shown = event if len(event) <= _MOST_CHARACTERS else f"{event[:_MOST_CHARACTERS]}…"
-        # Names are a publisher's or a client's choice: no line feed or escape reaches the terminal.
-        printable = "".join(c if c.isprintable() else "�" for c in shown)
-        self._lines.tell(kind, f"{printable}: {cure}", now=self._clock())
+        self._lines.tell(kind, f"{_shown(event)}: {_shown(cure)}", now=self._clock())
+
+
+def _shown(text: str) -> str:
+    """Return a line's part, cut where it is too long.
+
+    Names are a publisher's or a client's choice: no line feed or escape reaches the terminal.
+    """
+    cut = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+    return "".join(character if character.isprintable() else "�" for character in cut)
 
 
 def _gaps_told() -> float:

@@ -118,5 +118,5 @@ def test_a_flood_of_a_kind_is_two_lines_a_second_and_holds_no_other_kind_back() 
 def test_a_name_that_a_publisher_chose_takes_nothing_over() -> None:
     screen = Screen()
     screen.console.settled([message("\u202e\u200b" + "x" * 1_000)])
-    assert len(screen.written[0]) < 400
+    assert len(screen.written[0]) < 500  # both parts of the line are cut
     assert screen.written[0].isprintable()
