@@ -36,7 +36,7 @@ pytestmark = pytest.mark.anyio
 PUBLISHING: Final = Page(ROOT / "docs" / "publishing.md")
 GETTING_STARTED: Final = Page(ROOT / "docs" / "getting-started.md")
 PACKAGES: Final = ROOT / "tests" / "support" / "docs" / "node"
-SECONDS: Final = 15.0
+SECONDS: Final = 60.0
 
 
 @pytest.mark.parametrize("library", ["aiokafka", "confluent_kafka"])
