@@ -197,11 +197,11 @@ class Processor:
     async def _work(self) -> None:
         for accessory in self._accessories:
             accessory.start()
-        if self._resume is not None:
-            # Ahead of the group: gateways wait for the answers of every processor with a lease, and
-            # so of every processor that can be given a partition.
-            await self._resume.keep_lease()
         try:
+            if self._resume is not None:
+                # Ahead of the group: gateways wait for the answers of every processor with a lease,
+                # and so of every processor that can be given a partition.
+                await self._resume.keep_lease()
             await self._consumer.run()
         finally:
             await self._outcomes.stop()
