@@ -51,6 +51,10 @@ from registry.redis_store import RedisRegistry
 FAREWELL_SECONDS: Final = 2.0
 RETIRE_SECONDS: Final = 1.5
 
+#: How long all of a stop may take beyond the drain's window. Operators are told to let supervisors
+#: wait for ten seconds (docs/operations.md, "Drain").
+_STOP_SECONDS: Final = 9.0
+
 #: A lease that was away for so much less than a node may be lost counts as gone for good: clocks of
 #: the registry and of this process are compared.
 _EARLY_SECONDS: Final = 5.0
@@ -163,6 +167,15 @@ class Gateway:
         )
         self.node.begin_drain(_drain(self._settings))
         self._stopping.set()
+
+    @property
+    def leave_seconds(self) -> float:
+        """How long leaving takes at most, from `stop` to the end of `run`."""
+        return self._settings.drain_seconds + _STOP_SECONDS
+
+    async def until_stopped(self) -> None:
+        """Return once `stop` has been called."""
+        await self._stopping.wait()
 
     async def started(self) -> None:
         """Return once the node has its lease in the registry."""

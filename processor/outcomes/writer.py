@@ -21,6 +21,7 @@ from processor.reading.kafka import (
     BatchBuilder,
     KafkaError,
     MessageSizeTooLargeError,
+    ended,
     partition_of,
     producer,
 )
@@ -91,11 +92,7 @@ class TopicWriter:
 
     async def close(self) -> None:
         """Disconnect, within half a second."""
-        # A task of its own: stop() can raise CancelledError by itself after an outage.
-        stopping = asyncio.create_task(self._producer.stop())
-        await asyncio.wait((stopping,), timeout=_CLOSE_SECONDS)
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
+        await ended(self._producer.stop(), timeout_seconds=_CLOSE_SECONDS)
 
     async def write(self, rows: Sequence[Row]) -> int:
         """Return when Kafka has acknowledged the rows; return how many are too large for the topic.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -67,6 +66,7 @@ __all__ = [
     "commit_ends",
     "commits_of",
     "create_topic",
+    "ended",
     "fetch_directly",
     "group_consumer",
     "is_accepted",
@@ -93,7 +93,7 @@ MAX_NOTE_BYTES: Final = 4_000
 _CREATION_SECONDS: Final = (0.1, 0.3, 0.6)
 #: How long a consumer may take to stop.
 _LEAVE_SECONDS: Final = 5.0
-#: How long each part of a consumer may take to end.
+#: How long each part of a client may take to end.
 _ABANDON_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 
@@ -228,7 +228,7 @@ async def fetch_directly(consumer: AIOKafkaConsumer) -> None:
     The fetcher is private (tests/unit/test_privates.py).
     """
     plain: Any = consumer._fetcher
-    await plain.close()
+    await ended(plain.close(), timeout_seconds=_ABANDON_SECONDS)
     consumer._fetcher = DirectFetcher(
         consumer._client,
         consumer._subscription,
@@ -244,14 +244,15 @@ async def fetch_directly(consumer: AIOKafkaConsumer) -> None:
 async def leave(consumer: AIOKafkaConsumer) -> None:
     """Stop a consumer, which leaves its group if it has one, in _LEAVE_SECONDS.
 
-    aiokafka's stop() can raise CancelledError of its own after an outage, and may then wait for
-    brokers that are gone; uvloop raises RuntimeError for a write to a connection that was reset.
-    Without stop() a group removes its member at the session time-out.
+    After an outage aiokafka's stop() may wait for brokers that are gone. Without stop() a group
+    removes its member at the session time-out.
     """
+    has_left = False
     try:
-        await asyncio.wait_for(consumer.stop(), timeout=_LEAVE_SECONDS)
-    except (asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
-        await abandon(consumer)
+        has_left = await ended(consumer.stop(), timeout_seconds=_LEAVE_SECONDS)
+    finally:
+        if not has_left:
+            await abandon(consumer)
 
 
 async def abandon(consumer: AIOKafkaConsumer) -> None:
@@ -261,8 +262,40 @@ async def abandon(consumer: AIOKafkaConsumer) -> None:
     """
     parts: tuple[Any, Any] = (consumer._fetcher, consumer._client)
     for part in parts:
-        with contextlib.suppress(asyncio.CancelledError, KafkaError, RuntimeError, TimeoutError):
-            await asyncio.wait_for(part.close(), timeout=_ABANDON_SECONDS)
+        if part is not None:  # a consumer that has not started has no fetcher
+            await ended(part.close(), timeout_seconds=_ABANDON_SECONDS)
+
+
+async def ended(ending: Coroutine[Any, Any, object], *, timeout_seconds: float) -> bool:
+    """Run aiokafka's end of a client; return whether the end has succeeded, in time.
+
+    A task of its own keeps cancellations apart: AIOKafkaClient.close() swallows a cancellation of
+    its caller, and stop() can raise CancelledError by itself after an outage. For the same reason
+    the end is not waited for once it has been cancelled. uvloop raises RuntimeError for a write to
+    a connection that was reset.
+
+    Raises:
+        Exception: an error that is neither Kafka's nor uvloop's.
+    """
+    task = asyncio.create_task(ending)
+    try:
+        await asyncio.wait((task,), timeout=timeout_seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_forget_error)
+    if not task.done() or task.cancelled():
+        return False
+    error = task.exception()
+    if error is not None and not isinstance(error, KafkaError | RuntimeError):
+        raise error
+    return error is None
+
+
+def _forget_error(task: asyncio.Task[object]) -> None:
+    """Retrieve the error of a task that is not waited for: asyncio would log it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def is_member(consumer: AIOKafkaConsumer) -> bool:
@@ -477,7 +510,7 @@ async def commit_ends(
     except CommitFailedError:
         return False
     finally:
-        await consumer.stop()
+        await leave(consumer)
     return True
 
 
@@ -488,7 +521,7 @@ async def _administering(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdmin
     try:
         yield admin
     finally:
-        await admin.close()
+        await ended(admin.close(), timeout_seconds=_ABANDON_SECONDS)
 
 
 def _connection(settings: KafkaSettings) -> dict[str, Any]:

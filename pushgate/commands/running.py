@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings
 from pushgate import logs
 from pushgate.descriptors import raise_limit
 from pushgate.environment import remarks
+from pushgate.leaving import Leaves, bound_leaving
 from pushgate.options import load
 from pushgate.settings import LogSettings
 
@@ -65,7 +66,7 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
-class Server(Protocol):
+class Server(Leaves, Protocol):
     """A gateway, or a processor."""
 
     def stop(self) -> None:
@@ -76,7 +77,10 @@ class Server(Protocol):
 
 
 def serve(make: Callable[[], Server]) -> None:
-    """Run the server from `make` until a signal; `make` is called inside the event loop."""
+    """Run the server from `make` until a signal; `make` is called inside the event loop.
+
+    The server's `leave_seconds` bound the time from its stop to the end of the process.
+    """
     raise_limit()  # before a gateway derives its own limits
 
     async def until_stopped() -> None:
@@ -91,7 +95,9 @@ def serve(make: Callable[[], Server]) -> None:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, server.stop)
+        bound = loop.create_task(bound_leaving(server))
         await server.run()
+        bound.cancel()
 
     uvloop.run(until_stopped())
 

@@ -20,7 +20,12 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from registry.redis_store import RedisRegistry
 from tests.drill.owed import Published, Session
 from tests.support.kafka import KafkaServer
-from tests.support.processes import GatewayProcess, ProcessorProcess, PushgateProcess
+from tests.support.processes import (
+    GatewayProcess,
+    ProcessFailed,
+    ProcessorProcess,
+    PushgateProcess,
+)
 from tests.support.valkey import RedisServer
 from tests.system.steps import create
 
@@ -28,6 +33,8 @@ LANES: Final = ("high", "low")
 #: A partition more than a processor: some have two of a lane.
 _PARTITIONS: Final = 3
 _COUNT: Final = 2
+#: How long a process may take to leave: the bound of a processor's stop, and some more.
+_LEAVE_SECONDS: Final = 30.0
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -62,7 +69,11 @@ class Cluster:
             )
             for n in range(_COUNT)
         ]
+        #: What steps have told processes. Hypothesis wants equal choices for equal steps: so these
+        #: say which processes are up, and not the processes, which may end by themselves.
         self._leaving: set[PushgateProcess] = set()
+        self._killed: set[PushgateProcess] = set()
+        self._faults: list[str] = []
         # The kernel ends a process with the thread that has started it.
         self._threads = ThreadPoolExecutor(len(self.processes))
 
@@ -80,8 +91,8 @@ class Cluster:
         return self._portal.call(call)
 
     def is_up(self, process: PushgateProcess) -> bool:
-        """Whether a process is at work, and not about to leave."""
-        return process.returncode is None and process not in self._leaving
+        """Whether a process is to be at work: no step has killed it, or told it to leave."""
+        return process not in self._leaving and process not in self._killed
 
     def begin(self) -> None:
         """Start all processes, with their topics."""
@@ -100,6 +111,7 @@ class Cluster:
         """Kill a process."""
         process.kill()
         self._leaving.discard(process)
+        self._killed.add(process)
 
     def stop(self, process: PushgateProcess) -> None:
         """Let a process begin to leave: a gateway drains, a processor gives its partitions up."""
@@ -107,16 +119,42 @@ class Cluster:
         process.signal(signal.SIGTERM)
 
     def start(self, process: PushgateProcess) -> None:
-        """Start a process that was killed or has been told to leave."""
+        """Start a process that is not up. Where it has not left in time, that is a fault."""
         if process in self._leaving:
-            process.wait(20.0)
-            self._leaving.discard(process)
-        # A processor is ready once it has partitions: a rebalance later.
-        process.start(until_ready=process in self.gateways)
+            self._await_end(process)
+        self._leaving.discard(process)
+        self._killed.discard(process)
+        try:
+            # A processor is ready once it has partitions: a rebalance later.
+            process.start(until_ready=process in self.gateways)
+        except ProcessFailed as failed:
+            self._faults.append(str(failed))
+            process.kill()
+
+    def _await_end(self, process: PushgateProcess) -> None:
+        """Wait until a process that was told to leave has ended; kill it where that takes long."""
+        try:
+            status = process.wait(_LEAVE_SECONDS)
+        except ProcessFailed as failed:
+            self._faults.append(str(failed))
+            process.kill()
+        else:
+            # It may not have come to its signal handler yet.
+            if status not in (0, -signal.SIGTERM):
+                self._faults.append(f"{process.name} left with {status}\n{process.log}")
 
     def repair(self) -> None:
-        """Have all processes at work."""
+        """Have all processes at work. A process that has ended by itself is a fault."""
+        for process in filter(self.is_up, self.processes):
+            if process.returncode is not None:
+                self._faults.append(f"{process.name} ended by itself\n{process.log}")
+                self._killed.add(process)
         self._at_once(self.start, [each for each in self.processes if not self.is_up(each)])
+
+    def take_faults(self) -> list[str]:
+        """Return what processes have done wrong since the last call."""
+        faults, self._faults = self._faults, []
+        return faults
 
     def _at_once(
         self, act: Callable[[PushgateProcess], object], processes: Sequence[PushgateProcess]

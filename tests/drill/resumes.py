@@ -86,7 +86,8 @@ class Resumes(RuleBasedStateMachine):
     """One run. Its users are its own, so that runs don't meet.
 
     Hypothesis wants equal draws for equal steps. So preconditions look at what steps have done, not
-    at connections, which end by themselves; a step that finds none does nothing.
+    at connections and processes, which end by themselves; a step that finds none does nothing. And
+    each run begins with everything at work, whatever an earlier run has left behind.
     """
 
     cluster: ClassVar[Cluster]
@@ -107,6 +108,7 @@ class Resumes(RuleBasedStateMachine):
 
     @initialize(newcomers=st.lists(_NEWCOMER, min_size=2, max_size=4))
     def begin(self, newcomers: Sequence[Newcomer]) -> None:
+        self.cluster.repair()
         for newcomer in newcomers:
             self._take_in(newcomer)
 
@@ -227,6 +229,7 @@ class Resumes(RuleBasedStateMachine):
         finally:
             self.cluster.run(self._drop_all)
         faults = [fault for client in self._clients for fault in client.faults]
+        faults += self.cluster.take_faults()
         wrong = late + faults + wrongs(self._published, [c.received for c in self._clients])
         if wrong:
             raise AssertionError("\n".join([*wrong, "", *self._story]))

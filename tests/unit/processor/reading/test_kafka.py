@@ -1,4 +1,4 @@
-"""A connection to Kafka that is reset, before aiokafka hears of the reset."""
+"""A connection to Kafka that is reset before aiokafka hears of the reset; and ends of clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import BrokerMetadata
 
-from processor.reading.kafka import KafkaError
+from processor.reading.kafka import KafkaError, ended
 from pushgate.embedded import LOOPBACK
 
 pytestmark = pytest.mark.anyio
@@ -75,3 +75,53 @@ async def test_a_request_that_the_broker_does_not_know_ends_no_connection(reset:
     with pytest.raises(NotImplementedError):
         await reset.send(ASKED)
     assert reset.connected()
+
+
+async def test_a_cancellation_during_a_clients_end_reaches_the_caller() -> None:
+    """AIOKafkaClient.close() takes it for the end of its own task, and swallows it."""
+    ending = asyncio.Event()
+
+    async def synchronize() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.sleep(0.05)
+
+    client: Any = AIOKafkaClient()
+    client._sync_task = asyncio.create_task(synchronize())
+    await asyncio.sleep(0)
+    caller = asyncio.create_task(ended(client.close(), timeout_seconds=5.0))
+    await ending.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_an_end_that_cannot_be_cancelled_is_left_behind() -> None:
+    go_on = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go_on.wait()
+
+    async with asyncio.timeout(5):
+        assert not await ended(stubborn(), timeout_seconds=0.01)
+    go_on.set()
+
+
+@pytest.mark.parametrize("error", [KafkaError, RuntimeError, asyncio.CancelledError])
+async def test_an_end_that_fails_is_none(error: type[BaseException]) -> None:
+    async def fail() -> None:
+        raise error
+
+    assert not await ended(fail(), timeout_seconds=5.0)
+
+
+async def test_an_error_that_nobody_foresaw_is_the_callers() -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await ended(fail(), timeout_seconds=5.0)
