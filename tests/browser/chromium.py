@@ -197,6 +197,23 @@ class Page:
             mobile=width < 600,
         )
 
+    async def prefer(self, scheme: str) -> None:
+        """Let the reader prefer light or dark."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        await self._command("Emulation.setEmulatedMedia", features=[feature])
+
+    async def press(self, key: str) -> None:
+        """Press a key and let it go."""
+        for kind in ("keyDown", "keyUp"):
+            code = {"Tab": 9}[key]
+            await self._command(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+            )
+
     async def screenshot(self) -> bytes:
         """Give a picture of all of the page, as PNG: for people who work on it."""
         answer = await self._command("Page.captureScreenshot", captureBeyondViewport=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.browser.chromium import Chromium, chromium_binary
+from tests.browser.dev import DevProcess
 from tests.support.processes import GatewayProcess
 from tests.support.valkey import RedisServer
 
@@ -21,6 +22,13 @@ def chromium() -> Iterator[Chromium]:
         pytest.skip(missing)
     with Chromium(binary) as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[DevProcess]:
+    """Give the whole system of `pushgate dev`."""
+    with DevProcess() as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
