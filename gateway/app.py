@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.entry.entry import Entry, count_refusal
+from gateway.entry.entry import Entry
 from gateway.http.detach import exchange_of
 from gateway.http.head import Head
 from gateway.internal import health_routes, plain_text
+from gateway.script import script_route
 from gateway.transports import sse, websocket
 from gateway.transports.longpoll import PollSessions
 
@@ -45,13 +45,19 @@ def public_app(
     routes: every connecting client pays for the way to its transport.
     """
     connects = transports() | dict(extra_transports or {})
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException
+        entry.count_refusal(error)
+        return await plain_text(request, error)
+
     app = Starlette(
         routes=[
-            Route("/pushgate.js", _client(), methods=["GET"]),
+            script_route(),
             *health_routes(entry.node),
             *extra_routes,
         ],
-        exception_handlers={HTTPException: _refused},
+        exception_handlers={HTTPException: refused},
     )
     app.router.redirect_slashes = False  # an unknown path is answered 404, never redirected
 
@@ -68,7 +74,7 @@ def public_app(
                 await connect(head, entry) if head.method == "GET" else _unconnected(head, entry)
             )
         except HTTPException as error:
-            response = await _refused(Request(scope), error)
+            response = await refused(Request(scope), error)
         await response(scope, receive, send)
 
     return route
@@ -79,19 +85,3 @@ def _unconnected(head: Head, entry: Entry) -> ASGIApp:
     if head.method == "OPTIONS":
         return entry.preflight(head)
     raise HTTPException(405, "GET is what connects", {"allow": "GET, OPTIONS"})
-
-
-def _client() -> Callable[[Request], Awaitable[Response]]:
-    script = files("gateway").joinpath("pushgate.js").read_bytes()
-
-    async def client(request: Request) -> Response:  # noqa: ARG001
-        headers = {"access-control-allow-origin": "*"}  # module scripts are fetched with CORS
-        return Response(script, media_type="text/javascript; charset=utf-8", headers=headers)
-
-    return client
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException
-    count_refusal(error)
-    return await plain_text(request, error)

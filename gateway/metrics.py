@@ -46,6 +46,11 @@ REFUSED = Counter(
     ["status"],
     registry=_registry,
 )
+GAPS = Counter(
+    "pushgate_gateway_gaps_total",
+    "Times that a client was told that messages may be missing.",
+    registry=_registry,
+)
 PUSHED = Counter(
     "pushgate_gateway_pushed_total",
     "Messages pushed into this node, by result.",

@@ -32,7 +32,7 @@ from gateway.connections.node import GatewayNode, Lifetime
 from gateway.connections.registrar import Registrar
 from gateway.connections.repeats import Repeats
 from gateway.entry.auth import Authenticator, Unauthenticated
-from gateway.entry.entry import Entry
+from gateway.entry.entry import Entry, Refused
 from gateway.entry.origin import Origins
 from gateway.http.door import Door, DoorBounds
 from gateway.http.listener import Listener, Probes, bind, tls_context
@@ -67,8 +67,11 @@ class Gateway:
         *,
         extra_transports: Mapping[str, Connect] | None = None,
         extra_routes: Sequence[BaseRoute] = (),
+        refused: Refused | None = None,
     ) -> None:
         """Bind both ports; extra transports (by path) and extra routes are for the public port.
+
+        `refused` is told of each request that is refused there.
 
         Raises:
             OSError: a port can't be bound, or a certificate can't be read.
@@ -136,6 +139,7 @@ class Gateway:
             auth=self._auth,
             wires=self._wires,
             questions=self._questions,
+            refused=refused,
         )
         public = public_app(entry, extra_transports=extra_transports, extra_routes=extra_routes)
         door = Door(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import uvicorn
@@ -22,7 +22,7 @@ from processor.outcomes.outcomes import Outcomes
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
 from processor.reading.membership import Membership
-from processor.reading.message import Message
+from processor.reading.message import Message, Rejection
 from processor.replay.read_back import Reader
 from processor.replay.resume import Resume
 from processor.sending.dispatch import Dispatcher
@@ -42,11 +42,23 @@ _LEAVE_SECONDS: Final = 10.0
 log = structlog.get_logger("processor")
 
 
+class Observer(Protocol):
+    """Is told what became of messages, in this process: `pushgate dev` says so on its console."""
+
+    def settled(self, messages: Sequence[Message]) -> None:
+        """Take messages that have their outcome."""
+
+    def rejected(self, rejections: Sequence[Rejection]) -> None:
+        """Take records that broke the publishing rules."""
+
+
 class Processor:
     """A processor worker, from start to exit. Made inside the running loop."""
 
-    def __init__(self, settings: ProcessorSettings) -> None:
+    def __init__(self, settings: ProcessorSettings, *, observer: Observer | None = None) -> None:
+        """`observer` is told what became of each message, before the outcomes topic is."""
         self._settings = settings
+        self._observer = observer
         self._registry = RedisRegistry(
             settings.redis_url,
             timeout_seconds=settings.redis_timeout_seconds,
@@ -65,7 +77,7 @@ class Processor:
         self._outcomes = Outcomes(
             settings, commits.advanced, membership=membership, spawn=self._tasks.spawn
         )
-        self._dead_letters = DeadLetters(settings, self._outcomes.rejected, spawn=self._tasks.spawn)
+        self._dead_letters = DeadLetters(settings, self._rejected, spawn=self._tasks.spawn)
         self._dispatcher = Dispatcher(
             self._whereabouts,
             self._forwarder,
@@ -123,7 +135,14 @@ class Processor:
         """Take messages that have their outcome to the windows, then to the outcomes."""
         if self._resume is not None:
             self._resume.settled(messages)
+        if self._observer is not None:
+            self._observer.settled(messages)
         self._outcomes.settled(messages)
+
+    def _rejected(self, rejections: Sequence[Rejection]) -> None:
+        if self._observer is not None:
+            self._observer.rejected(rejections)
+        self._outcomes.rejected(rejections)
 
     @property
     def ready(self) -> bool:

@@ -14,7 +14,7 @@ from registry.settings import CallSettings, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):
-    """How to reach Kafka; `pushgate send` takes these settings too."""
+    """How to reach Kafka."""
 
     model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
 
@@ -72,7 +72,21 @@ class KafkaSettings(BaseSettings):
         return self
 
 
-class ProcessorSettings(CallSettings, KafkaSettings):
+class RecordSettings(KafkaSettings):
+    """What publishers have to know of processors; `pushgate send` takes these settings too."""
+
+    outcomes_topic: Annotated[
+        str | None,
+        Field(
+            min_length=1, description="Topic that tells what became of each message; none if unset."
+        ),
+    ] = None
+    max_payload_bytes: Annotated[
+        int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
+    ] = 65_536
+
+
+class ProcessorSettings(CallSettings, RecordSettings):
     """Flags and PUSHGATE_… variables of `pushgate processor`."""
 
     kafka_group: Annotated[
@@ -95,12 +109,6 @@ class ProcessorSettings(CallSettings, KafkaSettings):
     dead_letter_topic: Annotated[
         str, Field(min_length=1, description="Topic that keeps records which break the rules.")
     ] = "push.dead"
-    outcomes_topic: Annotated[
-        str | None,
-        Field(
-            min_length=1, description="Topic that tells what became of each message; none if unset."
-        ),
-    ] = None
     outcomes_sample: Annotated[
         float,
         Field(ge=0, le=1, description="Share of messages whose outcomes are told, by their ids."),
@@ -126,9 +134,6 @@ class ProcessorSettings(CallSettings, KafkaSettings):
             "reconnect; older messages are read again from Kafka for a client that missed them.",
         ),
     ] = 64 * 1024 * 1024
-    max_payload_bytes: Annotated[
-        int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
-    ] = 65_536
     batch_messages: Annotated[
         int, Field(ge=1, le=100_000, description="Most records handled in one go.")
     ] = 2_000

@@ -1,4 +1,4 @@
-"""The command line: `pushgate dev | gateway | processor | send | listen | token | audit`."""
+"""The command line: `pushgate dev | gateway | processor | send | listen | token | audit | …`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Final
 import click
 
 #: The commands, each a file in `commands` with a command of its name.
-_COMMANDS: Final = ("dev", "gateway", "processor", "send", "listen", "token", "audit")
+_COMMANDS: Final = (
+    "dev", "gateway", "processor", "send", "listen", "token", "audit", "completion",
+)  # fmt: skip
 
 
 class _Commands(click.Group):

@@ -15,7 +15,10 @@ from typing import Any, Final
 import httpx
 import msgspec
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
+
+from pushgate.errors import PushgateError
 
 #: A position is dropped so long after its message, when as-of has moved on; as many are kept as a
 #: gateway takes in one cursor.
@@ -34,19 +37,31 @@ class Message:
     payload: bytes
 
 
+class Refused(PushgateError):
+    """The gateway refused the client: `status` of HTTP, and the gateway's `reason` in words."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status}: {reason}" if reason else str(status))
+        self.status = status
+        self.reason = reason
+
+
 class Place:
     """How far a client has come: as-of, and the last position of each partition.
 
-    docs/protocol.md, "Cursors", has the rules. `told_gap` is called where messages were missed.
+    docs/protocol.md, "Cursors", has the rules. `told_gap` is called where messages were missed,
+    `told_open` when a connection is open, before its first message.
     """
 
     def __init__(
         self,
         told_gap: Callable[[], None] = lambda: None,
         *,
+        told_open: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session: str | None = None  # the cursor of a poll session
+        self.opened = told_open
         self._told_gap = told_gap
         self._clock = clock
         self._as_of: str | None = None
@@ -116,14 +131,21 @@ async def websocket(url: str, token: str, place: Place | None = None) -> AsyncIt
     """Yield messages from a WebSocket until it closes. `url` is the gateway's, http:// or https://.
 
     Raises:
-        websockets.exceptions.InvalidStatus: the gateway refused; the error has the status.
+        Refused: the gateway refused the client.
     """
     place = place or Place()
     address = f"ws{url.removeprefix('http')}/ws"
     subprotocols = [Subprotocol("pushgate.v1"), Subprotocol(f"bearer.{token}")]
     if place.cursor is not None:
         subprotocols.append(Subprotocol(f"cursor.{place.cursor.replace(',', '~')}"))
-    async with connect(address, subprotocols=subprotocols, proxy=None) as connection:
+    connecting = connect(address, subprotocols=subprotocols, proxy=None)
+    try:
+        connection = await connecting
+    except InvalidStatus as error:
+        refusal = error.response
+        raise Refused(refusal.status_code, _reason(bytes(refusal.body or b""))) from error
+    async with connection:
+        place.opened()
         async for frame in connection:
             form = msgspec.json.decode(frame)
             if "data" in form:
@@ -139,17 +161,20 @@ async def sse(url: str, token: str, place: Place | None = None) -> AsyncIterator
     """Yield messages from an event stream (SSE) until the stream ends.
 
     Raises:
-        httpx.HTTPStatusError: the gateway refused; the error has the status.
+        Refused: the gateway refused the client.
     """
     place = place or Place()
-    headers = {"authorization": f"Bearer {token}", "accept": "text/event-stream"}
+    # With `Accept: text/event-stream` a refusal for load would be an empty stream.
+    headers = {"authorization": f"Bearer {token}"}
     timeout = httpx.Timeout(10.0, read=None)
     query = {} if place.cursor is None else {"cursor": place.cursor}
     async with (
         httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False) as http,
         http.stream("GET", "/sse", params=query) as response,
     ):
-        response.raise_for_status()
+        if response.is_error:
+            raise Refused(response.status_code, _reason(await response.aread()))
+        place.opened()
         async for event in _events(response.aiter_raw()):
             if event.type == "pushgate.cursor":
                 place.beat(event.id)
@@ -165,24 +190,35 @@ async def poll(url: str, token: str, place: Place | None = None) -> AsyncIterato
     """Yield messages from long polls until a poll fails.
 
     Raises:
-        httpx.HTTPStatusError: the gateway refused; the error has the status.
+        Refused: the gateway refused the client.
     """
     place = place or Place()
     headers = {"authorization": f"Bearer {token}"}
+    is_open = False
     timeout = httpx.Timeout(10.0, read=70.0)
     async with httpx.AsyncClient(
         base_url=url, headers=headers, timeout=timeout, trust_env=False
     ) as http:
         while True:
             query = {"cursor": place.session} if place.session else {}
-            response = await http.get("/poll", params=query)
-            response.raise_for_status()
+            # The first is answered at once: its answer says that the session is open.
+            response = await http.get("/poll", params=query if is_open else {**query, "wait": "0"})
+            if response.is_error:
+                raise Refused(response.status_code, _reason(response.content))
+            if not is_open:
+                is_open = True
+                place.opened()
             answer = msgspec.json.decode(response.content)
             place.session = answer["cursor"]
             if answer.get("gap"):
                 place.gap()
             for form in answer["messages"]:
                 yield _from_json(form)
+
+
+def _reason(body: bytes) -> str:
+    """Return the reason in a refusal's body: one line of text."""
+    return body.decode(errors="replace").strip()
 
 
 TRANSPORTS: Final[dict[str, Callable[[str, str, Place], AsyncIterator[Message]]]] = {

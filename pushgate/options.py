@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 PREFIX = "PUSHGATE_"
@@ -23,17 +24,28 @@ def settings_options(settings: type[BaseSettings]) -> Callable[[_F], _F]:
 
     def decorate(command: _F) -> _F:
         for name, field in reversed(settings.model_fields.items()):
-            shown = "" if field.is_required() or field.default is None else f"  [{field.default}]"
-            command = click.option(
-                f"--{name.replace('_', '-')}",
-                name,
-                metavar="VALUE",
-                help=f"{field.description}{shown}  ${PREFIX}{name.upper()}",
-                default=None,
-            )(command)
+            command = _option(name, field)(command)
         return command
 
     return decorate
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[_F], _F]:
+    """Return the option of a field: two flags without a value for a boolean."""
+    flag = name.replace("_", "-")
+    help_text = f"{field.description}{_shown_default(field)}  ${PREFIX}{name.upper()}"
+    if field.annotation is bool:
+        return click.option(f"--{flag}/--no-{flag}", name, help=help_text, default=None)
+    return click.option(f"--{flag}", name, metavar="VALUE", help=help_text, default=None)
+
+
+def _shown_default(field: FieldInfo) -> str:
+    """Return a field's default for the help; nothing where the start makes the value."""
+    if field.is_required() or field.default_factory is not None or field.default in (None, ""):
+        return ""
+    if field.annotation is bool:
+        return "  [on]" if field.default else "  [off]"
+    return f"  [{field.default}]"
 
 
 def load(

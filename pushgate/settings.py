@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Final, Self
+from collections.abc import Callable
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.entry.claims import ClaimRules
 from gateway.entry.origin import Origins
-from gateway.settings import GatewaySettings
-from processor.settings import KafkaSettings, ProcessorSettings
-from registry.settings import CallSettings, InternalSecret, long_enough
+from gateway.settings import AuthSettings, GatewaySettings
+from processor.settings import ProcessorSettings, RecordSettings
+from registry.settings import REDIS_URL_PATTERN, CallSettings, InternalSecret, long_enough
 
 #: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
 DEV_FILE: Final = ".pushgate/dev.env"
@@ -28,6 +30,34 @@ class TokenSettings(BaseSettings):
         Field(description="Key of HS256 tokens, of 32 bytes at least."),
     ]
 
+    jwt_algorithms: Annotated[
+        str,
+        Field(description="What gateways accept: HS256 has to be among it, or no token is made."),
+    ] = "HS256"
+    jwt_audience: Annotated[str | None, Field(description="The token's `aud`; none if unset.")] = (
+        None
+    )
+    jwt_issuer: Annotated[str | None, Field(description="The token's `iss`; none if unset.")] = None
+    jwt_max_seconds: Annotated[
+        int, Field(ge=1, description="How far ahead gateways take an `exp`.")
+    ] = AuthSettings.model_fields["jwt_max_seconds"].default
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _with_hs256(cls, value: str) -> str:
+        if "HS256" not in [name.strip() for name in value.split(",")]:
+            raise ValueError("gateways would refuse a token that is made with a secret (HS256)")
+        return value
+
+    @property
+    def claim_rules(self) -> ClaimRules:
+        """The rules by which gateways check a token's claims."""
+        return ClaimRules(
+            audience=self.jwt_audience,
+            issuer=self.jwt_issuer,
+            max_seconds=self.jwt_max_seconds,
+        )
+
 
 class ListenSettings(TokenSettings):
     """Settings of `pushgate listen`."""
@@ -38,7 +68,7 @@ class ListenSettings(TokenSettings):
     ] = "http://127.0.0.1:8080"
 
 
-class SendSettings(KafkaSettings):
+class SendSettings(RecordSettings):
     """Settings of `pushgate send`."""
 
 
@@ -68,10 +98,53 @@ def _secret() -> SecretStr:
     return SecretStr(secrets.token_urlsafe(32))
 
 
+def _default_of(name: str) -> Callable[[], str]:
+    """Return what gives a server's default, for a field whose help is not to show the default."""
+    default: str = ProcessorSettings.model_fields[name].default
+    return lambda: default
+
+
 class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
     """All settings of `pushgate dev`: gateway and processor, on loopback, with random secrets."""
 
     host: Annotated[str, Field(description="Public listener's address.")] = "127.0.0.1"
+    redis_url: Annotated[
+        str,
+        Field(
+            pattern=REDIS_URL_PATTERN,
+            description="The push registry; an embedded Valkey if not set.",
+        ),
+    ] = Field(default_factory=_default_of("redis_url"))
+    kafka_bootstrap: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Kafka bootstrap servers, a comma list of host:port; an embedded broker if "
+            "not set.",
+        ),
+    ] = Field(default_factory=_default_of("kafka_bootstrap"))
+    kafka_start: Annotated[
+        Literal["end", "earliest"],
+        Field(description="Where a new consumer group starts in what exists already."),
+    ] = "earliest"
+    outcomes_topic: Annotated[
+        str | None,
+        Field(min_length=1, description="Topic that tells what became of each message."),
+    ] = "push.outcomes"
+    create_topics: Annotated[
+        bool,
+        Field(description="Whether dead-letter and outcomes topics that do not exist are created."),
+    ] = True
+    embedded_kafka_port: Annotated[
+        int,
+        Field(
+            ge=0, le=65535,
+            description="The embedded broker's port; another free port where the default is taken.",
+        ),
+    ] = 9092  # fmt: skip
+    embedded_redis_port: Annotated[
+        int, Field(ge=0, le=65535, description="The embedded Valkey's port; 0 for any free port.")
+    ] = 0
     drain_seconds: Annotated[
         float, Field(ge=0, le=86_400, description="Window over which clients are told to leave.")
     ] = 0.0

@@ -15,6 +15,7 @@ from registry.networks import network_list
 
 #: The least length of a secret, in bytes: the length of HS256's hash (RFC 7518 §3.2).
 MIN_SECRET_BYTES: Final = 32
+REDIS_URL_PATTERN: Final = r"^rediss?(\+sentinel|\+cluster)?://"
 #: The longest that a node may be lost. Elements of a lost node are not asserted any more: elements
 #: of 1,800 s that were asserted up to 600 s before the node's last heartbeat must outlive a lease
 #: of 15 s and this time (`Timings` in directory.py).
@@ -86,7 +87,7 @@ class RegistrySettings(BaseSettings):
     redis_url: Annotated[
         str,
         Field(
-            pattern=r"^rediss?(\+sentinel|\+cluster)?://",
+            pattern=REDIS_URL_PATTERN,
             description="The push registry: redis://, redis+sentinel://h1,h2/name/db or "
             "redis+cluster://h1,h2; rediss://, rediss+sentinel:// and rediss+cluster:// use TLS.",
         ),

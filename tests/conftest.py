@@ -7,12 +7,15 @@ on uvloop, as the servers do. The fixtures here are synchronous, so that any sco
 import asyncio
 import uuid
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from tests.client.package import ROOT, run
 from tests.support.kafka import PARTITIONS, KafkaServer, start_kafka
+from tests.support.npm import install
 from tests.support.processes import logs_of_running
 from tests.support.valkey import RedisServer
 
@@ -60,8 +63,17 @@ def topic(kafka: KafkaServer, request: pytest.FixtureRequest) -> str:
     It has 4 partitions; `@pytest.mark.parametrize("topic", [1], indirect=True)` asks for another
     number, which the embedded broker, whose topics appear when first named, cannot give.
     """
+    return _new_topic(kafka, getattr(request, "param", PARTITIONS))
+
+
+@pytest.fixture(scope="module")
+def module_topic(kafka: KafkaServer) -> str:
+    """Give a new topic's name, for the processes of a module's tests."""
+    return _new_topic(kafka, PARTITIONS)
+
+
+def _new_topic(kafka: KafkaServer, partitions: int) -> str:
     name = f"test-{uuid.uuid4().hex}"
-    partitions: int = getattr(request, "param", PARTITIONS)
     if kafka.kind != "embedded":
         asyncio.run(_create_topic(kafka.bootstrap, name, partitions))
     elif partitions != PARTITIONS:
@@ -76,6 +88,17 @@ async def _create_topic(bootstrap: str, name: str, partitions: int) -> None:
         await admin.create_topics([NewTopic(name, partitions, replication_factor=1)])
     finally:
         await admin.close()
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a copy of client/, built with pinned tools; skip where that can't be done."""
+    folder = tmp_path_factory.mktemp("package") / "client"
+    if missing := install(ROOT / "client", folder):
+        pytest.skip(missing)
+    (folder.parent / "gateway").mkdir()
+    run(folder, "npm", "run", "build")
+    return folder
 
 
 @pytest.fixture(scope="session")

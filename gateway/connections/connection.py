@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Protocol
 
 import structlog
 
+from gateway import metrics
 from gateway.connections.closes import (
     BY_REASON,
     CLOSE_GRACE_SECONDS,
@@ -418,6 +419,7 @@ class StreamConnection(Connection):
     def tell_gap(self) -> None:
         """Tell the client that messages may be missing, where the client understands that."""
         if notice := self.gap_notice():
+            metrics.GAPS.inc()
             self.write_control(notice)
 
     def _wait_for_handshake(self, data: bytes) -> bool:

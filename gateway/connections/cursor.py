@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from registry.resume import position_of
+from registry.resume import Position, position_of
 
 #: Topic and partition.
 Partition = tuple[str, int]
@@ -75,6 +75,16 @@ def with_positions(as_of: str, positions: Mapping[Partition, int]) -> str:
     last = list(positions.items())[-MAX_POSITIONS:]
     places = (f"{topic}-{partition}-{offset}" for (topic, partition), offset in last)
     return ",".join((as_of, *places))
+
+
+def move(positions: dict[Partition, int], place: Position) -> None:
+    """Move the position in a partition to a message's place; not back.
+
+    The newest position stands last: the oldest are the first to go from a cursor.
+    """
+    topic, number, offset = place
+    before = positions.pop((topic, number), -1)
+    positions[topic, number] = max(offset, before)
 
 
 def later(as_of: str, other: str) -> str:

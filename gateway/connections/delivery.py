@@ -21,7 +21,17 @@ class Delivery:
     in no log, and `as_of` the time of its cursor (cursor.py).
     """
 
-    __slots__ = ("_cursor", "_encoded", "as_of", "id", "payload", "position", "text", "type")
+    __slots__ = (
+        "_cursor",
+        "_encoded",
+        "_place",
+        "as_of",
+        "id",
+        "payload",
+        "position",
+        "text",
+        "type",
+    )
 
     def __init__(
         self,
@@ -43,6 +53,7 @@ class Delivery:
         self.text = _decoded(payload) if text is None else text
         self.position = position
         self.as_of = as_of
+        self._place: Position | None = None  # read when it is asked for first
         self._cursor: str | None = None  # made when it is asked for first
         self._encoded: dict[Form, bytes] = {}
 
@@ -56,7 +67,9 @@ class Delivery:
     @property
     def place(self) -> Position | None:
         """Topic, partition and offset; None for a message that is in no log."""
-        return None if self.position is None else position_of(self.position)
+        if self._place is None and self.position is not None:
+            self._place = position_of(self.position)
+        return self._place
 
     def with_cursor(self, cursor: str) -> Delivery:
         """Return the message with another cursor."""

@@ -14,8 +14,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 from gateway import metrics
-from gateway.connections.cursor import Cursor, Partition, cursor_text
+from gateway.connections.cursor import (
+    Cursor,
+    Partition,
+    base36,
+    cursor_text,
+    move,
+    with_positions,
+)
 from gateway.connections.delivery import Delivery, Form
+from registry.resume import Position
 
 #: Live messages behind a gate. Further messages are refused, and come again (overloaded).
 MOST_WAITING: Final = 64
@@ -82,7 +90,8 @@ class Replayed:
 
     def passed(self, delivery: Delivery) -> None:
         """Note that the connection has taken a message."""
-        _move(self._positions, delivery)
+        if delivery.place is not None:
+            move(self._positions, delivery.place)
 
     def cursor(self, as_of_ms: int) -> str:
         """Return the connection's cursor."""
@@ -98,6 +107,7 @@ class Gate:
 
     __slots__ = (
         "_answered",
+        "_as_of",
         "_ends",
         "_lined_up",
         "_most_bytes",
@@ -114,6 +124,7 @@ class Gate:
     def __init__(self, cursor: Cursor, *, most_bytes: int) -> None:
         """`most_bytes` bounds the payloads of waiting live messages."""
         self.as_of_ms = cursor.as_of_ms
+        self._as_of = base36(cursor.as_of_ms)
         #: The client's last message of every partition.
         self.positions = dict(cursor.positions)
         self.heard: set[str] = set()  # processors with an answer
@@ -168,17 +179,23 @@ class Gate:
         The last position in a message's cursor is the message's own, and clients know repeats by
         the position: a message in no log has none.
         """
-        positions = {} if delivery.place is None else dict(self.positions)
-        _move(positions, delivery)
-        return delivery.with_cursor(cursor_text(self.as_of_ms, positions)).encoded(form)
+        return delivery.with_cursor(self._cursor_behind(delivery.place)).encoded(form)
+
+    def _cursor_behind(self, place: Position | None) -> str:
+        if place is None:
+            return self._as_of
+        positions = dict(self.positions)
+        move(positions, place)
+        return with_positions(self._as_of, positions)
 
     def passed(self, delivery: Delivery) -> None:
         """Note that the connection has taken a message."""
-        _move(self.positions, delivery)
+        if delivery.place is not None:
+            move(self.positions, delivery.place)
 
     def cursor(self, as_of_ms: int) -> str:  # noqa: ARG002
         """Return the connection's cursor, with the time in the client's own cursor."""
-        return cursor_text(self.as_of_ms, self.positions)
+        return with_positions(self._as_of, self.positions)
 
     def take_counts(self, partitions: Mapping[str, int]) -> None:
         """Note how many partitions topics have: all have to be answered."""
@@ -203,12 +220,15 @@ class Gate:
         """
         if partition in self._ends or partition in self._answered:
             return False  # the partition flows already
+        if whole and not messages and partition not in self._waiting:
+            self._ends[partition] = end  # nothing to write
+            return True
         by_offset = {_offset_of(each): each for each in messages}
-        waiting = self._waiting.pop(partition, {})
-        by_offset |= {at: each for at, each in waiting.items() if whole or at < end}
-        if not whole:
-            self._waiting[partition] = {at: each for at, each in waiting.items() if at >= end}
-        self._count_waiting()
+        if waiting := self._waiting.pop(partition, {}):
+            by_offset |= {at: each for at, each in waiting.items() if whole or at < end}
+            if not whole:
+                self._waiting[partition] = {at: each for at, each in waiting.items() if at >= end}
+            self._count_waiting()
         further = self._line_up(partition, by_offset)
         if whole:
             self._answered[partition] = end
@@ -218,9 +238,9 @@ class Gate:
         """Return the next message to write, or None where there is none for now."""
         while not self._to_write and self._answered:
             partition, end = next(iter(self._answered.items()))
-            # Messages have come while the answer was written.
-            self._line_up(partition, self._waiting.pop(partition, {}))
-            self._count_waiting()
+            if waiting := self._waiting.pop(partition, None):  # came while the answer was written
+                self._line_up(partition, waiting)
+                self._count_waiting()
             if not self._to_write:
                 del self._answered[partition]
                 self._ends[partition] = end
@@ -240,6 +260,7 @@ class Gate:
         """Whether all processors, and at least one, have answered for all partitions."""
         return (
             bool(self.heard and self._partitions)
+            and len(self._ends) >= sum(self._partitions.values())
             and self.heard.issuperset(processors)
             and not (self._to_write or self._answered or self._waiting_bytes or self.waiting)
             and all(
@@ -285,16 +306,6 @@ class Gate:
         self._waiting_bytes = sum(
             len(each.payload) for waiting in self._waiting.values() for each in waiting.values()
         )
-
-
-def _move(positions: dict[Partition, int], delivery: Delivery) -> None:
-    """Note a message as the last of a partition."""
-    place = delivery.place
-    if place is not None:
-        topic, number, offset = place
-        # Taken out first: the newest position stands last, and is the last to go from a cursor.
-        before = positions.pop((topic, number), -1)
-        positions[topic, number] = max(offset, before)
 
 
 def _offset_of(delivery: Delivery) -> int:

@@ -181,8 +181,14 @@ class Registrar:
 
         False after `timeout_seconds`.
         """
-        if not await self.written(user, timeout_seconds=timeout_seconds):
-            return False
+        return await self.written(user, timeout_seconds=timeout_seconds) and self._holds_lease()
+
+    def is_findable(self, user: str) -> bool:
+        """Whether look-ups find a user now, as far as is known without a write."""
+        is_written = not (user in self._changed or user in self._writing or user in self._unsure)
+        return is_written and self._holds_lease()
+
+    def _holds_lease(self) -> bool:
         held_for = asyncio.get_running_loop().time() - self._held_at
         return self._owns_name and held_for < self._timings.lease_seconds
 

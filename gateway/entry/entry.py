@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -40,6 +40,9 @@ RETRY_AFTER_SECONDS: Final = (1, 10)
 _ALLOWED_FIELDS: Final = (
     "authorization, cache-control, content-type, last-event-id, pragma, x-requested-with"
 )
+#: Is called with the refusal of each request that is refused on the public listener.
+Refused = Callable[[HTTPException], None]
+
 _FOREIGN_ORIGIN: Final = "this origin is not allowed; see PUSHGATE_ORIGINS"
 
 
@@ -86,14 +89,19 @@ class Entry:
         auth: Authenticator,
         wires: Wires,
         questions: Questions | None = None,
+        refused: Refused | None = None,
     ) -> None:
-        """`questions` ask for what clients have missed; None where clients don't resume."""
+        """`questions` ask for what clients have missed; None where clients don't resume.
+
+        `refused` is told of each refused request.
+        """
         self.node = node
         self._questions = questions
         self._origins = origins
         self._refused_origins = RefusedOrigins()
         self._auth = auth
         self._wires = wires
+        self._refused = refused
 
     async def admit(
         self, head: Head, subprotocols: Sequence[str] = (), *, new: bool = True
@@ -196,6 +204,12 @@ class Entry:
         wire = self._wires.lend(lent.transport, request, answer_bytes=answer_bytes)
         request.attach(wire, lent.resume, last=not lent.keep_alive)
 
+    def count_refusal(self, refusal: HTTPException) -> None:
+        """Count a request that is refused on the public listener, by status code."""
+        metrics.REFUSED.labels(str(refusal.status_code)).inc()
+        if self._refused is not None:
+            self._refused(refusal)
+
     def cors(self, head: Head) -> dict[str, str]:
         """Return the CORS fields for an allowed Origin; none for a foreign or a missing Origin."""
         return {} if self._trust(head) is Trust.NONE else _cors(head.fields.get("origin"))
@@ -268,11 +282,6 @@ def _cors(origin: str | None) -> dict[str, str]:
         "access-control-expose-headers": "retry-after",
         "vary": "origin",
     }
-
-
-def count_refusal(refusal: HTTPException) -> None:
-    """Count a request that is refused on the public listener, by status code."""
-    metrics.REFUSED.labels(str(refusal.status_code)).inc()
 
 
 class _Hold:

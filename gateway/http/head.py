@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final
+from urllib.parse import parse_qsl
 
-from starlette.datastructures import QueryParams
 from starlette.requests import cookie_parser
 from starlette.types import Scope
 
@@ -74,12 +74,16 @@ class Head:
         self.tls: bool = scope["scheme"] == "https"
         self.address: str = client[0] if client else ""
         self.fields: Mapping[str, str] = fields
-        self._query: bytes = scope["query_string"]
+        self._query_string: bytes = scope["query_string"]
+        self._query: Mapping[str, str] | None = None  # read when it is asked for first
 
     @property
     def query(self) -> Mapping[str, str]:
         """The query's parameters; of a repeated parameter the last value."""
-        return QueryParams(self._query) if self._query else {}
+        if self._query is None:
+            text = self._query_string.decode("latin-1")
+            self._query = dict(parse_qsl(text, keep_blank_values=True)) if text else {}
+        return self._query
 
     @property
     def cookies(self) -> Mapping[str, str]:

@@ -53,7 +53,7 @@ class PollSessions:
         admitted = await entry.admit(head, new=not session_is_held)
         identity = admitted.identity
         wait_seconds = _wait_seconds(head)
-        session = self.find(cursor, identity)
+        session = self.take_up(cursor, identity)
         if session is None:
             # The cursor named a session of another user, or a session without a part that the
             # client lacks, or the session has ended meanwhile. Then the request needs a new session
@@ -100,8 +100,8 @@ class PollSessions:
         """Whether a session of this node, of any user, has the key."""
         return cursor.key in self._sessions
 
-    def find(self, cursor: PollCursor | None, identity: Identity) -> PollSession | None:
-        """Return the client's session, if it has everything that the client lacks.
+    def take_up(self, cursor: PollCursor | None, identity: Identity) -> PollSession | None:
+        """Take up the client's session, if it has everything that the client lacks.
 
         A session that lacks a part is replaced by a new one, and ends.
         """

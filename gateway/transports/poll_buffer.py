@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from gateway.connections.cursor import Partition
+from gateway.connections.cursor import Partition, move
 from gateway.connections.delivery import Delivery, json_form
 from registry.resume import Position, position_of
 
@@ -151,10 +151,8 @@ def _moved(
     if not places:
         return positions
     moved = dict(positions or {})
-    for topic, number, offset in places:
-        # Taken out first: the newest stands last, and is the last to go from a cursor.
-        before = moved.pop((topic, number), -1)
-        moved[topic, number] = max(offset, before)
+    for place in places:
+        move(moved, place)
     return moved
 
 

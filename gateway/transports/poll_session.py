@@ -12,6 +12,7 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Protocol
 
+from gateway import metrics
 from gateway.connections.closes import BY_REASON, Close
 from gateway.connections.connection import NO_CURSOR, Connection, Keeper, State
 from gateway.connections.cursor import (
@@ -205,7 +206,7 @@ class PollSession(Connection):
         self._as_of = self._since = self._time()
         if gap:
             self._buffer.forget_all()
-            self._buffer.add_gap()
+            self.tell_gap()
 
     def write(self, data: bytes) -> bool:
         """Buffer one message; a parked poll is answered in the event loop's next turn.
@@ -228,6 +229,7 @@ class PollSession(Connection):
 
     def tell_gap(self) -> None:
         """Put a gap into the buffer, for the next answer."""
+        metrics.GAPS.inc()
         self._buffer.add_gap()
 
     def has_backlog(self) -> bool:

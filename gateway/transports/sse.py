@@ -11,10 +11,11 @@ from sse_starlette.event import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from gateway import metrics
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, Close, Next
 from gateway.connections.connection import State, StreamConnection
 from gateway.connections.delivery import Delivery, json_form
-from gateway.entry.entry import Entry, Overloaded, count_refusal
+from gateway.entry.entry import Entry, Overloaded
 from gateway.http.head import Head
 from gateway.http.responses import END_HEAD, start_head
 
@@ -48,7 +49,7 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
             raise
         # An EventSource never reconnects after a 503, but does reconnect after the end of a stream:
         # the refusal is a stream that ends at once. The metric counts a refusal with 503.
-        count_refusal(overloaded)
+        entry.count_refusal(overloaded)
         return Response(retry(), headers={**_FIELDS, **entry.cors(head)})
     connection = SseConnection(admitted.identity, entry.node)
     resumes = entry.resume(connection, _cursor_text(head))
@@ -57,7 +58,10 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         heartbeat_seconds=entry.node.bounds.heartbeat_seconds,
         cursor=entry.node.cursor(connection),
     )
-    return entry.hold(connection, admitted, answer if resumes else answer + connection.gap_notice())
+    if not resumes:
+        metrics.GAPS.inc()
+        answer += connection.gap_notice()
+    return entry.hold(connection, admitted, answer)
 
 
 def _cursor_text(head: Head) -> str | None:

@@ -17,6 +17,7 @@ from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
+from gateway import metrics
 from gateway.connections.closes import CLOSE_GRACE_SECONDS, Close
 from gateway.connections.connection import NO_CURSOR, Keeper, State, StreamConnection, Unrefreshed
 from gateway.connections.delivery import Delivery, cursor_form
@@ -34,6 +35,10 @@ V1: Final = "pushgate.v1"
 
 #: A subprotocol that is no protocol: the cursor of a client that comes back.
 _CURSOR_PREFIX: Final = "cursor."
+#: Browsers always ask to upgrade: a page sees this answer only where a proxy is in between.
+_NO_UPGRADE: Final = (
+    "no upgrade to WebSocket has arrived: a proxy on the way may have taken the Upgrade field away"
+)
 _SWITCHING: Final = start_head(101, {"Upgrade": "websocket", "Connection": "Upgrade"})
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 #: The first bytes of whole messages: FIN and the opcode, as plain integers. To look up an enum's
@@ -69,6 +74,7 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
         resumes = entry.resume(connection, _cursor_text(head, offered))
         answer += hello(entry.node.bounds.heartbeat_seconds, entry.node.cursor(connection))
         if not resumes:
+            metrics.GAPS.inc()
             answer += connection.gap_notice()
     return entry.hold(connection, admitted, answer)
 
@@ -95,7 +101,7 @@ def answer_handshake(
         BadHandshake: the request is no opening handshake of version 13.
     """
     if not asks_for(headers, "websocket"):
-        raise BadHandshake(426, "connect with a WebSocket client")
+        raise BadHandshake(426, _NO_UPGRADE)
     if headers.get("sec-websocket-version") != "13":
         raise BadHandshake(426, "WebSocket version 13 is spoken here")
     key = headers.get("sec-websocket-key", "")

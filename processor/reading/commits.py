@@ -6,13 +6,21 @@ there is a pause between two commits. Messages that are not committed when a pro
 again to another member of the group: a late commit is safe, and an early commit never happens. A
 commit that fails, or gets no answer in time, is tried again with back-off, whether or not more
 messages are settled.
+
+A commit that succeeds also proves that this member owned its partitions when the commit began:
+Kafka refuses a member whose partitions are another's. So does a heartbeat, which costs the broker
+no write, and this process a third. But a coordinator that is cut off from its cluster goes on
+accepting heartbeats, and no commits. Its successor gives the partitions of silent members away
+after their session time-out, and not before: where a commit has succeeded lately, a heartbeat
+proves as much.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -20,6 +28,7 @@ import structlog
 from processor import metrics
 from processor.reading.kafka import (
     MAX_NOTE_BYTES,
+    SESSION_TIMEOUT_MS,
     AIOKafkaConsumer,
     KafkaError,
     TopicPartition,
@@ -34,6 +43,10 @@ _LAST_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 #: The pause behind a commit. What is settled meanwhile comes again if this process is killed.
 _PAUSE_SECONDS: Final = 0.02
+#: The same behind a heartbeat.
+_BEAT_PAUSE_SECONDS: Final = 0.01
+#: For so long after the start of a commit that has succeeded heartbeats are proofs.
+_RECENTLY_SECONDS: Final = SESSION_TIMEOUT_MS / 1_000 / 2
 
 #: The longest word that is added to the note of a partition's commit.
 MAX_WORD_BYTES: Final = 1_000
@@ -44,7 +57,14 @@ log = structlog.get_logger("processor.commits")
 class Commits:
     """Commits the offsets up to which every message has its outcome."""
 
-    def __init__(self, client: AIOKafkaConsumer | None = None) -> None:
+    def __init__(
+        self,
+        client: AIOKafkaConsumer | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` gives seconds."""
+        self._clock = clock
         self._client = client
         self._note = ""
         self._finished: dict[TopicPartition, int] = {}  # to be committed
@@ -55,6 +75,8 @@ class Commits:
         self._proofs: list[asyncio.Future[bool]] = []
         self._places: Callable[[], Mapping[TopicPartition, int]] = dict
         self._word: Callable[[TopicPartition], str] = lambda _: ""
+        self._is_accepted: Callable[[], Awaitable[bool]] | None = None
+        self._committed_at: float | None = None  # the start of the last commit that succeeded
         self._advanced = asyncio.Event()
         self._go_on = asyncio.Event()  # ends a pause
         self._is_flushing = False
@@ -67,17 +89,21 @@ class Commits:
         note: str = "",
         places: Callable[[], Mapping[TopicPartition, int]] = dict,
         word: Callable[[TopicPartition], str] = lambda _: "",
+        is_accepted: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """Commit through `client` from now on: joining the group anew takes a new client.
 
         `note` is the metadata of every commit, and `word` returns what is added for a partition, 1
         KB at most. Words in it are separated by a space. `places` returns what can be committed
-        now, of all partitions of this member.
+        now, of all partitions of this member. `is_accepted` sends a heartbeat to the group, and
+        returns whether the group accepts this member: None where commits alone are proofs.
         """
         self._word = word
         self._client = client
         self._note = note
         self._places = places
+        self._is_accepted = is_accepted
+        self._committed_at = None
 
     @property
     def room_bytes(self) -> int:
@@ -106,9 +132,9 @@ class Commits:
     async def prove(self, *, lone: bool = False) -> bool:
         """Return whether this process owned its partitions when `prove` was called.
 
-        That is what a commit proves that began later and succeeded: Kafka refuses the commit of a
-        member whose partitions are another's. All callers that wait share one commit. A `lone`
-        proof, for a single client, waits for no pause: where clients are few, commits cost little.
+        That is what a commit or a heartbeat proves that began later and succeeded (see the head of
+        this file). All callers that wait share one. A `lone` proof, for a single client, waits for
+        no pause behind a commit: where clients are few, commits cost little.
         """
         if self._client is None or self._retry is not None:
             return False
@@ -175,6 +201,7 @@ class Commits:
             if not proof.done():  # its caller may have been cancelled
                 proof.set_result(False)
         self._proofs = []
+        self._committed_at = None
         self._failures = 0
         self._advanced.set()
 
@@ -195,36 +222,60 @@ class Commits:
             finished, self._finished = self._finished, {}
             proofs, self._proofs = self._proofs, []
             self._has_lone = False
-            if proofs:
+            beats = not finished and self._has_committed_lately
+            if proofs and not beats:
                 finished = {**self._places(), **finished}
             proved = False
             try:
-                assigned = client.assignment()
-                offsets = {each: finished[each] for each in finished if each in assigned}
-                if not offsets:
-                    continue
-                proved = await self._attempt(client, offsets)
+                if beats:
+                    proved = await self._beat()
+                else:
+                    assigned = client.assignment()
+                    offsets = {each: finished[each] for each in finished if each in assigned}
+                    if not offsets:
+                        continue
+                    proved = await self._attempt(client, offsets)
             finally:
                 for proof in proofs:
                     if not proof.done():
                         proof.set_result(proved)
-            if not proved:
+            if not (proved or beats):
                 return
-            await self._pause()
+            await self._pause(_BEAT_PAUSE_SECONDS if beats else _PAUSE_SECONDS)
 
-    async def _pause(self) -> None:
-        """Wait behind a commit: what is settled meanwhile goes with one commit."""
+    @property
+    def _has_committed_lately(self) -> bool:
+        """Whether heartbeats are proofs now."""
+        at = self._committed_at
+        is_lately = at is not None and self._clock() - at < _RECENTLY_SECONDS
+        return self._is_accepted is not None and is_lately
+
+    async def _beat(self) -> bool:
+        """Return whether the group accepts this member now; after a refusal a commit decides."""
+        is_accepted = self._is_accepted
+        assert is_accepted is not None  # noqa: S101 - `_has_committed_lately` says so
+        accepted = False
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(_ATTEMPT_SECONDS):
+                accepted = await is_accepted()
+        if not accepted:
+            self._committed_at = None
+        return accepted
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait behind a commit or a heartbeat: what comes meanwhile goes with one more."""
         if self._is_flushing or self._has_lone:
             return
         self._go_on.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PAUSE_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._go_on.wait()
 
     async def _attempt(
         self, client: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]
     ) -> bool:
         """Commit; after a failure keep the offsets for the next attempt, and return False."""
+        began = self._clock()
         try:
             async with asyncio.timeout(_ATTEMPT_SECONDS):
                 await client.commit(
@@ -235,6 +286,7 @@ class Commits:
             self._failed(error)
             return False
         self._failures = 0
+        self._committed_at = began
         return True
 
     def _noted(self, partition: TopicPartition) -> str:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Final, Protocol
 
@@ -28,6 +29,7 @@ from processor.reading.kafka import (
     TopicPartition,
     fetch_directly,
     group_consumer,
+    is_accepted,
     is_dead,
     is_member,
     leave,
@@ -258,7 +260,13 @@ class Consumer:
         self._rejoin = False
         client = group_consumer(self._settings, self._settings.kafka_group, assignor=self._handover)
         self._kafka = client
-        self._commits.use(client, note=self._starts.note, places=self._places, word=self._word_of)
+        self._commits.use(
+            client,
+            note=self._starts.note,
+            places=self._places,
+            word=self._word_of,
+            is_accepted=partial(is_accepted, client),
+        )
         try:
             await client.start()
         except KafkaError:

@@ -35,11 +35,13 @@ from aiokafka.errors import (
     KafkaError,
     MessageSizeTooLargeError,
     NoError,
+    RebalanceInProgressError,
     TopicAlreadyExistsError,
     for_code,
 )
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.group import HeartbeatRequest
 
 from processor.reading.fetcher import DirectFetcher
 from processor.settings import KafkaSettings
@@ -67,6 +69,7 @@ __all__ = [
     "create_topic",
     "fetch_directly",
     "group_consumer",
+    "is_accepted",
     "is_dead",
     "is_member",
     "leave",
@@ -200,6 +203,24 @@ def watch_heartbeats(
         return accepted
 
     coordinator._do_heartbeat = watched_beat
+
+
+async def is_accepted(consumer: AIOKafkaConsumer) -> bool:
+    """Return whether the group accepts a heartbeat of this member now.
+
+    Sent beside aiokafka's own heartbeats: a refusal is theirs to act on. A group that prepares a
+    rebalance accepts its members until they have joined anew. The coordinator is private
+    (tests/unit/test_privates.py).
+
+    Raises:
+        KafkaError: the group's coordinator gives no answer.
+    """
+    coordinator: Any = consumer._coordinator
+    heartbeat = HeartbeatRequest(
+        coordinator.group_id, coordinator.generation, coordinator.member_id
+    )
+    response = await coordinator._send_req(heartbeat)
+    return for_code(response.error_code) in (NoError, RebalanceInProgressError)
 
 
 async def fetch_directly(consumer: AIOKafkaConsumer) -> None:

@@ -1,8 +1,8 @@
 """Answers to gateways' questions: what has a user got since a cursor?
 
-A processor answers for the partitions that it owns for certain: a commit that began after the
-question arrived has succeeded. A processor that was frozen believes that it owns what another
-member has read far beyond.
+A processor answers for the partitions that it owns for certain: a commit or a heartbeat that began
+after the question arrived has succeeded (processor/reading/commits.py). A processor that was frozen
+believes that it owns what another member has read far beyond.
 """
 
 from __future__ import annotations
@@ -89,6 +89,16 @@ class ReadsBack(Protocol):
         """Return the first of the messages at some offsets, or raise Unavailable."""
 
 
+class _Since(NamedTuple):
+    """From which offset on a client may have missed messages; None where nobody knows."""
+
+    offset: int | None
+    is_void: bool  # the client's position is of an earlier topic of the name
+
+
+#: By partition: from where on the client of each question may have missed messages.
+Starts = Mapping[TopicPartition, Sequence[_Since]]
+
 #: Has nobody remember where the users are: they are where the question comes from.
 ForgetUsers = Callable[[Iterable[str]], None]
 
@@ -163,9 +173,10 @@ class Answers:
         # position is of an earlier topic of the name.
         owned = {each: end for each, end in proved.items() if self._owner.log_end(each) is not None}
         assignment = self._windows.assignment
-        for partition in await self._read_back(ask.questions, owned):
+        starts = self._starts(ask.questions, owned)
+        for partition in await self._read_back(starts):
             del owned[partition]  # not now: the gateway asks again
-        scattered = await self._read_scattered(ask.questions, owned)
+        scattered = await self._read_scattered(ask.questions, starts, owned)
         # Ahead of the answer too: a look-up may have been remembered meanwhile.
         self._forget(question.user for question in ask.questions)
         room = _Room(MAX_REPLAYED_BYTES)
@@ -175,7 +186,8 @@ class Answers:
                 await asyncio.sleep(0)
             if self._windows.assignment != assignment:  # the proof is of the assignment before
                 return Answer(ask.number, self._name, [], self._owner.partition_counts(), [])
-            replays.append(self._replay(question, owned, scattered, room))
+            since = [starts[partition][number] for partition in owned]
+            replays.append(self._replay(question, owned, since, scattered, room))
         return Answer(
             ask.number,
             self._name,
@@ -185,28 +197,25 @@ class Answers:
             [(topic, partition) for topic, partition in proved if (topic, partition) not in owned],
         )
 
-    async def _read_back(
-        self, questions: Sequence[Question], owned: Mapping[TopicPartition, int]
-    ) -> list[TopicPartition]:
+    async def _read_back(self, starts: Starts) -> list[TopicPartition]:
         """Fill windows that began too late for the questions, as far as marks reach back.
 
         Return the partitions that are not filled within _READ_SECONDS: reading goes on, and the
         gateway asks again.
         """
-        positions = [_positions(question) for question in questions]
         for partition, task in list(self._reads.items()):
             if task.done():
                 del self._reads[partition]
-        for partition in owned:
-            start = self._first_missed(partition, questions, positions)
+        for partition, since in starts.items():
+            start = self._first_missed(partition, since)
             if start is not None and partition not in self._reads:
                 self._reads[partition] = asyncio.create_task(self._fill(partition, start))
-        if reading := [task for partition, task in self._reads.items() if partition in owned]:
+        if reading := [task for partition, task in self._reads.items() if partition in starts]:
             await asyncio.wait(reading, timeout=_READ_SECONDS)
         return [
             partition
-            for partition in owned
-            if self._first_missed(partition, questions, positions) is not None
+            for partition, since in starts.items()
+            if self._first_missed(partition, since) is not None
         ]
 
     async def _fill(self, partition: TopicPartition, start: int) -> None:
@@ -237,7 +246,7 @@ class Answers:
             window.too_far = first - 1
 
     async def _read_scattered(
-        self, questions: Sequence[Question], owned: dict[TopicPartition, int]
+        self, questions: Sequence[Question], starts: Starts, owned: dict[TopicPartition, int]
     ) -> Scattered:
         """Read evicted messages again that questions need: for each question the first ones.
 
@@ -247,7 +256,7 @@ class Answers:
         room = MOST_BYTES
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _READ_SECONDS
-        for partition, offsets in (await self._evicted(questions, owned)).items():
+        for partition, offsets in (await self._evicted(questions, starts, owned)).items():
             if room <= 0 or loop.time() > deadline:
                 break  # the answer is cut there, and the gateway asks for the rest
             try:
@@ -260,7 +269,7 @@ class Answers:
         return scattered
 
     async def _evicted(
-        self, questions: Sequence[Question], owned: Mapping[TopicPartition, int]
+        self, questions: Sequence[Question], starts: Starts, owned: Mapping[TopicPartition, int]
     ) -> dict[TopicPartition, Sequence[int]]:
         """Return the offsets of evicted messages that questions need, in order."""
         windows = {partition: self._windows.of(partition) for partition in owned}
@@ -270,9 +279,8 @@ class Answers:
         for number, question in enumerate(questions if windows else ()):
             if number % _QUESTIONS_A_TURN == _QUESTIONS_A_TURN - 1:
                 await asyncio.sleep(0)
-            positions = _positions(question)
             for partition, window in windows.items():
-                since = self._since(partition, positions.get(partition), question).offset
+                since = starts[partition][number].offset
                 evicted = window.evicted(question.user, since or 0, owned[partition])
                 if evicted:
                     offsets.setdefault(partition, set()).update(evicted[:most])
@@ -283,45 +291,33 @@ class Answers:
         for task in self._reads.values():
             task.cancel()
 
-    def _first_missed(
-        self,
-        partition: TopicPartition,
-        questions: Sequence[Question],
-        positions: Sequence[Mapping[TopicPartition, int]],
-    ) -> int | None:
+    def _first_missed(self, partition: TopicPartition, since: Sequence[_Since]) -> int | None:
         """Return the first offset that a question needs, in front of the partition's window.
 
-        None where no question needs one that can be read back. `positions` are those of the
-        questions, by partition.
+        None where no question needs one that can be read back.
         """
         window = self._windows.of(partition)
-        nearest = max(window.too_far, window.end - MOST_OFFSETS)
-        needed = [
-            since
-            for question, at in zip(questions, positions, strict=True)
-            if (since := self._since(partition, at.get(partition), question).offset) is not None
-            and nearest < since < window.floor
-        ]
-        return min(needed, default=None)
+        nearest, floor = max(window.too_far, window.end - MOST_OFFSETS), window.floor
+        needed = [each.offset for each in since if each.offset is not None and each.offset < floor]
+        return min((offset for offset in needed if nearest < offset), default=None)
 
     def _replay(
         self,
         question: Question,
         owned: Mapping[TopicPartition, int],
+        starts: Sequence[_Since],
         scattered: Scattered,
         room: _Room,
     ) -> Replay:
-        """Answer one question, as far as there is room."""
-        positions = _positions(question)
+        """Answer one question, as far as there is room; `starts` are by the number in `owned`."""
         room.begin()
         replay = Replay()
         now_ms = self._now_ms()
         for number, (partition, end) in enumerate(owned.items()):
             window = self._windows.of(partition)
-            since = self._since(partition, positions.get(partition), question)
-            if since.is_void:
+            start, is_void = starts[number]
+            if is_void:
                 replay.void.append(number)
-            start = since.offset
             is_complete = start is not None and start >= window.floor
             for offset, push in window.of(
                 question.user,
@@ -342,19 +338,22 @@ class Answers:
                 replay.incomplete.append(number)
         return replay
 
-    def _since(self, partition: TopicPartition, position: int | None, question: Question) -> _Since:
-        """Return from which offset on a client may have missed messages."""
-        end = self._owner.log_end(partition)
-        marked = self._settled_for(question, partition)
-        # Beyond the end: the topic was deleted and made anew, and its offsets began again.
-        if marked is not None and end is not None and marked > end:
-            marked = None
-        if position is None:
-            return _Since(marked, is_void=False)
-        if end is not None and position >= end:
-            return _Since(None, is_void=True)
-        # What was settled before the cursor's time the client has too.
-        return _Since(max(position + 1, marked or 0), is_void=False)
+    def _starts(
+        self, questions: Sequence[Question], partitions: Iterable[TopicPartition]
+    ) -> Starts:
+        """Return from which offset on the client of each question may have missed messages."""
+        positions = [
+            {(topic, partition): offset for topic, partition, offset in question.positions}
+            for question in questions
+        ]
+        starts: dict[TopicPartition, list[_Since]] = {}
+        for partition in partitions:
+            end = self._owner.log_end(partition)
+            starts[partition] = [
+                _since(at.get(partition), self._settled_for(question, partition), end)
+                for question, at in zip(questions, positions, strict=True)
+            ]
+        return starts
 
     def _settled_for(self, question: Question, partition: TopicPartition) -> int | None:
         """Return the offset before which the user's messages were settled at the cursor's time.
@@ -369,17 +368,21 @@ class Answers:
         return mark.settled if has_waited else mark.in_hand_from
 
 
-def _positions(question: Question) -> dict[TopicPartition, int]:
-    return {
-        TopicPartition(topic, partition): offset for topic, partition, offset in question.positions
-    }
+def _since(position: int | None, marked: int | None, end: int | None) -> _Since:
+    """Return from which offset on a client with a position, or none, may have missed messages.
 
-
-class _Since(NamedTuple):
-    """From which offset on a client may have missed messages; None where nobody knows."""
-
-    offset: int | None
-    is_void: bool  # the client's position is of an earlier topic of the name
+    `marked`: what is in front of it was settled at the cursor's time. The log ends in front of
+    `end`.
+    """
+    # Beyond the end: the topic was deleted and made anew, and its offsets began again.
+    if marked is not None and end is not None and marked > end:
+        marked = None
+    if position is None:
+        return _Since(marked, is_void=False)
+    if end is not None and position >= end:
+        return _Since(None, is_void=True)
+    # What was settled before the cursor's time the client has too.
+    return _Since(max(position + 1, marked or 0), is_void=False)
 
 
 class _Room:

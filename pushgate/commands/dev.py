@@ -9,6 +9,7 @@ import click
 from processor.reading.kafka import KafkaError
 from pushgate.commands.running import load_settings, run
 from pushgate.descriptors import raise_limit
+from pushgate.errors import PushgateError
 from pushgate.options import settings_options
 from pushgate.settings import DevSettings
 
@@ -19,15 +20,13 @@ def dev(**flags: Any) -> None:
     """Run the whole system on embedded parts, on loopback."""
     # Imported here, since only this command needs the packages of the extra `dev`, and the list of
     # all commands imports this file.
-    from pushgate.dev import DiedError  # noqa: PLC0415
     from pushgate.dev import run as run_dev  # noqa: PLC0415
-    from pushgate.embedded import EmbeddedError  # noqa: PLC0415
 
     settings = load_settings(DevSettings, flags)
     raise_limit()
     try:
         run(run_dev(settings))
-    except (EmbeddedError, OSError, DiedError) as error:
+    except (PushgateError, OSError) as error:
         raise click.ClickException(str(error)) from error
     except KafkaError as error:
         raise click.ClickException(f"Kafka: {error}") from error

@@ -3,56 +3,190 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 import sys
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, Final
 
 import click
 import httpx
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.exceptions import WebSocketException
 
-from pushgate.client import TRANSPORTS, Place
-from pushgate.commands.running import load_settings, run
+from pushgate.client import TRANSPORTS, Message, Place, Refused
+from pushgate.commands.running import json_option, load_settings, print_json, run
 from pushgate.options import settings_options
 from pushgate.settings import DEV_FILE, ListenSettings
-from pushgate.token import mint
+from pushgate.token import RefusedClaims, mint
 
+_STDOUT: Final = 1  # the descriptor of standard output
 _RECONNECT_SECONDS: Final = 1.0
+_TOKEN_SECONDS: Final = 3_600
+#: Refusals that another attempt does not change.
+_FINAL_REFUSALS: Final = frozenset({400, 401, 403, 404, 405, 426})
 
 
-@click.command()
+@click.command(epilog="Exit status: 0 after --count messages, or when the pipe is closed that is "
+               "written to; 1 refused; 2 wrong usage; 130 Ctrl-C.")  # fmt: skip
 @click.argument("user")
 @click.option(
     "--transport", type=click.Choice(list(TRANSPORTS)), default="ws", show_default=True,
     help="How to connect.",
 )  # fmt: skip
 @click.option("--device", help="The device the token speaks for.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
+@json_option
 @settings_options(ListenSettings)
-def listen(user: str, transport: str, device: str | None, **flags: Any) -> None:
+def listen(
+    user: str, transport: str, device: str | None, count: int | None, as_json: bool, **flags: Any
+) -> None:
     """Connect as USER and print what arrives, a message a line.
 
+    On a terminal a line has the time, the id and the type too; in a pipe it is the payload alone.
     After a lost connection it connects again, and what came meanwhile comes first.
     """
     settings = load_settings(ListenSettings, flags, files=(DEV_FILE,))
-    secret = settings.jwt_secret.get_secret_value()
-    place = Place(lambda: click.echo(f"{settings.url}: messages were missed here", err=True))
+    listener = _Listener(user, transport, device, settings, as_json=as_json)
 
-    async def receive() -> None:
+    async def until_over() -> None:
+        async with _while_read():
+            remaining = count
+            async for message in listener.messages():
+                listener.show(message)
+                if remaining is not None:
+                    remaining -= 1
+                    if remaining == 0:
+                        return
+
+    try:
+        run(until_over())
+    except BrokenPipeError:
+        _silence_output()
+    except RefusedClaims as error:
+        raise click.ClickException(str(error)) from error
+
+
+class _Listener:
+    """One client that connects again and again."""
+
+    def __init__(
+        self,
+        user: str,
+        transport: str,
+        device: str | None,
+        settings: ListenSettings,
+        *,
+        as_json: bool,
+    ) -> None:
+        self._user = user
+        self._device = device
+        self._settings = settings
+        self._url = settings.url.rstrip("/")
+        self._transport = transport
+        self._as_json = as_json
+        self._place = Place(
+            lambda: self._say("messages were missed here"),
+            told_open=lambda: self._say(f"connected as {user} by {transport}"),
+        )
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Yield what arrives, over all connections.
+
+        Raises:
+            click.ClickException: the gateway refuses the client for good.
+            RefusedClaims: the gateway would refuse the token.
+        """
         while True:
-            token = mint(user, secret, ttl_seconds=3_600, device=device)
             try:
-                messages = TRANSPORTS[transport](settings.url.rstrip("/"), token, place)
-                async for message in messages:
-                    sys.stdout.buffer.write(message.payload + b"\n")
-                    sys.stdout.buffer.flush()
+                async for message in TRANSPORTS[self._transport](
+                    self._url, self._token(), self._place
+                ):
+                    yield message
                 reason = "the connection ended"
-            except (httpx.HTTPStatusError, InvalidStatus) as error:
-                if error.response.status_code in (401, 403):
-                    raise click.ClickException(f"refused: {error}") from error
-                reason = str(error)
+            except Refused as error:
+                if error.status in _FINAL_REFUSALS:
+                    raise click.ClickException(f"{self._url} refused with {error}") from error
+                reason = f"refused with {error}"
             except (httpx.HTTPError, WebSocketException, OSError) as error:
                 reason = str(error) or type(error).__name__
-            then = "connecting again" + (" to resume" if place.resumes else "")
-            click.echo(f"{settings.url}: {reason}; {then}", err=True)
+            then = "connecting again" + (" to resume" if self._place.resumes else "")
+            self._say(f"{reason}; {then}")
             await asyncio.sleep(_RECONNECT_SECONDS)
 
-    run(receive())
+    def show(self, message: Message) -> None:
+        """Print a message."""
+        if self._as_json:
+            print_json(_as_json(message))
+        elif sys.stdout.isatty():
+            now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
+            fields = (now, message.id, message.type or "-", _readable(message.payload))
+            click.echo("  ".join(fields))
+        else:
+            sys.stdout.buffer.write(message.payload + b"\n")
+            sys.stdout.buffer.flush()
+
+    def _token(self) -> str:
+        settings = self._settings
+        secret, rules = settings.jwt_secret.get_secret_value(), settings.claim_rules
+        return mint(
+            self._user, secret, ttl_seconds=_TOKEN_SECONDS, device=self._device, rules=rules
+        )
+
+    def _say(self, text: str) -> None:
+        click.echo(f"{self._url}: {text}", err=True)
+
+
+def _as_json(message: Message) -> dict[str, object]:
+    """Return a message in the JSON form of the protocol."""
+    form: dict[str, object] = {"id": message.id, "type": message.type}
+    try:
+        return {**form, "data": message.payload.decode()}
+    except UnicodeDecodeError:
+        return {**form, "data": b64encode(message.payload).decode(), "encoding": "base64"}
+
+
+def _readable(payload: bytes) -> str:
+    """Return a payload for a terminal, which control characters could take over."""
+    text = payload.decode(errors="backslashreplace")
+    return "".join(
+        character if character.isprintable() or character == "\t" else repr(character)[1:-1]
+        for character in text
+    )
+
+
+@asynccontextmanager
+async def _while_read() -> AsyncIterator[None]:
+    """End the body, with BrokenPipeError, when the pipe is closed that is written to.
+
+    A write would say so too, but the next message may never come.
+    """
+    if not stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
+        yield
+        return
+    loop, body = asyncio.get_running_loop(), asyncio.current_task()
+    is_closed = False
+
+    def closed() -> None:
+        nonlocal is_closed
+        is_closed = True
+        loop.remove_reader(_STDOUT)
+        if body is not None:
+            body.cancel()
+
+    loop.add_reader(_STDOUT, closed)  # nothing can be read there: it is the other end's close
+    try:
+        yield
+    except asyncio.CancelledError:
+        if is_closed:
+            raise BrokenPipeError from None
+        raise
+    finally:
+        loop.remove_reader(_STDOUT)
+
+
+def _silence_output() -> None:
+    """Let Python flush standard output into nothing at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)

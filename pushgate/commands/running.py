@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import click
+import msgspec
 import structlog
 import uvloop
 from pydantic_settings import BaseSettings
@@ -23,6 +24,7 @@ from pushgate.settings import LogSettings
 
 log = structlog.get_logger("pushgate")
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _Settings = TypeVar("_Settings", bound=BaseSettings)
 
 
@@ -51,6 +53,16 @@ def load_settings(
         for warning in warnings:
             click.echo(f"Warning: {warning}", err=True)
     return loaded
+
+
+def json_option(command: _F) -> _F:
+    """Decorate a command with `--json`, its argument `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
+
+
+def print_json(value: object) -> None:
+    """Print a value as a line of JSON on standard output."""
+    click.echo(msgspec.json.encode(value).decode())
 
 
 class Server(Protocol):

@@ -1,6 +1,6 @@
-"""The console of `pushgate dev`: a page to try the system with, and the page's endpoints.
+"""The demo page of `pushgate dev`, a console to try the system with, and the page's endpoints.
 
-On loopback, for the console's own page only (guard.py). The page learns of connections by the
+On loopback, for the demo page only (guard.py). The page learns of connections by the
 gateways' internal ports, and of outcomes by the outcomes topic (reports.py).
 """
 
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pushgate.demo.endpoints import HEADERS, Console
+from pushgate.demo.endpoints import HEADERS, Endpoints
 from pushgate.demo.guard import own_page_only
 from pushgate.demo.nodes import Nodes, calling
 from pushgate.demo.reports import Reports
@@ -46,15 +46,15 @@ async def demo_routes(
     reports = Reports(settings, topic) if topic else None
     calls = GatewayCalls.of(settings)
     async with calling(calls) as http:
-        console = Console(
+        endpoints = Endpoints(
             settings, publisher=publisher, nodes=Nodes(registry, calls, http), reports=reports
         )
-        endpoints = {
-            ("GET", "/demo/about"): console.about,
-            ("POST", "/demo/token"): console.token,
-            ("POST", "/demo/send"): console.send,
-            ("GET", "/demo/state"): console.state,
-            ("DELETE", "/demo/connections"): console.disconnect,
+        routes = {
+            ("GET", "/demo/about"): endpoints.about,
+            ("POST", "/demo/token"): endpoints.token,
+            ("POST", "/demo/send"): endpoints.send,
+            ("GET", "/demo/state"): endpoints.state,
+            ("DELETE", "/demo/connections"): endpoints.disconnect,
         }
         try:
             yield [
@@ -64,7 +64,7 @@ async def demo_routes(
                 ),
                 *(
                     Route(path, own_page_only(endpoint), methods=[method])
-                    for (method, path), endpoint in endpoints.items()
+                    for (method, path), endpoint in routes.items()
                 ),
             ]
         finally:

@@ -1,4 +1,4 @@
-// Helpers of the console's scripts. Text from outside (messages, names, errors) is shown through
+// Helpers of the demo page's scripts. Text from outside (messages, names, errors) is shown through
 // textContent alone, and never parsed as HTML.
 
 export const $ = (id) => document.getElementById(id);
@@ -20,9 +20,9 @@ export function putFirst(list, item, most) {
   while (list.children.length > most) list.lastElementChild.remove();
 }
 
-// Call an endpoint of the console. The field shows that a page of the same origin calls.
+// Call an endpoint of the demo page. The field shows that a page of the same origin calls.
 export async function call(method, path, {body, ...options} = {}) {
-  const headers = {'pushgate-console': 'page'};
+  const headers = {'pushgate-demo': 'page'};
   if (body !== undefined) headers['content-type'] = 'application/json';
   const response = await fetch(path, {
     method, headers, body: body === undefined ? undefined : JSON.stringify(body), ...options,

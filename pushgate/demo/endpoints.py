@@ -1,4 +1,4 @@
-"""The endpoints under `/demo/`, which the console's page calls."""
+"""The endpoints under `/demo/`, which the demo page calls."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _State(msgspec.Struct):
     connections: dict[str, float]  # of all users, by transport
 
 
-class Console:
+class Endpoints:
     """What the page asks for, of Kafka, of the nodes, and of this process."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Console:
         """`POST /demo/send` {user, payload, ids, headers?} → {coordinates}, once Kafka has all.
 
         Only the user is checked here: the processor's verdict on bad records is part of the
-        console.
+        demo page.
         """
         body = await _body(request, SendRequest)
         _check_user(body.user)

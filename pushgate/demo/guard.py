@@ -1,4 +1,4 @@
-"""Who may use the console's endpoints: the console's own page, on this machine, and no other page.
+"""Who may use the demo page's endpoints: the demo page, on this machine, and no other page.
 
 The endpoints mint tokens and end connections for anyone, so a page of a foreign origin must not
 reach the endpoints: neither by a cross-origin request (the Origin field is checked, and requests
@@ -20,13 +20,13 @@ from starlette.responses import Response
 
 #: A field that the page's script sets. A page of another origin would have to ask first (a
 #: preflight, Fetch §4.8), and is answered without permission.
-PAGE_FIELD: Final = "pushgate-console"
+PAGE_FIELD: Final = "pushgate-demo"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def own_page_only(endpoint: Endpoint) -> Endpoint:
-    """Wrap `endpoint`: a request that the console at a loopback address did not send gets 403."""
+    """Wrap `endpoint`: a request that the demo page at a loopback address did not send gets 403."""
 
     @functools.wraps(endpoint)
     async def guarded(request: Request) -> Response:
@@ -41,18 +41,16 @@ def own_page_only(endpoint: Endpoint) -> Endpoint:
 def _refusal(method: str, headers: Mapping[str, str]) -> str | None:
     host, origin = headers.get("host", ""), headers.get("origin")
     if not _is_loopback(host):
-        return (
-            "the console is for this machine only: open it as http://localhost or http://127.0.0.1"
-        )
+        return "the demo page is for this machine only: open it as http://localhost or http://127.0.0.1"
     if origin is not None and origin.lower() != f"http://{host}".lower():
-        return "this origin is not the console's"
+        return "this origin is not the demo page's"
     if method == "GET":
         return None
     # A browser sends Origin with every other method.
     if origin is None:
-        return "no Origin: this is for the console's page only"
+        return "no Origin: this is for the demo page only"
     if PAGE_FIELD not in headers:
-        return f"no {PAGE_FIELD}: this is for the console's page only"
+        return f"no {PAGE_FIELD}: this is for the demo page only"
     return None
 
 

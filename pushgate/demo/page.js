@@ -1,4 +1,4 @@
-// The console of `pushgate dev`: everything is put together here, and asked anew every second.
+// The demo page of `pushgate dev`: everything is put together here, and asked anew every second.
 import {Chart} from './chart.js';
 import {Client, TRANSPORTS} from './clients.js';
 import {Connections} from './connections.js';

@@ -1,4 +1,4 @@
-"""The newest reports of the outcomes topic, for the console."""
+"""The newest reports of the outcomes topic, for the demo page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RETRY_SECONDS: Final = 1.0
 _WAIT_MS: Final = 500
 _FETCH_BYTES: Final = 256 * 1024
 
-log = structlog.get_logger("pushgate.console")
+log = structlog.get_logger("pushgate.demo")
 
 
 class Told(msgspec.Struct):

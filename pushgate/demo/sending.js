@@ -56,7 +56,7 @@ async function send(ways) {
 
 function newId() {
   const [high, low] = crypto.getRandomValues(new Uint32Array(2));
-  return `console-${high.toString(36)}${low.toString(36)}`;
+  return `demo-${high.toString(36)}${low.toString(36)}`;
 }
 
 function remember(id) {

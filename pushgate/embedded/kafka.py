@@ -8,6 +8,7 @@ Peculiarities of the mock cluster:
   the last 5 MB or 100,000 records.
 - An empty fetch is answered when the fetch's wait ends, not when a record arrives, so consumers
   should have `fetch_max_wait_ms` at FETCH_WAIT_MS.
+- Transactions work with the help of kafka_proxy.py, which is all that clients see of the cluster.
 - A group takes one member, and a commit from outside the group only before the first member.
 - A second member with other assignors ends the broker (an assertion in C). Therefore the broker
   runs in a process of its own: `python -m pushgate.embedded.kafka --port N` prints the bootstrap
@@ -18,7 +19,6 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
-import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +27,8 @@ from types import TracebackType
 from typing import Final, Self
 
 import pushgate
-from pushgate.embedded import LOOPBACK, EmbeddedError, require
+from pushgate.embedded import EmbeddedError, require
+from pushgate.embedded.kafka_proxy import listen
 
 #: The `fetch_max_wait_ms` for consumers: the longest wait of a message, at 50 empty fetches/s.
 FETCH_WAIT_MS: Final = 20
@@ -37,7 +38,6 @@ STOP_SECONDS: Final = 5.0
 #: The working directory in which `broker_command` finds this module, also if not installed.
 PACKAGE_ROOT: Final = Path(pushgate.__file__).parent.parent
 
-_CHUNK_BYTES: Final = 1 << 16
 _RD_KAFKA_PRODUCER: Final = 0
 _ERROR_BYTES: Final = 512
 
@@ -74,6 +74,11 @@ class EmbeddedKafka:
         except BaseException:
             await self.stop()
             raise
+
+    @property
+    def port(self) -> int:
+        """The port that the broker listens on, once it has started."""
+        return int(self.bootstrap.rpartition(":")[2])
 
     async def wait(self) -> int:
         """Wait until the broker has ended for any reason; return the exit status.
@@ -142,7 +147,7 @@ def main() -> None:
 
 async def _serve(preferred_port: int) -> None:
     with _mock_cluster() as cluster_port:
-        server = await _listen(preferred_port, upstream_port=cluster_port)
+        server = await listen(preferred_port, upstream_port=cluster_port)
         host, listening_port = server.sockets[0].getsockname()
         sys.stdout.write(f"{host}:{listening_port}\n")
         sys.stdout.flush()
@@ -206,33 +211,6 @@ def _librdkafka() -> ctypes.CDLL:
             raise EmbeddedError(f"confluent-kafka's librdkafka has no {name}") from error
         function.restype, function.argtypes = result, arguments
     return library
-
-
-async def _listen(preferred_port: int, *, upstream_port: int) -> asyncio.Server:
-    """Forward a fixed port to the cluster's port.
-
-    Only bootstrap connections come through: Kafka's metadata then names the cluster's own port.
-    Listens on any free port where `preferred_port` is in use.
-    """
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        cluster_reader, cluster_writer = await asyncio.open_connection(LOOPBACK, upstream_port)
-        await asyncio.gather(_pump(reader, cluster_writer), _pump(cluster_reader, writer))
-
-    try:
-        return await asyncio.start_server(forward, LOOPBACK, preferred_port)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        return await asyncio.start_server(forward, LOOPBACK, 0)
-
-
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    # A reset of `source` means the same as its end: `sink` is closed.
-    with contextlib.suppress(OSError), contextlib.closing(sink):
-        while chunk := await source.read(_CHUNK_BYTES):
-            sink.write(chunk)
-            await sink.drain()
 
 
 if __name__ == "__main__":

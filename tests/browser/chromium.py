@@ -187,6 +187,24 @@ class Page:
             await asyncio.sleep(_POLL_SECONDS)
         return value
 
+    async def go_offline(self) -> None:
+        """Let every new request of the page fail, and tell the page of it."""
+        await self._set_network(offline=True)
+
+    async def go_online(self) -> None:
+        """Undo `go_offline`."""
+        await self._set_network(offline=False)
+
+    async def _set_network(self, *, offline: bool) -> None:
+        await self._command("Network.enable")
+        await self._command(
+            "Network.emulateNetworkConditions",
+            offline=offline,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
+
     async def resize(self, width: int, height: int) -> None:
         """Give the page a window of this size."""
         await self._command(
@@ -213,6 +231,29 @@ class Page:
                 code=key,
                 windowsVirtualKeyCode=code,
             )
+
+    async def freeze(self) -> None:
+        """Stop the page's clock, as the browser does with a tab in the background."""
+        await self._command("Page.setWebLifecycleState", state="frozen")
+
+    async def thaw(self) -> None:
+        """Let a frozen page go on."""
+        await self._command("Page.setWebLifecycleState", state="active")
+
+    async def crash(self) -> None:
+        """Kill the page's process; no command is answered from then on."""
+        await self._connection.send(json.dumps({"id": 0, "method": "Page.crash"}))
+
+    async def close(self) -> None:
+        """Close the tab, as its user would."""
+        await self._command("Page.close")
+
+    async def back(self) -> None:
+        """Go back to the page before, and return when that is there."""
+        history = await self._command("Page.getNavigationHistory")
+        before = history["entries"][history["currentIndex"] - 1]
+        await self._command("Page.navigateToHistoryEntry", entryId=before["id"])
+        await self.until(f"location.href === {json.dumps(before['url'])} && {_LOADED}")
 
     async def screenshot(self) -> bytes:
         """Give a picture of all of the page, as PNG: for people who work on it."""

@@ -24,9 +24,9 @@ class DevProcess(PushgateProcess):
         super().__init__("dev", env, operators_port=internal_port)
 
     def wait_until_ready(self) -> None:
-        """Return once it has said where the console is."""
+        """Return once it has said where the demo page is."""
         super().wait_until_ready()
-        wait_until(lambda: f"{self.url}/" in self.log, "the console's address is announced")
+        wait_until(lambda: f"{self.url}/" in self.log, "the demo page's address is announced")
 
     @property
     def url(self) -> str:

@@ -74,8 +74,10 @@ class Held:
 class ScriptedGateway:
     """Takes what connects, until it is told to refuse or to delay."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, greets: bool) -> None:
         self.port = 0
+        self.greets = greets
+        """Whether it says hello by itself, as a gateway that does not resume."""
         self.refuses = False
         self.admits = asyncio.Event()
         self.admits.set()
@@ -90,7 +92,10 @@ class ScriptedGateway:
 
     async def hold(self, connection: ServerConnection) -> None:
         """Hand a WebSocket to the test, and keep it until it ends."""
-        self._accepted.put_nowait(Held(connection))
+        held = Held(connection)
+        if self.greets:
+            await held.hello()
+        self._accepted.put_nowait(held)
         await connection.wait_closed()
 
     async def admit(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -109,9 +114,9 @@ def _select(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Sub
 
 
 @asynccontextmanager
-async def scripted_gateway() -> AsyncIterator[ScriptedGateway]:
+async def scripted_gateway(*, greets: bool = True) -> AsyncIterator[ScriptedGateway]:
     """Listen on a port of its own."""
-    gateway = ScriptedGateway()
+    gateway = ScriptedGateway(greets=greets)
     async with serve(
         gateway.hold,
         LOOPBACK,
@@ -126,11 +131,15 @@ async def scripted_gateway() -> AsyncIterator[ScriptedGateway]:
 
 
 async def connect(page: Page, gateway: ScriptedGateway, *, source: str = "'t1'") -> Held:
-    """Connect a page by WebSocket; `source` is its token in JavaScript."""
+    """Connect a page by WebSocket; `source` is its token in JavaScript.
+
+    The page is open where the gateway greets, and else once the test says hello.
+    """
     url = json.dumps(f"http://{LOOPBACK}:{gateway.port}")
-    await page.evaluate(f"watch('ws', {{token: {source}, url: {url}}})")
+    await page.evaluate(f"watch('ws', {{transport: 'ws', token: {source}, url: {url}}})")
     held = await gateway.accepted()
-    await page.until("seen.ws.connection.state === 'open'")
+    if gateway.greets:
+        await page.until("seen.ws.connection.state === 'open'")
     return held
 
 
@@ -151,10 +160,13 @@ window.fetch = async (url, {headers, signal}) => {
     try { stream.controller.error(signal.reason); } catch (_) {}
   });
   stream.say = (text) => stream.controller.enqueue(new TextEncoder().encode(text));
+  if (window.greets) stream.say('event: pushgate.cursor\\ndata: 60000\\n\\n');
   streams.push(stream);
   return new Response(body);
 };
 """
+#: The same, of a gateway that says hello by itself and does not resume.
+GREETING_STREAMS: Final = STREAMS + "window.greets = true;"
 
 
 async def say(page: Page, number: int, text: str) -> None:

@@ -1,6 +1,7 @@
 """How `/pushgate.js` comes back: the cursors it sends, and what it makes of what it gets then."""
 
 import json
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import pytest
@@ -21,11 +22,19 @@ from tests.support.processes import GatewayProcess
 
 pytestmark = pytest.mark.anyio
 
-#: A clock that goes by `passed`, in ms.
+#: A wall clock that goes by `passed`, in ms, and nothing that looks at it every few seconds.
 CLOCK: Final = """
 window.passed = 0;
 ((original) => { Date.now = () => original() + passed; })(Date.now);
+((original) => {
+  window.setTimeout = (then, ms) => (ms < 5_000 ? original(then, ms) : 0);
+})(window.setTimeout);
 """
+
+
+def silent_gateway() -> AbstractAsyncContextManager[ScriptedGateway]:
+    """Give a gateway that leaves the hello, and its cursor, to the test."""
+    return scripted_gateway(greets=False)
 
 
 async def back(held: Held, gateway: ScriptedGateway) -> Held:
@@ -37,7 +46,7 @@ async def back(held: Held, gateway: ScriptedGateway) -> Held:
 async def test_it_comes_back_with_how_far_it_has_come(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         held = await connect(page, gateway)
         assert held.cursor is None  # from now on
@@ -63,7 +72,7 @@ async def test_it_comes_back_with_how_far_it_has_come(
 async def test_the_time_of_a_control_counts_and_no_position(
     chromium: Chromium, origin: GatewayProcess, control: str
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         held = await connect(page, gateway)
         await held.hello("a1")
@@ -77,7 +86,7 @@ async def test_the_time_of_a_control_counts_and_no_position(
 async def test_while_it_resumes_the_time_stays_with_which_it_came(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         held = await connect(page, gateway)
         await held.hello("a5")
@@ -91,7 +100,7 @@ async def test_while_it_resumes_the_time_stays_with_which_it_came(
 async def test_a_message_that_the_page_has_is_dropped_and_one_without_position_is_not(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         held = await connect(page, gateway)
         await held.hello("a1")
         for push_id, cursor in [
@@ -109,7 +118,7 @@ async def test_a_message_that_the_page_has_is_dropped_and_one_without_position_i
 async def test_a_gap_is_told_once_and_offsets_may_begin_again_behind_it(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         held = await connect(page, gateway)
         await held.hello("a1")
@@ -127,7 +136,7 @@ async def test_a_gap_is_told_once_and_offsets_may_begin_again_behind_it(
 async def test_a_gateway_that_does_not_resume_is_a_gap_and_takes_the_cursor_away(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         held = await connect(page, gateway)
         await held.hello("a1")
@@ -151,7 +160,7 @@ async def test_a_gateway_that_does_not_resume_is_a_gap_and_takes_the_cursor_away
 async def test_a_cursor_that_is_none_is_not_sent(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         held = await connect(page, gateway)
         await held.hello("a1")
@@ -164,7 +173,7 @@ async def test_a_cursor_that_is_none_is_not_sent(
 async def test_positions_are_kept_until_the_time_covers_them(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(CLOCK + SHORTEST)
         held = await connect(page, gateway)
         await held.hello("a1")
@@ -188,7 +197,7 @@ async def test_positions_are_kept_until_the_time_covers_them(
 
 
 async def test_it_sends_the_last_64_positions(chromium: Chromium, origin: GatewayProcess) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         held = await connect(page, gateway)
         await held.hello("a1")
@@ -208,7 +217,7 @@ async def test_the_second_begins_where_the_first_was_and_brings_nothing_twice(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
     count = 300  # more than ids are remembered
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         first = await connect(page, gateway)
         await first.hello("a1")
         await first.message("0", "a1,push-0-0")
@@ -234,7 +243,7 @@ async def test_the_second_begins_where_the_first_was_and_brings_nothing_twice(
 async def test_the_cursor_of_the_second_does_not_count_before_its_messages(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         first = await connect(page, gateway)
         await first.hello("a1")
@@ -258,7 +267,7 @@ async def test_the_cursor_of_the_second_does_not_count_before_its_messages(
 async def test_where_the_first_ends_before_the_second_is_open_nothing_is_missed(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         first = await connect(page, gateway)
         await first.hello("a1")
         gateway.admits.clear()
@@ -280,7 +289,7 @@ async def test_where_the_first_ends_before_the_second_is_open_nothing_is_missed(
 async def test_the_second_may_be_of_a_gateway_that_does_not_resume(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         first = await connect(page, gateway)
         await first.hello("a1")
@@ -294,6 +303,7 @@ async def test_the_second_may_be_of_a_gateway_that_does_not_resume(
         assert await told(page, "ws") == ["open"]  # the two overlapped: nothing was missed
         third = await back(second, gateway)
         assert third.cursor is None
+        await third.hello()
         await page.until("seen.ws.told.length === 4")
         assert await told(page, "ws") == ["open", "error", "open", "gap"]
 
@@ -301,7 +311,7 @@ async def test_the_second_may_be_of_a_gateway_that_does_not_resume(
 async def test_a_repeat_that_is_known_by_its_id_moves_the_page_on(
     chromium: Chromium, origin: GatewayProcess
 ) -> None:
-    async with page_at(chromium, origin.port) as page, scripted_gateway() as gateway:
+    async with page_at(chromium, origin.port) as page, silent_gateway() as gateway:
         await page.evaluate(SHORTEST)
         first = await connect(page, gateway)  # of a gateway that does not resume
         await first.hello()
@@ -330,12 +340,16 @@ async def test_what_comes_on_a_link_that_the_page_has_left_says_nothing(
               say(form) { this.onmessage({data: JSON.stringify(form)}); }
               close() { this.closed = true; }
             };
-            watch('ws', {token: 't1'});"""
+            window.hello = {control: 'hello', heartbeat_ms: 60000, cursor: 'a1'};
+            watch('ws', {transport: 'ws', token: 't1'});"""
         )
+        await page.until("sockets.length")
+        await page.evaluate("sockets[0].say(hello)")
         await page.until("seen.ws.connection.state === 'open'")
-        await page.evaluate("sockets[0].say({control: 'hello', heartbeat_ms: 60000, cursor: 'a1'})")
         await page.evaluate("sockets[0].say({control: 'reconnect', after_ms: 0, code: 1001})")
-        await page.until("sockets.length === 2 && sockets[0].closed")
+        await page.until("sockets.length === 2")
+        await page.evaluate("sockets[1].say(hello)")
+        await page.until("sockets[0].closed")
         await page.evaluate("sockets[0].say({control: 'gap'})")
         await page.evaluate("sockets[0].say({control: 'heartbeat', cursor: 'a9'})")
         await page.evaluate("sockets[1].say({control: 'reconnect', after_ms: 0, code: 1001})")
@@ -349,7 +363,8 @@ async def test_an_event_stream_comes_back_with_how_far_it_has_come(
 ) -> None:
     async with page_at(chromium, origin.port) as page:
         await page.evaluate(STREAMS + SHORTEST)
-        await watch(page, "sse", "t1")
+        await watch(page, "sse", "t1", until_open=False)
+        await page.until("streams.length")
         assert await page.evaluate("new URL(streams[0].url).search") == ""
         await say(page, 0, "event: pushgate.cursor\ndata: 60000\nid: a1\n\n")
         await say(page, 0, "data: 1\nid: a1,push-0-5 m1\n\n")
@@ -373,7 +388,8 @@ async def test_an_event_stream_that_does_not_resume_is_a_gap(
 ) -> None:
     async with page_at(chromium, origin.port) as page:
         await page.evaluate(STREAMS + SHORTEST)
-        await watch(page, "sse", "t1")
+        await watch(page, "sse", "t1", until_open=False)
+        await page.until("streams.length")
         await say(page, 0, "event: pushgate.cursor\ndata: 60000\nid: a1\n\n")
         await page.evaluate("streams[0].controller.close()")
         await page.until("streams.length === 2")

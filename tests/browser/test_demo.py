@@ -1,4 +1,4 @@
-"""The console of a real `pushgate dev`, used as a person would, and refused to everyone else."""
+"""The demo page of a real `pushgate dev`, used as a person would, and refused to everyone else."""
 
 import json
 from collections.abc import AsyncIterator
@@ -25,10 +25,10 @@ AXE: Final = Path(__file__).parent / "axe"
 
 
 @asynccontextmanager
-async def console(
+async def demo_page(
     chromium: Chromium, dev: DevProcess, user: str, *transports: str, others: tuple[str, ...] = ()
 ) -> AsyncIterator[Page]:
-    """Open the console with clients of `user`: tests share its system, so each has its users."""
+    """Open the demo page with clients of `user`: tests share its system, so each has its users."""
     clients = [f"{user}:{transport}" for transport in transports or TRANSPORTS] + list(others)
     query = urlencode([("client", client) for client in clients])
     async with chromium.page(f"{dev.url}/?{query}") as page:
@@ -72,7 +72,7 @@ def connections_of(dev: DevProcess, user: str) -> list[dict[str, Any]]:
     return [connection for listing in listings for connection in listing["connections"]]
 
 
-async def test_the_console_is_connected_from_the_start_as_two_users(
+async def test_the_demo_page_is_connected_from_the_start_as_two_users(
     chromium: Chromium, dev: DevProcess
 ) -> None:
     async with chromium.page(f"{dev.url}/") as page:
@@ -88,7 +88,7 @@ async def test_the_console_is_connected_from_the_start_as_two_users(
 async def test_a_message_goes_through_kafka_to_all_three_transports(
     chromium: Chromium, dev: DevProcess
 ) -> None:
-    async with console(chromium, dev, "ada") as page:
+    async with demo_page(chromium, dev, "ada") as page:
         await send(page, "<img src=x onerror=alert(1)>", type="order.paid")
         for transport in TRANSPORTS:
             pane = f"document.querySelector('[data-transport={transport}]')"
@@ -107,7 +107,7 @@ async def test_a_message_goes_through_kafka_to_all_three_transports(
 
 
 async def test_each_outcome_is_shown_with_its_reason(chromium: Chromium, dev: DevProcess) -> None:
-    async with console(chromium, dev, "bea", "ws") as page:
+    async with demo_page(chromium, dev, "bea", "ws") as page:
         await send(page, "for nobody", to="nobody")
         assert "had no connection" in await outcome(page, "offline")
         await send(page, "when?", to="bea", ttl="soon")
@@ -118,7 +118,7 @@ async def test_each_outcome_is_shown_with_its_reason(chromium: Chromium, dev: De
 
 
 async def test_copies_are_one_way_and_as_many_messages(chromium: Chromium, dev: DevProcess) -> None:
-    async with console(chromium, dev, "cleo", "ws") as page:
+    async with demo_page(chromium, dev, "cleo", "ws") as page:
         await send(page, "many", copies="300")
         await until_text(page, ".pane footer", "300 arrived")
         await until_text(page, "#ways > li", "delivered 300")
@@ -130,7 +130,7 @@ async def test_messages_of_other_publishers_are_shown_too(
     chromium: Chromium, dev: DevProcess
 ) -> None:
     async with (
-        console(chromium, dev, "dan", "ws") as page,
+        demo_page(chromium, dev, "dan", "ws") as page,
         httpx.AsyncClient(base_url=dev.url, trust_env=False) as http,
     ):
         body = {"user": "dan", "payload": "from elsewhere", "ids": ["elsewhere"]}
@@ -143,7 +143,7 @@ async def test_messages_of_other_publishers_are_shown_too(
 async def test_another_users_client_is_added_and_kept_over_a_reload(
     chromium: Chromium, dev: DevProcess
 ) -> None:
-    async with console(chromium, dev, "eli", "ws") as page:
+    async with demo_page(chromium, dev, "eli", "ws") as page:
         await fill(page, add_user="fay", add_transport="sse", add_device="fays phone")
         await page.evaluate("document.getElementById('add').requestSubmit()")
         await page.until(OPEN.format(2))
@@ -158,7 +158,7 @@ async def test_another_users_client_is_added_and_kept_over_a_reload(
 async def test_a_connection_is_drained_and_ended_by_its_buttons(
     chromium: Chromium, dev: DevProcess
 ) -> None:
-    async with console(chromium, dev, "gil", "ws", "sse") as page:
+    async with demo_page(chromium, dev, "gil", "ws", "sse") as page:
         await page.until("document.querySelectorAll('#connections li').length === 2")
         row = "document.querySelector('#connections [data-transport=websocket]')"
         assert await page.evaluate(f"{row}.textContent.includes('open, ')")
@@ -177,7 +177,7 @@ async def test_a_connection_is_drained_and_ended_by_its_buttons(
 
 
 async def test_a_closed_tab_leaves_at_once(chromium: Chromium, dev: DevProcess) -> None:
-    async with console(chromium, dev, "hal"):
+    async with demo_page(chromium, dev, "hal"):
         assert len(connections_of(dev, "hal")) == 3
 
     async def is_gone() -> bool:
@@ -188,7 +188,7 @@ async def test_a_closed_tab_leaves_at_once(chromium: Chromium, dev: DevProcess) 
 
 
 async def test_snippets_say_what_the_form_says(chromium: Chromium, dev: DevProcess) -> None:
-    async with console(chromium, dev, "ivy", "ws") as page:
+    async with demo_page(chromium, dev, "ivy", "ws") as page:
         await fill(page, payload="it's", type="a b", ttl="60", collapse_key="k")
         for language, parts in {
             "kcat": ["echo 'it'\\''s' |", " -k ivy -H 'push-type=a b' -H push-ttl=60"],
@@ -210,7 +210,7 @@ async def test_a_page_that_stays_open_over_a_restart_shows_what_comes_then(
     chromium: Chromium,
 ) -> None:
     with DevProcess() as dev:
-        async with console(chromium, dev, "jan") as page:
+        async with demo_page(chromium, dev, "jan") as page:
             for payload in ("1", "2", "3"):
                 await send(page, payload)
             await page.until("document.querySelectorAll('.pane .text').length === 9")
@@ -230,8 +230,10 @@ async def test_a_page_that_stays_open_over_a_restart_shows_what_comes_then(
 
 
 @pytest.mark.parametrize("width", [360, 800, 1400])
-async def test_the_console_fits_any_window(chromium: Chromium, dev: DevProcess, width: int) -> None:
-    async with console(chromium, dev, "kim") as page:
+async def test_the_demo_page_fits_any_window(
+    chromium: Chromium, dev: DevProcess, width: int
+) -> None:
+    async with demo_page(chromium, dev, "kim") as page:
         await page.resize(width, 800)
         await page.until(f"innerWidth === {width}")
         await send(page, "a" * 300, id="i" * 100)
@@ -254,7 +256,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 async def test_a_checker_of_accessibility_finds_nothing(
     chromium: Chromium, dev: DevProcess, axe: str, scheme: str, width: int
 ) -> None:
-    async with console(chromium, dev, "lea") as page:
+    async with demo_page(chromium, dev, "lea") as page:
         await page.resize(width, 800)
         await page.prefer(scheme)
         await send(page, "for everyone", type="t")
@@ -275,7 +277,7 @@ async def test_a_checker_of_accessibility_finds_nothing(
 async def test_the_keyboard_reaches_everything_in_the_order_of_reading(
     chromium: Chromium, dev: DevProcess
 ) -> None:
-    async with console(chromium, dev, "mia", "ws") as page:
+    async with demo_page(chromium, dev, "mia", "ws") as page:
         await page.until("document.querySelectorAll('#connections li').length === 1")
         await page.evaluate("document.body.focus()")
         reached = []
@@ -342,7 +344,7 @@ async def test_only_its_own_page_on_this_machine_is_served(
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_a_page_of_another_origin_may_not_ask_for_the_consoles_field(dev: DevProcess) -> None:
+async def test_a_page_of_another_origin_may_not_ask_for_the_field(dev: DevProcess) -> None:
     async with httpx.AsyncClient(base_url=dev.url, trust_env=False) as http:
         headers = {
             "origin": "http://localhost:1",

@@ -1,165 +1,111 @@
-"""The five examples, each beside a real `pushgate dev`, in pages of several users."""
+"""The client's examples run: built, served from an origin of their own, with a real gateway."""
 
+import asyncio
+import json
 import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-import httpx
 import pytest
 
-from pushgate.embedded import LOOPBACK, tied_to_parent
+from pushgate.embedded import LOOPBACK
 from tests.browser.chromium import Chromium, Page
-from tests.browser.dev import DevProcess
-from tests.support.processes import free_port, http_status, wait_until
+from tests.browser.sites import site
+from tests.client.package import ROOT, run
+from tests.support.clients import eventually, pusher_to, token
+from tests.support.npm import install
+from tests.support.processes import GatewayProcess
+from tests.support.valkey import RedisServer
 
 pytestmark = pytest.mark.anyio
 
-EXAMPLES: Final = Path(__file__).parents[2] / "examples"
-NAMES: Final = ("chat", "editor", "game", "news", "ticker")
-MOST_LINES: Final = 60
+SECONDS: Final = 20.0
+GATEWAY_OF_DEV: Final = "http://localhost:8080"
 
 
-@contextmanager
-def example(dev: DevProcess, name: str) -> Iterator[str]:
-    """Run an example's server where `dev` runs; give its URL."""
-    port = free_port()
-    with (dev.directory / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            tied_to_parent([sys.executable, str(EXAMPLES / name / "server.py")]),
-            cwd=dev.directory,
-            env=os.environ | {"PORT": str(port)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_until(lambda: http_status(port, "/") == 200, f"the {name} serves its page")
-        yield f"http://{LOOPBACK}:{port}"
-    finally:
-        process.kill()
-        process.wait()
+@pytest.fixture(scope="module")
+def gateway(valkey: RedisServer) -> Iterator[GatewayProcess]:
+    """Give a gateway that admits pages of any loopback host, as `pushgate dev` does."""
+    with GatewayProcess("examples", redis_url=valkey.url, origins="http://localhost:*") as process:
+        yield process
 
 
-Start = Callable[[str], str]
+@pytest.fixture(scope="module")
+def examples(package: Path, gateway: GatewayProcess) -> Path:
+    """Install the examples beside the built package, and build them for the gateway."""
+    folder = package / "examples"
+    if missing := install(ROOT / "client/examples", folder):
+        pytest.skip(missing)
+    url = f"http://{LOOPBACK}:{gateway.port}"
+    run(folder, "npm", "run", "build", env={"VITE_PUSHGATE_URL": url})
+    plain = folder / "plain/index.html"
+    plain.write_text(plain.read_text("utf-8").replace(GATEWAY_OF_DEV, url), "utf-8")
+    return folder
 
 
-@pytest.fixture
-def start(dev: DevProcess) -> Iterator[Start]:
-    """Give a function that starts an example by its name, for the test's time."""
+async def push(gateway: GatewayProcess, user: str, text: str) -> None:
+    """Push to a user, once the user has a connection."""
+    async with pusher_to(gateway.internal_port) as pusher:
+
+        async def is_there() -> bool:
+            results: list[int] = await pusher.push([{"user": user, "data": text}])
+            return results == [1]
+
+        await eventually(is_there, "the example has connected", timeout_seconds=SECONDS)
+
+
+async def shown(page: Page, text: str) -> None:
+    """Return when the page shows a message."""
+    await page.until(f"document.querySelector('#messages').textContent.includes('{text}')")
+
+
+@pytest.mark.parametrize("example", ["plain", "vite/dist", "react/dist", "service-worker/dist"])
+async def test_a_page_shows_what_is_pushed(
+    chromium: Chromium, examples: Path, gateway: GatewayProcess, example: str
+) -> None:
+    user = f"user of {example}"
     with ExitStack() as stack:
-        yield lambda name: stack.enter_context(example(dev, name))
+        origin = stack.enter_context(site(examples / example))
+        async with chromium.page(f"{origin}/?token={token(user)}") as page:
+            await push(gateway, user, "to a page")
+            await shown(page, "to a page")
+            assert page.exceptions == []
 
 
-@asynccontextmanager
-async def page_of(chromium: Chromium, url: str, query: str, *, state: str) -> AsyncIterator[Page]:
-    """Open an example's page, until its state says that it is connected."""
-    async with chromium.page(f"{url}/?{query}") as page:
-        await page.until(f"document.getElementById('state').textContent.includes({state!r})")
-        yield page
-        assert page.exceptions == []
-
-
-def texts(selector: str) -> str:
-    """An expression: the texts of elements, joined by |."""
-    return f"[...document.querySelectorAll('{selector}')].map((e) => e.textContent).join('|')"
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("side", ["server.py", "page.html"])
-def test_an_example_is_small(name: str, side: str) -> None:
-    lines = (EXAMPLES / name / side).read_text().splitlines()
-    assert len(lines) <= MOST_LINES
-
-
-async def test_in_the_chat_everybody_reads_what_one_says_and_newcomers_what_was_said(
-    chromium: Chromium, start: Start
+async def test_tabs_of_the_vite_example_share_the_connection_of_its_worker(
+    chromium: Chromium, examples: Path, gateway: GatewayProcess
 ) -> None:
-    url = start("chat")
-    async with (
-        page_of(chromium, url, "user=alice", state="connected as alice") as alice,
-        page_of(chromium, url, "user=bob", state="connected as bob") as bob,
-    ):
-        for page, line in ((alice, "<b>hello</b>"), (bob, "hello alice")):
-            await page.evaluate(f"document.getElementById('text').value = {line!r}")
-            await page.evaluate("document.querySelector('form').requestSubmit()")
-            for reader in (alice, bob):
-                await reader.until(f"{texts('#lines li')}.includes({line!r})")
-        said = "alice: <b>hello</b>|bob: hello alice"
-        assert await alice.evaluate(texts("#lines li")) == said
-        async with page_of(chromium, url, "user=carol", state="connected as carol") as carol:
-            assert await carol.evaluate(texts("#lines li")) == said
+    address = f"?token={token('user of tabs')}"
+    with site(examples / "vite/dist") as origin:
+        async with (
+            chromium.page(f"{origin}/{address}") as first,
+            chromium.page(f"{origin}/{address}") as second,
+        ):
+            await push(gateway, "user of tabs", "to both")
+            for page in (first, second):
+                await shown(page, "to both")
+            assert (
+                await first.evaluate("(async () => (await navigator.locks.query()).held)()") == []
+            )
 
 
-async def test_a_headline_reaches_the_subscribers_of_its_section_alone(
-    chromium: Chromium, start: Start
+async def test_the_node_example_prints_what_is_pushed(
+    examples: Path, gateway: GatewayProcess
 ) -> None:
-    url = start("news")
-    waiting = "waiting for headlines"
-    async with (
-        page_of(chromium, url, "user=ann&section=sport", state=waiting) as sport,
-        page_of(chromium, url, "user=ben&section=world", state=waiting) as world,
-        httpx.AsyncClient(base_url=url, trust_env=False) as http,
-    ):
-        for section, headline in (("sport", "They won"), ("world", "It rained")):
-            form = {"section": section, "headline": headline}
-            answer = await http.post("/publish", data=form)
-            assert (answer.status_code, answer.json()) == (202, {"subscribers": 1})
-        for page, headline in ((sport, "They won"), (world, "It rained")):
-            await page.until(f"{texts('#headlines li')} === {headline!r}")
-
-
-async def test_prices_come_all_the_time_and_are_those_of_the_exchange(
-    chromium: Chromium, start: Start
-) -> None:
-    url = start("ticker")
-    async with page_of(chromium, url, "user=dora", state="live for dora") as page:
-        await page.until("Number(document.getElementById('count').textContent) >= 20")
-        assert await page.evaluate(texts("#prices th")) == "ACME|GLOBEX|HOOLI|INITECH"
-        shown = (await page.evaluate(texts("#prices td"))).split("|")
-        for price, opening in zip(map(float, shown), (41.0, 120.0, 77.5, 12.25), strict=True):
-            assert opening / 2 < price < opening * 2
-
-
-async def test_moves_of_both_players_are_on_both_boards_and_a_wrong_one_on_none(
-    chromium: Chromium, start: Start
-) -> None:
-    url = start("game")
-
-    async def click(page: Page, field: int) -> None:
-        await page.evaluate(f"document.querySelectorAll('#board button')[{field}].click()")
-
-    async with (
-        page_of(chromium, url, "user=eva", state="you are eva") as eva,
-        page_of(chromium, url, "user=finn", state="you are finn") as finn,
-    ):
-        await click(finn, 0)  # not his turn
-        moves = ((eva, 4, "X"), (finn, 0, "O"), (eva, 8, "X"))
-        for player, field, sign in moves:
-            await click(player, field)
-            for page in (eva, finn):
-                button = f"document.querySelectorAll('#board button')[{field}]"
-                await page.until(f"{button}.textContent === {sign!r}")
-        for page in (eva, finn):
-            assert await page.evaluate(texts("#board button")) == "O||||X||||X"
-        assert await eva.evaluate(texts("#state")) == "move 4: O"
-
-
-async def test_an_edit_and_a_cursor_are_seen_by_the_other_editor(
-    chromium: Chromium, start: Start
-) -> None:
-    url = start("editor")
-    line = "document.querySelectorAll('#lines input')[{}]"
-    async with (
-        page_of(chromium, url, "user=gus", state="writing as gus") as gus,
-        page_of(chromium, url, "user=hana", state="writing as hana") as hana,
-    ):
-        await gus.evaluate(f"{line.format(2)}.dispatchEvent(new Event('focus'))")
-        await hana.until(f"{texts('#lines small')} === '||gus|'")
-        await gus.evaluate(f"{line.format(1)}.value = 'there was a gateway'")
-        await gus.evaluate(f"{line.format(1)}.dispatchEvent(new Event('input'))")
-        await hana.until(f"{line.format(1)}.value === 'there was a gateway'")
-        await hana.until(f"{texts('#lines small')} === '|gus||'")
-        assert await gus.evaluate(f"{line.format(0)}.value") == "Once upon a time"
+    env = {
+        "PUSHGATE_URL": f"http://{LOOPBACK}:{gateway.port}",
+        "PUSHGATE_TOKEN": token("user of node"),
+    }
+    process = await asyncio.create_subprocess_exec(
+        "node", "node/listen.js", cwd=examples, env=os.environ | env, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        await push(gateway, "user of node", "to a process")
+        assert process.stdout is not None
+        async with asyncio.timeout(SECONDS):
+            assert json.loads(await process.stdout.readline())["data"] == "to a process"
+    finally:
+        process.terminate()
+        await process.wait()

@@ -142,6 +142,29 @@ async def test_a_websocket_outlives_its_first_token(chromium: Chromium, redis_ur
             assert await page.evaluate("[made.ws, left.length]") == [1, 0]
 
 
+@pytest.mark.parametrize("transport", ["sse", "poll"])
+async def test_an_event_stream_and_a_poll_outlive_their_tokens_unseen(
+    chromium: Chromium, redis_url: str, transport: str
+) -> None:
+    with GatewayProcess("renewing", redis_url=redis_url) as gateway:
+        async with (
+            page_at(chromium, gateway.port) as page,
+            pusher_to(gateway.internal_port) as pusher,
+        ):
+            expires_at = int(time.time()) + 4
+            source = json.dumps([mint("alice", JWT_SECRET, ttl_seconds=4), token("alice")])
+            await page.evaluate(f"window.left = {source}")
+            options = f"{{transport: '{transport}', token: () => left.shift()}}"
+            await page.evaluate(f"watch('{transport}', {options})")
+            await page.until(f"seen.{transport}.connection.state === 'open'")
+            async with publishing(to_alice(pusher)) as sent:
+                await eventually(
+                    lambda: time.time() > expires_at + 2, "it has expired", timeout_seconds=10.0
+                )
+            await assert_each_came_once(page, transport, sent)
+            assert await page.evaluate("left.length") == 0
+
+
 @pytest.mark.parametrize("transport", STREAMS)
 async def test_after_its_token_has_expired_it_comes_back_with_a_new_one(
     chromium: Chromium, redis_url: str, transport: str

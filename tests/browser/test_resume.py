@@ -1,123 +1,22 @@
 """Pages that lose their node or their network get everything once: with Kafka and real nodes."""
 
-import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
 from typing import Final
 
 import pytest
-from aiokafka import AIOKafkaProducer
 
 from tests.browser.balancer import Balancer, balancer_to
 from tests.browser.chromium import Chromium, Page
+from tests.browser.conftest import StartGateway, StartProcessor
 from tests.browser.pages import SHORTEST, messages, page_at, told, watch
+from tests.browser.publisher import SECONDS, Publisher, offline
 from tests.support.clients import eventually, pusher_to, token
-from tests.support.kafka import KafkaServer
-from tests.support.processes import GatewayProcess, ProcessorProcess
-from tests.support.valkey import RedisServer
-from tests.system.steps import outcomes
+from tests.support.processes import GatewayProcess
 
 pytestmark = pytest.mark.anyio
 
 STREAMS: Final = ("ws", "sse")
-#: Time for a page that is in a backlog of retries, and for partitions that change hands.
-SECONDS: Final = 40.0
-StartGateway = Callable[..., GatewayProcess]
-
-
-@pytest.fixture
-def processes() -> Iterator[ExitStack]:
-    """Give what ends a test's processes with the test."""
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def start_gateway(processes: ExitStack, valkey: RedisServer, topic: str) -> StartGateway:
-    """Give a function that starts a gateway by its name."""
-
-    def start(name: str, **settings: object) -> GatewayProcess:
-        gateway = GatewayProcess(f"{name}-{topic}", redis_url=valkey.url, **settings)
-        return processes.enter_context(gateway)
-
-    return start
-
-
-@pytest.fixture
-def start_processor(
-    processes: ExitStack, valkey: RedisServer, kafka: KafkaServer, topic: str
-) -> Callable[..., ProcessorProcess]:
-    """Give a function that starts a processor of the test's topic."""
-
-    def start(**settings: object) -> ProcessorProcess:
-        processor = ProcessorProcess(
-            "processor",
-            redis_url=valkey.url,
-            bootstrap=kafka.bootstrap,
-            topic=topic,
-            group=f"group-{topic}",
-            **settings,
-        )
-        return processes.enter_context(processor)
-
-    return start
-
-
-StartProcessor = Callable[..., ProcessorProcess]
-
-
-class Publisher:
-    """Publishes to a user whom no other test has; `sent` has the payloads in order."""
-
-    def __init__(self, producer: AIOKafkaProducer, topic: str) -> None:
-        self._producer = producer
-        self._topic = topic
-        self.user = f"user-of-{topic}"
-        self.sent: list[str] = []
-
-    async def send(self, count: int = 1) -> None:
-        """Publish so many messages, one after the other."""
-        for _ in range(count):
-            text = str(len(self.sent))
-            self.sent.append(text)
-            await self._producer.send_and_wait(self._topic, text.encode(), key=self.user.encode())
-
-    async def until_the_registry_is_sure(self, processor: ProcessorProcess) -> None:
-        """Return when a message for nobody is offline at once.
-
-        A registry that was empty a moment ago is in doubt for some seconds: messages wait, and none
-        would be missed by a page that is away.
-        """
-        await self._producer.send_and_wait(self._topic, b"", key=b"nobody")
-        await eventually(
-            lambda: offline(processor), "a message for nobody", timeout_seconds=SECONDS
-        )
-
-    @asynccontextmanager
-    async def steadily(self) -> AsyncIterator[None]:
-        """Publish about fifty messages a second until left."""
-        done = asyncio.Event()
-
-        async def publish() -> None:
-            while not done.is_set():
-                await self.send()
-                await asyncio.sleep(0.02)  # the pace: nothing is waited for
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(publish())
-            yield
-            done.set()
-
-
-@pytest.fixture
-async def publisher(kafka: KafkaServer, topic: str) -> AsyncIterator[Publisher]:
-    """Give what publishes to the test's topic."""
-    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all")
-    await producer.start()
-    yield Publisher(producer, topic)
-    await producer.stop()
 
 
 async def came(page: Page, name: str, publisher: Publisher) -> list[str]:
@@ -148,11 +47,6 @@ async def killed(gateway: GatewayProcess, balancer: Balancer, publisher: Publish
     gateway.kill()
     await balancer.cut()
     balancer.discards = False
-
-
-async def offline(processor: ProcessorProcess) -> float:
-    """How many messages were for nobody."""
-    return (await outcomes(processor)).get(("offline", ""), 0)
 
 
 async def connections(gateway: GatewayProcess) -> int:

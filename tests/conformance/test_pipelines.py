@@ -19,7 +19,7 @@ from tests.support.processes import GatewayProcess
 
 pytestmark = pytest.mark.anyio
 
-EARLIER: Final = 6
+EARLIER: Final = 12
 """Requests whose answers together are more than the kernel takes for a client that does not read,
 and less than what HTTP lets wait."""
 

@@ -391,6 +391,7 @@ def _judge_message(
             findings.between[standing.name.lower().replace("_", " ")] += 1
         if is_owed and client.is_behind_gap(published):
             findings.behind_gaps += 1
+            findings.show("missing behind a gap", name)
         elif is_owed:
             findings.lost += 1
             findings.show("lost", f"{name} ({', '.join(t.kind for t in outcomes) or 'untold'})")

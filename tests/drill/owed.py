@@ -16,6 +16,9 @@ from typing import Final
 
 #: A message with a shorter TTL may run out while a processor's partitions have no owner.
 LONG_TTL_SECONDS: Final = 60
+#: A node keeps a poll session, with the messages that it has taken, for so long between two polls:
+#: the default of PUSHGATE_POLL_GRACE_SECONDS.
+POLL_HELD_SECONDS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,7 @@ def _wrongs_of(
 ) -> Iterator[str]:
     for session in client.sessions:
         yield from _foreign(client, session, by_payload)
-        if not client.is_polling:  # its poll session may have taken the message in time
-            yield from _too_late(session, by_payload)
+        yield from _too_late(client, session, by_payload)
     streams = [client.payloads] if client.resumes else [s.payloads for s in client.sessions]
     for payloads in streams:
         yield from _repeated_or_disordered([p for p in payloads if p in by_payload], by_payload)
@@ -110,14 +112,38 @@ def _foreign(
             yield f"{_name(message)} is another's"
 
 
-def _too_late(session: Session, by_payload: dict[bytes, Published]) -> Iterator[str]:
-    """A connection that began after the end of a TTL gets the message neither live nor replayed."""
+def _too_late(
+    client: Received, session: Session, by_payload: dict[bytes, Published]
+) -> Iterator[str]:
+    """A connection that began after the end of a TTL gets the message neither live nor replayed.
+
+    Unless a poll session took the message in time, and held it.
+    """
     for payload in session.payloads:
         message = by_payload.get(payload)
         if message is not None and message.ttl_seconds:
             ended_ms = message.published_ms + 1_000 * message.ttl_seconds
-            if session.began_ms > ended_ms:
+            if session.began_ms > ended_ms and not _may_be_held(client, session, ended_ms):
                 yield f"{_name(message)} came {session.began_ms - ended_ms} ms after its TTL"
+
+
+def _may_be_held(client: Received, session: Session, ended_ms: int) -> bool:
+    """Whether the node of a connection may have held a message since before the end of its TTL.
+
+    In the client's poll session: one that was there before, and that the client has never left
+    alone for longer than the session lives between two polls.
+    """
+    if not client.is_polling:
+        return False
+    began = [s.began_ms for s in client.sessions if s.node == session.node]
+    if min(began) > ended_ms:
+        return False
+    held_until_ms = ended_ms + 1_000 * POLL_HELD_SECONDS
+    for at_ms in sorted(at for at in began if ended_ms < at <= session.began_ms):
+        if at_ms > held_until_ms:
+            return False
+        held_until_ms = at_ms + 1_000 * POLL_HELD_SECONDS  # the answer may have been lost
+    return True
 
 
 def _repeated_or_disordered(

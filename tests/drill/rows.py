@@ -2,7 +2,8 @@
 
 No row excuses anything: no message is lost, told wrongly, out of order or twice on a connection, no
 gap is told, and every client is back in the end. (Where docs/protocol.md promises less, the row
-says so: `tells_gaps`, `tells_twice`.) Some rows bound more.
+says so: `tells_gaps`, `tells_twice`. A gap that is told excuses no message that is missing.) Some
+rows bound more.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ async def run(
             *grown,
             max(size for samples in stage.memory.values() for _, size in samples) / 1e6,
         )
-    result.broken = [*_always(result), *(_timed(result) if timed else ())]
+    result.broken = [*broken(result), *(_timed(result) if timed else ())]
     return result
 
 
@@ -240,10 +241,12 @@ def _p99(periods: Collection[Period]) -> float:
     return percentile(seconds, 0.99)
 
 
-def _always(result: Result) -> Iterator[str]:
+def broken(result: Result) -> Iterator[str]:
+    """Give in words what does not hold, and has to in every row."""
     findings = result.findings
     wrong = {
         "lost": findings.lost,
+        "missing behind a gap": findings.behind_gaps,
         "gaps told": 0 if result.row.tells_gaps else findings.gaps,
         **findings.told_wrongly,
         "out of order": findings.disordered,

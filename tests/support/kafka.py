@@ -78,6 +78,8 @@ class KafkaServer:
     missing: str = ""
     #: Where RESTRICTED_USER logs in, of a strict broker.
     sasl_bootstrap: str = ""
+    #: The folder of Apache Kafka's jars, which have its client too; None for another broker.
+    jars: Path | None = None
     _process: subprocess.Popen[bytes] | None = None
     _cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -152,7 +154,9 @@ def _start_apache(jars: Path, *, strict: bool = False) -> KafkaServer:
         cleanup.callback(_end, process)
         _await_start(process, directory / "log")
         # pop_all: from here on it is the server's to clean up.
-        return KafkaServer(bootstrap, "apache", "", sasl_bootstrap, process, cleanup.pop_all())
+        return KafkaServer(
+            bootstrap, "apache", "", sasl_bootstrap, jars, process, cleanup.pop_all()
+        )
     raise AssertionError("unreachable: no exception is suppressed above")
 
 

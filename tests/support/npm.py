@@ -10,14 +10,14 @@ INSTALL_SECONDS: Final = 60.0
 
 
 def install(sources: Path, folder: Path) -> str:
-    """Copy scripts and their lock file to `folder`, and install the packages there.
+    """Copy a folder with a lock file to `folder`, and install the packages there.
 
     Returns what is missing for that, to skip with; empty where nothing is. AssertionError instead
     where PUSHGATE_REQUIRE_NPM is 1.
     """
-    for source in sources.iterdir():
-        if source.is_file():
-            shutil.copy(source, folder)
+    shutil.copytree(
+        sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "dist")
+    )
     missing = _install_packages(folder)
     assert not missing or os.environ.get("PUSHGATE_REQUIRE_NPM") != "1", missing
     return missing

@@ -1,8 +1,7 @@
 """`pushgate dev`: the whole system on embedded parts, from its start to nothing left."""
 
-import os
+import contextlib
 import re
-import signal
 import socket
 import stat
 import subprocess
@@ -15,65 +14,7 @@ import pytest
 from pushgate.embedded import LOOPBACK, tied_to_parent
 from tests.support.kafka import KafkaServer
 from tests.support.processes import free_port, http_status, wait_until
-
-STOP_SECONDS = 15.0
-
-
-class Dev:
-    """One `pushgate dev` in a directory of its own."""
-
-    def __init__(self, directory: Path, **settings: str) -> None:
-        self.directory = directory
-        self.port = free_port()
-        ports = {
-            "PORT": str(self.port),
-            "INTERNAL_PORT": str(free_port()),
-            "PROCESSOR_PORT": str(free_port()),
-        }
-        inherited = {name: v for name, v in os.environ.items() if not name.startswith("PUSHGATE_")}
-        self.inherited = inherited
-        with (directory / "out").open("ab") as out:
-            self.process = subprocess.Popen(
-                tied_to_parent([sys.executable, "-m", "pushgate", "dev"]),
-                env=inherited | {f"PUSHGATE_{name}": v for name, v in (ports | settings).items()},
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def out(self) -> str:
-        return (self.directory / "out").read_text()
-
-    def until_up(self) -> None:
-        def up_or_gone() -> bool:
-            return "pushgate is up" in self.out or self.process.poll() is not None
-
-        wait_until(up_or_gone, "pushgate is up")
-        assert self.process.poll() is None, self.out
-
-    def command(self, *words: str) -> str:
-        """Run another command in the same directory, with nothing in its environment."""
-        done = subprocess.run(
-            [sys.executable, "-m", "pushgate", *words],
-            env=self.inherited,
-            cwd=self.directory,
-            capture_output=True,
-            timeout=20,
-            check=True,
-        )
-        return done.stdout.decode()
-
-    def interrupt(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(STOP_SECONDS)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(STOP_SECONDS)
+from tests.system.dev_process import STOP_SECONDS, Dev
 
 
 @pytest.fixture
@@ -199,7 +140,69 @@ def test_dev_takes_the_redis_and_the_kafka_it_is_given(
 def test_a_port_that_is_taken_is_named(tmp_path: Path, devs: list[Dev]) -> None:
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
-        dev = Dev(tmp_path, PORT=str(port))
+        for setting in ("PORT", "PROCESSOR_PORT", "EMBEDDED_KAFKA_PORT", "EMBEDDED_REDIS_PORT"):
+            (tmp_path / "out").write_text("")
+            dev = Dev(tmp_path, **{setting: str(port)})
+            devs.append(dev)
+            assert dev.process.wait(STOP_SECONDS) == 1
+            assert f"127.0.0.1 port {port}" in dev.out
+            assert f"set PUSHGATE_{setting} to another port" in dev.out
+            assert "Traceback" not in dev.out
+
+
+def test_ports_of_the_embedded_servers_can_be_chosen(tmp_path: Path, devs: list[Dev]) -> None:
+    kafka, redis = free_port(), free_port()
+    dev = Dev(tmp_path, EMBEDDED_KAFKA_PORT=str(kafka), EMBEDDED_REDIS_PORT=str(redis))
+    devs.append(dev)
+    dev.until_up()
+    assert f"kcat -P -b {LOOPBACK}:{kafka} -t push -k alice\n" in dev.out
+    assert f"redis://{LOOPBACK}:{redis}/0" in dev.out
+    assert "another process" not in dev.out
+
+
+def test_a_default_kafka_port_that_is_taken_is_said_with_the_port_in_use(
+    tmp_path: Path, devs: list[Dev]
+) -> None:
+    with taken(9092):
+        dev = Dev(tmp_path)
         devs.append(dev)
-        assert dev.process.wait(STOP_SECONDS) == 1
-        assert f"127.0.0.1 port {port}" in dev.out
+        dev.until_up()
+    host, _, port = dev.bootstrap.partition(":")
+    assert (host, port != "9092") == (LOOPBACK, True)
+    assert f"kcat -P -b {dev.bootstrap} -t push -k alice\n  (port 9092 is " in dev.out
+
+
+@contextlib.contextmanager
+def taken(port: int) -> Iterator[None]:
+    """Hold a port, once no other test holds it."""
+    with contextlib.ExitStack() as held:
+
+        def take() -> bool:
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.create_server((LOOPBACK, port)))
+                return True
+            return False
+
+        wait_until(take, f"port {port} is free")
+        yield
+
+
+def test_a_second_dev_in_the_folder_is_told_so_and_changes_nothing(
+    tmp_path: Path, devs: list[Dev]
+) -> None:
+    first = Dev(tmp_path)
+    devs.append(first)
+    first.until_up()
+    kept = (tmp_path / ".pushgate" / "dev.env").read_text()
+    second = Dev(tmp_path)
+    devs.append(second)
+    assert second.process.wait(STOP_SECONDS) == 1
+    assert f"runs in this folder already (process {first.process.pid};" in first.out
+    assert (tmp_path / ".pushgate" / "dev.env").read_text() == kept
+    assert http_status(first.port, "/") == 200
+    first.process.kill()
+    first.process.wait(STOP_SECONDS)
+    third = Dev(tmp_path)
+    devs.append(third)
+    (tmp_path / "out").write_text("")
+    third.until_up()

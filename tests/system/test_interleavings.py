@@ -32,6 +32,14 @@ from tests.support.processes import GatewayProcess, ProcessorProcess
 from tests.support.proxy import Direction, KafkaProxy, Proxy
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartGateway, StartProcessor
+from tests.system.returning import (
+    RESUMING,
+    Returning,
+    cursor_after,
+    cursor_of,
+    everything,
+    wrong_through,
+)
 from tests.system.steps import (
     administering,
     create,
@@ -41,7 +49,6 @@ from tests.system.steps import (
     until_last,
     until_outcomes,
 )
-from tests.system.test_resume import RESUMING, Returning, cursor_of, everything
 from tests.system.traffic import measure
 
 pytestmark = pytest.mark.anyio
@@ -56,14 +63,6 @@ TEN: Final = [f"message {number}" for number in range(10)]
 async def fault_lasts(seconds: float) -> None:
     """Return after so long: it is the fault's own length, and nothing else is awaited."""
     await asyncio.sleep(seconds)
-
-
-async def cursor_after(transport: str, gateway: GatewayProcess, user: str) -> str:
-    """Connect, and leave with the first cursor."""
-    async with connect(transport, gateway.port, user) as client:
-        with pytest.raises(TimeoutError):
-            await client.next(0.3)  # type: ignore[attr-defined]
-        return cursor_of(client)
 
 
 def as_of_ms(client: Client) -> int:
@@ -579,43 +578,14 @@ async def test_twelve_kills_of_processors_during_a_drain_lose_nothing(
     processors = [await asyncio.to_thread(start_processor) for _ in range(2)]
     users = [f"{user}-{number}" for number in range(20)]
     clients = [Returning(RESUMING[n % 2], name, gateways) for n, name in enumerate(users)]
-    sent: dict[str, list[str]] = {name: [] for name in users}
-    over = asyncio.Event()
-
-    async def publish_steadily() -> None:
-        for number in itertools.count():
-            name = users[number % len(users)]
-            sent[name].append(f"{number}")
-            await backend.send(topic, b"%d" % number, key=name.encode())
-            if over.is_set() and number % len(users) == len(users) - 1:
-                break
-            await asyncio.sleep(0.01)
-        await backend.flush()
 
     async def kill_in_turn() -> None:
         for victim in processors * 6:
             await asyncio.sleep(1.0)
             await asyncio.to_thread(victim.kill)
             await asyncio.to_thread(victim.start, until_ready=False)
-        over.set()
 
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(client.run()) for client in clients]
-        for client in clients:
-            await asyncio.wait_for(client.open.wait(), 10.0)
-        draining = tasks.create_task(asyncio.to_thread(gateways[0].terminate, 40.0))
-        await asyncio.gather(publish_steadily(), kill_in_turn())
-        await draining
-        await eventually(
-            lambda: all(client.got[-1:] == sent[client.user][-1:] for client in clients),
-            "everybody has the last message",
-            timeout_seconds=60.0,
-        )
-        for task in running:
-            task.cancel()
-    wrong = {
-        client.user: (client.transport, len(sent[client.user]), len(client.got), client.gaps)
-        for client in clients
-        if client.got != sent[client.user] or client.gaps
-    }
-    assert not wrong
+    async def fail() -> None:
+        await asyncio.gather(kill_in_turn(), asyncio.to_thread(gateways[0].terminate, 40.0))
+
+    assert not await wrong_through(fail(), clients, backend, topic)

@@ -16,8 +16,8 @@ from tests.support.clients import connect
 from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartProcessor
+from tests.system.returning import RESUMING, cursor_of, everything, gone
 from tests.system.steps import publish, take
-from tests.system.test_resume import RESUMING, cursor_of, everything, gone
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ from tests.support.clients import Client, connect
 from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess
 from tests.system.conftest import StartProcessor
+from tests.system.returning import RESUMING, everything, gone
 from tests.system.steps import publish, publish_all
-from tests.system.test_resume import RESUMING, everything, gone
 
 pytestmark = pytest.mark.anyio
 

@@ -62,13 +62,14 @@ def test_the_files_agree() -> None:
         assert pins(name).items() <= everything.items()
 
 
-@pytest.mark.parametrize("name", ["compressing_proxy", "judges"])
+@pytest.mark.parametrize(
+    "name", ["client", "tests/support/compressing_proxy", "tests/support/judges"]
+)
 def test_every_package_from_npm_has_a_hash_and_no_address(name: str) -> None:
-    folder = ROOT / "tests/support" / name
-    lock = json.loads((folder / "package-lock.json").read_text("utf-8"))
-    project, *packages = lock["packages"].values()
-    assert (
-        project["dependencies"] == json.loads((folder / "package.json").read_text())["dependencies"]
-    )
+    manifest = json.loads((ROOT / name / "package.json").read_text("utf-8"))
+    lock = json.loads((ROOT / name / "package-lock.json").read_text("utf-8"))
+    locked, *packages = lock["packages"].values()
+    for kind in ("dependencies", "devDependencies"):
+        assert locked.get(kind) == manifest.get(kind)
     assert packages
     assert all("integrity" in package and "resolved" not in package for package in packages)

@@ -216,6 +216,13 @@ PRIVATES = (
         "a553619f22d867b5",
     ),
     Private(
+        "aiokafka.consumer.group_coordinator:GroupCoordinator._send_req",
+        "aiokafka",
+        "processor/reading/kafka.py",
+        "called: a heartbeat whose refusal has no effect",
+        "9080c8635d658508",
+    ),
+    Private(
         "aiokafka.consumer.group_coordinator:GroupCoordinator.fetch_committed_offsets",
         "aiokafka",
         "processor/reading/kafka.py",

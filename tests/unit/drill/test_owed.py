@@ -15,7 +15,8 @@ def message(number: int, lane: str = "a", **fields: Any) -> Published:
 
 def client(*sessions: list[Published], resumes: bool = True, **fields: Any) -> Received:
     """Give a client of alice that was there before message 0, and what each connection brought."""
-    made = Received("c", "alice", fields.pop("device", None), resumes, owed_from=0)
+    device = fields.pop("device", None)
+    made = Received("c", "alice", device, resumes, owed_from=0, **fields)
     made.sessions = [Session(0, payloads=[each.payload for each in got]) for got in sessions]
     return made
 
@@ -104,8 +105,38 @@ def test_what_comes_on_a_connection_that_began_after_its_ttl_is_found() -> None:
     assert found(published, received) == []
     received.sessions[0].began_ms = 1_001
     assert found(published, received) == ["message 0 (a, ttl 1) came 1 ms after its TTL"]
-    received.is_polling = True
-    assert found(published, received) == [], "its poll session may have taken it in time"
+
+
+LATE = "message 0 (a, ttl 1) came {} ms after its TTL"
+
+
+@pytest.mark.parametrize(
+    ("connections", "wrong"),
+    [
+        ([("a", 900), ("a", 31_000)], None),
+        ([("a", 900), ("a", 31_001)], LATE.format(30_001)),
+        ([("a", 900), ("a", 31_000), ("a", 61_000)], None),
+        ([("a", 900), ("b", 31_000), ("a", 61_000)], LATE.format(60_000)),
+        ([("b", 900), ("a", 1_500)], LATE.format(500)),
+        ([("a", 1_001)], LATE.format(1)),
+    ],
+    ids=[
+        "a session holds it",
+        "for no longer than a session lives",
+        "again, where an answer was lost",
+        "not where the client left the session alone",
+        "not at a node that it came to later",
+        "not in a session that began later",
+    ],
+)
+def test_a_poll_session_may_hold_a_message_beyond_its_ttl_for_as_long_as_it_lives(
+    connections: list[tuple[str, int]], wrong: str | None
+) -> None:
+    published = [message(0, ttl_seconds=1)]
+    received = client(is_polling=True)
+    received.sessions = [Session(began_ms, node) for node, began_ms in connections]
+    received.sessions[-1].payloads = [published[0].payload]
+    assert found(published, received) == ([] if wrong is None else [wrong])
 
 
 def test_a_ttl_of_0_is_owed_to_a_connection_that_was_there_and_stays() -> None:

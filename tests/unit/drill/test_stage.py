@@ -7,7 +7,7 @@ import pytest
 
 from tests.drill.accounts import Findings
 from tests.drill.faults import most_in_a_second
-from tests.drill.rows import ROWS, Result
+from tests.drill.rows import ROWS, Result, Row, broken
 from tests.drill.stage import Plan, peak_growth, resident_bytes
 from tests.support.processes import PushgateProcess
 
@@ -62,3 +62,11 @@ def test_one_bad_pair_is_no_ratio() -> None:
 
 def test_where_nothing_is_compared_there_is_no_ratio() -> None:
     assert math.isnan(result_of().p99_ratio)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_no_row_takes_a_gap_for_an_excuse(row: Row) -> None:
+    findings = Findings(owed=1, gaps=1, behind_gaps=1)
+    result = Result(row, Plan(), findings, 0.0, [], 0.0, 0.0, 0.0, 0.0, 0.0)
+    told = [] if row.tells_gaps else ["1 gaps told"]
+    assert list(broken(result)) == ["1 missing behind a gap", *told]

@@ -16,7 +16,8 @@ def test_the_help_lists_every_command_with_a_sentence() -> None:
     assert result.exit_code == 0
     listed = result.output.partition("Commands:")[2].split("\n")
     sentences = {line.split()[0]: line.split()[1:] for line in listed if line.strip()}
-    assert set(sentences) == {"dev", "gateway", "processor", "send", "listen", "token", "audit"}
+    servers, tools = {"dev", "gateway", "processor"}, {"send", "listen", "token", "audit"}
+    assert set(sentences) == {*servers, *tools, "completion"}
     assert all(sentences.values())
 
 

@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
-import httpx
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from gateway.connections.cursor import read_cursor
-from pushgate.client import Message, Place, poll, sse, websocket
+from pushgate.client import Message, Place, Refused, poll, sse, websocket
 
 pytestmark = pytest.mark.anyio
 
@@ -124,12 +123,15 @@ async def test_an_event_that_is_cut_off_is_no_message() -> None:
     assert await received(b"id: m-1\ndata: whole\n\nid: m-2\ndata: cut\n") == [message("whole")]
 
 
-async def test_a_refusal_is_raised_with_its_status() -> None:
-    refusal = b"HTTP/1.1 401 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+@pytest.mark.parametrize("transport", [websocket, sse, poll])
+async def test_a_refusal_is_raised_with_its_status_and_reason(
+    transport: Callable[[str, str], AsyncIterator[Message]],
+) -> None:
+    refusal = b"HTTP/1.1 401 X\r\ncontent-length: 6\r\nconnection: close\r\n\r\nno exp"
     async with serving(refusal) as server:
-        with pytest.raises(httpx.HTTPStatusError) as caught:
-            await anext(sse(server.url, "token"))
-    assert caught.value.response.status_code == 401
+        with pytest.raises(Refused) as caught:
+            await anext(transport(server.url, "token"))
+    assert (caught.value.status, caught.value.reason) == (401, "no exp")
 
 
 async def test_a_heartbeat_is_no_message_with_an_id_or_without() -> None:
@@ -256,5 +258,6 @@ async def test_a_poll_goes_on_with_its_session_and_tells_of_a_gap() -> None:
     async with serving(answer % (len(body), body)) as server:
         assert await first_ids(poll(server.url, "token", place), 2) == ["m-1", "m-1"]
         assert await first_ids(poll(server.url, "token", place), 1) == ["m-1"]
-    assert server.targets == ["/poll", "/poll?cursor=k.1", "/poll?cursor=k.1"]
+    # The first poll of a client is answered at once: then the client is connected.
+    assert server.targets == ["/poll?wait=0", "/poll?cursor=k.1", "/poll?cursor=k.1&wait=0"]
     assert len(gaps) == 3

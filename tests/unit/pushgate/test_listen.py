@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Final
@@ -30,7 +31,9 @@ def answering(*streams: bytes) -> Iterator[tuple[str, list[str]]]:
         def do_GET(self) -> None:
             targets.append(self.path)
             if not left:
-                self.send_error(401)
+                self.send_response(401)
+                self.end_headers()
+                self.wfile.write(b"no such token\n")
                 return
             self.send_response(200)
             self.end_headers()
@@ -47,12 +50,14 @@ def answering(*streams: bytes) -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def listened(monkeypatch: pytest.MonkeyPatch, *streams: bytes) -> tuple[Result, list[str]]:
+def listened(
+    monkeypatch: pytest.MonkeyPatch, *streams: bytes, flags: Sequence[str] = ()
+) -> tuple[Result, list[str]]:
     """Run it until it is refused; give what it said, and what it asked for."""
     monkeypatch.setattr(listen_module, "_RECONNECT_SECONDS", 0.0)
     with answering(*streams) as (url, targets):
-        flags = ["--transport", "sse", "--url", url, "--jwt-secret", "x" * 32]
-        return CliRunner().invoke(cli, ["listen", "alice", *flags]), targets
+        given = ["--transport", "sse", "--url", url, "--jwt-secret", "x" * 32, *flags]
+        return CliRunner().invoke(cli, ["listen", "alice", *given]), targets
 
 
 def test_after_the_end_of_a_connection_it_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +71,16 @@ def test_after_the_end_of_a_connection_it_resumes(monkeypatch: pytest.MonkeyPatc
     assert targets == ["/sse", "/sse?cursor=a1%2Cpush-0-5", "/sse?cursor=a2%2Cpush-0-6"]
     assert result.stderr.count("the connection ended; connecting again to resume\n") == 2
     assert "missed" not in result.stderr
+    assert result.stderr.count("connected as alice by sse\n") == 2
+    assert "refused with 401: no such token" in result.stderr
 
 
 def test_it_says_where_messages_were_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     gap = b"event: pushgate.gap\ndata: {}\n\n"
     result, targets = listened(monkeypatch, CURSOR % b"a1", CURSOR % b"a2" + gap, BARE + BARE)
     assert targets == ["/sse", "/sse?cursor=a1", "/sse?cursor=a2", "/sse"]
-    said = [line.partition(": ")[2] for line in result.stderr.splitlines() if "http://" in line]
+    lines = [line for line in result.stderr.splitlines() if "connected as" not in line]
+    said = [line.partition(": ")[2] for line in lines if "http://" in line]
     assert said[:5] == [
         "the connection ended; connecting again to resume",
         "messages were missed here",
@@ -80,3 +88,37 @@ def test_it_says_where_messages_were_missed(monkeypatch: pytest.MonkeyPatch) -> 
         "messages were missed here",
         "the connection ended; connecting again",
     ]
+
+
+HI = b"event: greeting\ndata: hi\nid: a1,push-0-5 m1\n\n"
+BYTES = (
+    b"event: pushgate.binary\n"
+    b'data: {"id": "m2", "type": null, "data": "/w==", "encoding": "base64"}\n'
+)
+
+
+def test_json_has_the_form_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = CURSOR % b"a1" + HI + BYTES + b"id: a1,push-0-6 m2\n\n"
+    result, _ = listened(monkeypatch, stream, flags=["--json"])
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"id": "m1", "type": "greeting", "data": "hi"},
+        {"id": "m2", "type": None, "data": "/w==", "encoding": "base64"},
+    ]
+
+
+def test_it_ends_after_as_many_messages_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, targets = listened(monkeypatch, CURSOR % b"a1" + HI + HI + HI, flags=["--count", "2"])
+    assert (result.exit_code, result.stdout, len(targets)) == (0, "hi\nhi\n", 1)
+
+
+def test_a_token_that_the_gateway_would_refuse_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result, targets = listened(monkeypatch, flags=["--device", ""])
+    assert (result.exit_code, targets) == (1, [])
+    assert "device is no device name" in result.stderr
+
+
+def test_a_payload_takes_no_terminal_over() -> None:
+    readable = listen_module._readable("a\tb\x1b[2J\n\u202eé".encode() + b"\xff")
+    assert readable == "a\tb\\x1b[2J\\n\\u202eé\\xff"

@@ -23,6 +23,7 @@ from pushgate.settings import (
 from tests.support.certificate import write_certificate
 
 COMMANDS: dict[str, type[BaseSettings]] = {
+    "dev": DevSettings,
     "gateway": GatewayCommandSettings,
     "processor": ProcessorCommandSettings,
     "send": SendSettings,
@@ -233,7 +234,7 @@ def test_a_setting_that_holds_a_secret_has_no_default_to_show(command: str, name
     field = COMMANDS[command].model_fields[name]
     if any(word in name for word in ("secret", "password")):
         assert field.annotation in (SecretStr, SecretStr | None)
-        assert field.is_required() or field.default is None
+        assert field.is_required() or field.default_factory or field.default is None
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -260,4 +261,33 @@ def test_a_flag_that_is_not_given_is_not_passed_on() -> None:
         seen.update(flags)
 
     assert CliRunner().invoke(command, []).exit_code == 0
-    assert seen == {"jwt_secret": None}
+    assert seen == dict.fromkeys(TokenSettings.model_fields)
+
+
+def test_a_boolean_is_a_flag_without_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    @click.command()
+    @settings_options(GatewayCommandSettings)
+    def command(**flags: Any) -> None:
+        seen.append(load(GatewayCommandSettings, flags | SECRETS).log_json)
+
+    monkeypatch.setenv("PUSHGATE_LOG_JSON", "true")
+    for words in (["--log-json"], ["--no-log-json"], []):
+        assert CliRunner().invoke(command, words).exit_code == 0
+    assert seen == [True, False, True]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_shows_no_pythons_own_words(command: str) -> None:
+    shown = CliRunner().invoke(cli, [command, "--help"]).output
+    for word in ("PydanticUndefined", "[None]", "[]", "[True]", "[False]"):
+        assert word not in shown
+
+
+def test_the_help_of_dev_shows_what_holds_there() -> None:
+    shown = " ".join(CliRunner().invoke(cli, ["dev", "--help"]).output.split())
+    for default in ("[127.0.0.1]", "[earliest]", "[push.outcomes]", "[9092]", "if not set."):
+        assert default in shown
+    for elsewhere in ("[redis://localhost:6379/0]", "[localhost:9092]", "[end]", "[0.0.0.0]"):
+        assert elsewhere not in shown

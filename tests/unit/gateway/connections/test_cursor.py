@@ -13,6 +13,7 @@ from gateway.connections.cursor import (
     Cursor,
     base36,
     cursor_text,
+    move,
     read_cursor,
 )
 
@@ -136,3 +137,13 @@ def test_of_two_positions_in_one_partition_the_later_counts() -> None:
     cursor = read_cursor("k,push-0-9,push-0-4")
     assert cursor is not None
     assert cursor.positions == {("push", 0): 9}
+
+
+def test_a_position_moves_forward_alone_and_the_newest_stands_last() -> None:
+    positions = {("a", 0): 5, ("b", 0): 7}
+    move(positions, ("a", 0, 6))
+    assert list(positions.items()) == [(("b", 0), 7), (("a", 0), 6)]
+    move(positions, ("b", 0, 3))
+    assert list(positions.items()) == [(("a", 0), 6), (("b", 0), 7)]
+    move(positions, ("c", 1, 0))
+    assert list(positions.items())[-1] == (("c", 1), 0)

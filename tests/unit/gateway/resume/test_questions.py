@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import msgspec
 import pytest
@@ -310,17 +311,65 @@ async def test_a_processor_with_a_few_asks_to_answer_is_left_out_and_the_others_
     assert len(busy.asks) == MOST_ASKS
 
 
-async def test_behind_an_ask_questions_gather_for_10_ms_and_no_longer(
-    node: Node, link: FakeLink
-) -> None:
+async def next_ask(node: Node) -> asyncio.Handle:
+    """Wait until the next ask is about to be made; give its handle."""
+    async with asyncio.timeout(5):
+        while node.questions._soon is None:  # noqa: ASYNC110 - the handle lasts a turn
+            await asyncio.sleep(0)
+    return node.questions._soon
+
+
+async def test_asks_are_20_ms_apart_and_no_further(node: Node, link: FakeLink) -> None:
     node.come_back("first")
     await link.asked()
-    node.questions._ask_soon()  # as for a further connection
-    timer = node.questions._timer
-    assert timer is not None
-    assert timer.when() - asyncio.get_running_loop().time() < 0.015, "uvloop rounds to 1 ms"
+    node.questions.answered(link, answer(link, {0: 5}))
+    for user in ("second", "third"):
+        node.come_back(user)
+    timer = cast("asyncio.TimerHandle", await next_ask(node))
+    assert 0.015 < timer.when() - node.questions._asked_at < 0.025, "uvloop rounds to 1 ms"
+    assert [q.user for q in (await link.asked(2)).questions] == ["second", "third"]
+
+
+async def test_after_a_pause_a_client_is_asked_for_at_once(node: Node, link: FakeLink) -> None:
+    node.come_back("first")
+    await link.asked()
+    node.questions._asked_at -= 0.02
     node.come_back("second")
+    assert not hasattr(await next_ask(node), "when"), "in the next turn, and no timer's"
     assert [q.user for q in (await link.asked(2)).questions] == ["second"]
+
+
+async def test_clients_of_one_turn_are_asked_for_together(node: Node, link: FakeLink) -> None:
+    for number in range(5):
+        node.come_back(f"u{number}")
+    assert [q.user for q in (await link.asked()).questions] == [f"u{n}" for n in range(5)]
+
+
+async def test_an_answer_for_many_is_taken_a_part_in_each_turn_of_the_loop(
+    node: Node, link: FakeLink
+) -> None:
+    clients = [node.come_back(f"u{number}") for number in range(50)]
+    await link.asked()
+    node.questions.answered(link, answer(link, {0: 5}))
+    through = [sum(client.is_through for client in clients)]
+    for _ in range(2):
+        await asyncio.sleep(0)
+        through.append(sum(client.is_through for client in clients))
+    assert through == [20, 40, 50], "pushes go on between two turns"
+
+
+async def test_the_second_answer_of_a_link_that_is_being_taken_counts_no_more(
+    node: Node, link: FakeLink
+) -> None:
+    clients = [node.come_back(f"u{number}") for number in range(50)]
+    await link.asked()
+    for _ in range(2):
+        node.questions.answered(link, answer(link, {0: 5}))
+    node.questions.leave(link)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert all(client.is_through for client in clients), "taken to its end, though the link is gone"
+    assert [len(ask.questions) for ask in link.asks] == [50]
 
 
 async def test_an_ask_fits_its_frame_whatever_cursors_clients_bring(
@@ -801,6 +850,7 @@ async def test_while_the_registry_is_away_the_client_waits_and_is_told_in_the_en
 
     turn = asyncio.sleep
     monkeypatch.setattr(node.node.registrar, "findable", never)
+    monkeypatch.setattr(node.node.registrar, "is_findable", lambda _: False)
     monkeypatch.setattr("gateway.resume.questions.asyncio.sleep", no_pause)
     client = node.come_back()
     node.live_message(7)

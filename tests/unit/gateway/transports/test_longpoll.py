@@ -25,7 +25,7 @@ class Poll:
         self.parked: ParkedPoll | None = None
         self.said_goodbye = False
         came_with = read_poll_cursor(cursor) if cursor else None
-        found = node.sessions.find(came_with, node.who)
+        found = node.sessions.take_up(came_with, node.who)
         self.session = found or node.open(gap=bool(cursor))
         body = self.session.poll(came_with if found else None)
         if body is not None or not wait or self.session.state is not State.OPEN:
@@ -103,8 +103,8 @@ class Node:
         session.begin(gap=gap)
         return session
 
-    def find(self, cursor: str, who: Identity | None = None) -> PollSession | None:
-        return self.sessions.find(read_poll_cursor(cursor), who or self.who)
+    def take_up(self, cursor: str, who: Identity | None = None) -> PollSession | None:
+        return self.sessions.take_up(read_poll_cursor(cursor), who or self.who)
 
     def poll(self, cursor: str | None = None, *, wait: float = 25.0, persists: bool = True) -> Poll:
         return Poll(self, cursor, wait, persists=persists)
@@ -332,13 +332,13 @@ def test_a_token_of_another_device_does_not_speak_for_a_session(node: Node) -> N
     other = Identity(node.who.user, "another device", node.who.expires_at)
     assert start.session.belongs_to(node.who)
     assert not start.session.belongs_to(other)
-    assert node.find(start.cursor, other) is None
+    assert node.take_up(start.cursor, other) is None
 
 
 def test_a_later_token_of_the_same_user_and_device_speaks_for_a_session(node: Node) -> None:
     start = node.poll(wait=0)
     later = Identity(node.who.user, node.who.device, node.who.expires_at + 600)
-    assert node.find(start.cursor, later) is start.session
+    assert node.take_up(start.cursor, later) is start.session
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_later_token_of_the_same_user_and_device_speaks_for_a_session(node: No
 def test_an_unknown_cursor_gives_a_new_session_and_a_gap(node: Node, cursor: str) -> None:
     known = node.poll(wait=0)
     given = cursor.replace("{key}", known.session.key)
-    assert node.find(given) is None
+    assert node.take_up(given) is None
     if given:
         poll = node.poll(given)
         assert poll.session is not known.session
@@ -363,13 +363,13 @@ def test_an_acknowledged_cursor_is_unknown(node: Node) -> None:
     first = node.poll(start.cursor)
     node.push(start.session, "two")
     node.poll(first.cursor)
-    assert node.find(start.cursor) is None
+    assert node.take_up(start.cursor) is None
 
 
 def test_the_cursor_of_another_user_opens_nothing_of_theirs(node: Node) -> None:
     theirs = node.poll(wait=0)
-    assert node.find(theirs.cursor, identity("mallory")) is None
-    assert node.find(theirs.cursor) is theirs.session
+    assert node.take_up(theirs.cursor, identity("mallory")) is None
+    assert node.take_up(theirs.cursor) is theirs.session
 
 
 def test_cursors_can_not_be_guessed(node: Node) -> None:
@@ -397,7 +397,7 @@ def test_a_close_answers_the_parked_poll_and_ends_the_session(node: Node) -> Non
     assert node.keeper.released == ["node is leaving"]
     assert node.keeper.forgotten == 1
     assert node.keeper.wake_in is None
-    assert node.find(poll.cursor) is None
+    assert node.take_up(poll.cursor) is None
 
 
 def test_a_close_is_the_last_answer_of_its_connection(node: Node) -> None:
@@ -425,7 +425,7 @@ def test_a_session_that_is_to_part_is_answered_at_once_and_over(node: Node) -> N
     poll.session.part(GOING_AWAY, 5.0)
     assert (poll.data, poll.last) == (["one"], True)
     assert node.keeper.released == ["node is leaving"]
-    assert node.find(poll.cursor) is None
+    assert node.take_up(poll.cursor) is None
 
 
 @pytest.mark.parametrize("texts", [[], ["two"], ["two", "three"]])
@@ -442,7 +442,7 @@ def test_a_session_that_is_to_part_between_two_polls_ends_with_its_next_answer(
     last = node.poll(first.cursor)
     assert (last.data, last.said_goodbye) == (texts, True)
     assert node.keeper.released == ["node is leaving"]
-    assert node.find(last.cursor) is None
+    assert node.take_up(last.cursor) is None
     assert node.keeper.unsent_messages == []
 
 

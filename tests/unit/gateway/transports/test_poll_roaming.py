@@ -42,7 +42,7 @@ class Node:
         """Poll without a wait, as the way in does; return the answer."""
         self.keeper.cursors = base36(self.now_ms)
         came_with = read_poll_cursor(cursor) if cursor else None
-        session = self.sessions.find(came_with, identity(user))
+        session = self.sessions.take_up(came_with, identity(user))
         if session is None:
             if came_with is not None and self.sessions.holds(came_with):
                 came_with = None

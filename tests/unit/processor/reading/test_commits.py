@@ -226,13 +226,35 @@ async def test_every_commit_has_the_note_as_metadata() -> None:
 # Proofs of ownership
 
 
-def proving(consumer: FlakyConsumer, places: dict[TopicPartition, int]) -> Commits:
-    commits = Commits()
+class FakeGroup:
+    """A group that accepts heartbeats, or refuses them, or does not answer."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.beats = 0
+        self.answer: bool | Exception = True
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def is_accepted(self) -> bool:
+        self.beats += 1
+        await self.gate.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def proving(
+    consumer: FlakyConsumer, places: dict[TopicPartition, int], group: FakeGroup | None = None
+) -> Commits:
+    """Give commits that prove, also by heartbeats where there is a group."""
+    commits = Commits(clock=lambda: group.now if group else 0.0)
     commits.use(
         cast("AIOKafkaConsumer", consumer),
         note="n",
         places=lambda: places,
         word=lambda partition: f"word-{partition.partition}",
+        is_accepted=group.is_accepted if group else None,
     )
     return commits
 
@@ -387,6 +409,94 @@ async def test_a_question_that_is_given_up_hinders_neither_a_loss_nor_other_proo
     consumer.gate.set()
     async with asyncio.timeout(5):
         assert await commits.prove()
+
+
+# Proofs by heartbeats
+
+
+async def test_where_a_commit_has_succeeded_lately_a_heartbeat_proves_as_much() -> None:
+    consumer, group = FlakyConsumer(), FakeGroup()
+    commits = proving(consumer, {A: 5}, group)
+    assert await commits.prove()
+    assert (consumer.commits, group.beats) == (1, 0), "no commit was there yet"
+    group.now = 2.9
+    assert await commits.prove(lone=True)
+    assert (consumer.commits, group.beats) == (1, 1)
+    group.now = 3.0
+    assert await commits.prove(lone=True)
+    assert (consumer.commits, group.beats) == (2, 1), "half of a session time-out has passed"
+
+
+async def test_the_start_of_a_commit_counts_for_heartbeats_and_not_its_end() -> None:
+    consumer, group = FlakyConsumer(), FakeGroup()
+    commits = proving(consumer, {A: 5}, group)
+    consumer.gate.clear()
+    first = asyncio.create_task(commits.prove())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    group.now = 3.0
+    consumer.gate.set()
+    assert await first
+    assert await commits.prove(lone=True)
+    assert (consumer.commits, group.beats) == (2, 0)
+
+
+async def test_where_something_is_to_be_committed_the_commit_proves() -> None:
+    consumer, group = FlakyConsumer(), FakeGroup()
+    commits = proving(consumer, {A: 5}, group)
+    assert await commits.prove()
+    commits.finished({A: 6})
+    assert await commits.prove(lone=True)
+    assert (consumer.commits, group.beats) == (2, 0)
+    assert consumer.committed == {A: 6}
+
+
+@pytest.mark.parametrize("answer", [False, KafkaError("injected"), TimeoutError()])
+async def test_a_heartbeat_that_is_not_accepted_proves_nothing_and_a_commit_decides(
+    answer: bool | Exception,
+) -> None:
+    consumer, group = FlakyConsumer(), FakeGroup()
+    commits = proving(consumer, {A: 5}, group)
+    assert await commits.prove()
+    group.answer = answer
+    assert not await commits.prove(lone=True)
+    assert (consumer.commits, group.beats) == (1, 1)
+    assert await commits.prove(lone=True)
+    assert (consumer.commits, group.beats) == (2, 1)
+
+
+async def test_all_that_wait_share_a_heartbeat_that_begins_later() -> None:
+    """This member may have been frozen since an earlier heartbeat was sent."""
+    consumer, group = FlakyConsumer(), FakeGroup()
+    commits = proving(consumer, {A: 5}, group)
+    assert await commits.prove()
+    group.gate.clear()
+    first = asyncio.create_task(commits.prove(lone=True))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    others = [asyncio.create_task(commits.prove()) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert group.beats == 1
+    group.gate.set()
+    async with asyncio.timeout(5):
+        assert all(await asyncio.gather(first, *others))
+    assert (consumer.commits, group.beats) == (1, 2)
+
+
+async def test_when_partitions_are_lost_a_heartbeat_under_way_proves_nothing() -> None:
+    consumer, group = FlakyConsumer(), FakeGroup()
+    commits = proving(consumer, {A: 5}, group)
+    assert await commits.prove()
+    group.gate.clear()
+    proof = asyncio.create_task(commits.prove(lone=True))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    commits.forget()
+    async with asyncio.timeout(5):
+        assert not await proof
+    group.gate.set()
+    assert await commits.prove()
+    assert (consumer.commits, group.beats) == (2, 1), "whose partitions they are, a commit says"
 
 
 async def test_a_claim_stands_behind_the_partitions_word_and_leaves_room_for_it() -> None:
