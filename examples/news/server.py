@@ -38,8 +38,7 @@ async def subscribe(request):
     user, section = request.query_params["user"], request.query_params["section"]
     subscribers[section].add(user)
     claims = {"sub": user, "exp": int(time.time()) + 8 * 3600}
-    token = jwt.encode(claims, SECRET)
-    return JSONResponse({"token": token})
+    return JSONResponse({"token": jwt.encode(claims, SECRET)})
 
 
 async def publish(request):
