@@ -26,6 +26,8 @@ from starlette.status import HTTP_403_FORBIDDEN
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import metrics
+from gateway.connections.closes import DISCONNECTED, GOING_AWAY
+from gateway.connections.connection import Connection
 from gateway.connections.node import GatewayNode
 from gateway.http.detach import exchange_of
 from gateway.http.direct import Direct, Respond
@@ -41,6 +43,11 @@ from registry.resume import RESUME_PATH
 _LOG_SECONDS: Final = 60.0
 #: How many users `GET /connections` lists in one turn of the event loop.
 USERS_A_TURN: Final = 1_000
+#: How many connections of one user are listed at most: a user may have every connection of a node.
+MOST_LISTED: Final = 1_000
+_CONNECTIONS_OF: Final = "/connections/"
+#: With what `DELETE /connections/{user}` ends connections, by the parameter `code`.
+_ENDS: Final = {str(close.code): close for close in (DISCONNECTED, GOING_AWAY)}
 
 log = structlog.get_logger("gateway.internal")
 
@@ -264,9 +271,16 @@ def _misdirected(node: Node) -> HTTPException:
 class _Operations:
     """The routes for operators: metrics, drain, connected users."""
 
-    def __init__(self, node: GatewayNode, *, drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: GatewayNode,
+        *,
+        drain: Callable[[], None],
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1_000),
+    ) -> None:
         self._node = node
         self._drain = drain
+        self._now_ms = now_ms
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
@@ -274,7 +288,8 @@ class _Operations:
             Route("/metrics", self.exposition, methods=["GET"]),
             Route("/drain", self.start_drain, methods=["POST"]),
             Route("/connections", self.connections, methods=["GET"]),
-            Route("/connections/{user:path}", self.disconnect, methods=["DELETE"]),
+            Route(_CONNECTIONS_OF + "{user:path}", self.connections_of, methods=["GET"]),
+            Route(_CONNECTIONS_OF + "{user:path}", self.disconnect, methods=["DELETE"]),
         ]
 
     async def exposition(self, request: Request) -> Response:  # noqa: ARG002
@@ -290,11 +305,58 @@ class _Operations:
         """`GET /connections`: the node's users with their numbers of connections."""
         return StreamingResponse(_listing(self._node), media_type="application/json")
 
+    async def connections_of(self, request: Request) -> Response:
+        """`GET /connections/{user}`: MOST_LISTED of the user's connections, and how many there are.
+
+        A user without a connection has an empty list.
+        """
+        user = _user_in_path(request.scope["raw_path"], _CONNECTIONS_OF)
+        identity, connections = self._node.identity, self._node.hub.of(user)
+        listed = [_listed(held, self._now_ms()) for held in connections[:MOST_LISTED]]
+        listing = _UserListing(identity.name, identity.epoch, user, len(connections), listed)
+        return Response(msgspec.json.encode(listing), media_type="application/json")
+
     async def disconnect(self, request: Request) -> Response:
-        """`DELETE /connections/{user}?device=D`: end the user's connections, or the device's."""
-        user = _user_in_path(request.scope["raw_path"], "/connections/")
-        closed = self._node.disconnect(user, request.query_params.get("device"))
+        """`DELETE /connections/{user}?device=D&id=I&code=C`: end the user's connections.
+
+        All, those of a device, or one by its id in the listing; with 4003, or with 1001.
+        """
+        user = _user_in_path(request.scope["raw_path"], _CONNECTIONS_OF)
+        query = request.query_params
+        close = _ENDS.get(query.get("code", str(DISCONNECTED.code)))
+        if close is None:
+            raise HTTPException(400, f"code is one of {', '.join(_ENDS)}")
+        closed = self._node.disconnect(
+            user, device=query.get("device"), connection_id=query.get("id"), close=close
+        )
         return JSONResponse({"closed": closed}, 200 if closed else 404)
+
+
+class _Listed(msgspec.Struct):
+    """A connection in the listing of its user."""
+
+    id: str
+    transport: str  # websocket, sse or poll
+    device: str | None
+    state: str  # opening, open, parting
+    since_ms: int  # epoch ms, to a tick: when the node took the connection in
+    age_ms: int
+
+
+class _UserListing(msgspec.Struct):
+    """The answer to `GET /connections/{user}`."""
+
+    node: str
+    epoch: str
+    user: str
+    total: int  # all connections of the user to this node
+    connections: list[_Listed]
+
+
+def _listed(held: Connection, now_ms: int) -> _Listed:
+    age_ms = max(0, now_ms - held.held_since_ms)
+    state = held.state.name.lower()
+    return _Listed(held.id, held.transport, held.device, state, held.held_since_ms, age_ms)
 
 
 async def _listing(node: GatewayNode) -> AsyncIterator[bytes]:

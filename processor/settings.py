@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
@@ -157,6 +158,11 @@ class ProcessorSettings(CallSettings, RecordSettings):
             "room.",
         ),
     ] = 10.0
+
+    @property
+    def processor_name(self) -> str:
+        """This processor's name in reports: host name and port, as of a gateway."""
+        return f"{socket.gethostname()[:50]}-{self.processor_port}"
 
     @property
     def weights(self) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Final
 import click
 from dotenv import dotenv_values
 from pydantic import SecretStr
+from starlette.routing import BaseRoute
 
 from gateway.server import Gateway
 from processor.server import Processor
@@ -82,10 +83,11 @@ async def run(settings: DevSettings, *, kept: Path = Path(DEV_FILE)) -> None:
         publisher = await stack.enter_async_context(publishing(settings))
         registry = RedisRegistry(settings.redis_url, access=settings.redis_access)
         stack.push_async_callback(registry.close)
-        demo = []
+        demo: list[BaseRoute] = []
         if settings.host in _LOOPBACK:  # the demo page mints tokens for anyone who reaches it
-            secret = settings.jwt_secret.get_secret_value()
-            demo = demo_routes(publisher=publisher, jwt_secret=secret, registry=registry)
+            demo = await stack.enter_async_context(
+                demo_routes(settings, publisher=publisher, registry=registry)
+            )
         console = Console(settings, click.echo, clock=time.monotonic)
         gateway = Gateway(settings, extra_routes=demo, refused=console.refused)
         processor = Processor(settings, observer=console)

@@ -137,6 +137,7 @@ class Connection:
         "cursor",
         "device",
         "expiry_tick",
+        "held_since_ms",
         "screen",
         "slot",
         "state",
@@ -160,12 +161,21 @@ class Connection:
         #: no room for, and where none came lately. NO_CURSOR where the client gets no cursors.
         self.cursor: str | None = None
         self.screen: Screen | None = None  # of a client that has come back with a cursor
+        self.held_since_ms = 0  # epoch ms, set by the node: when the connection was taken in
         self.slot = -1  # the connection's slot in the clock's wheel; -1: in no slot
         self.wake_tick = self.age_tick = self.expiry_tick = NEVER
         self.warned = False  # whether the client was asked for a new token
         # Why the connection ended; in PARTING, why it is closed where the client stays.
         self._reason = TOO_OLD.reason
         self._keeper = keeper
+
+    @property
+    def id(self) -> str:
+        """The connection's name in listings: no other connection of the node has it now.
+
+        Memory is used again by a later connection, which began at another time.
+        """
+        return f"{self.held_since_ms:x}-{id(self):x}"
 
     @property
     def takes_messages(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Final, ParamSpec
 from gateway import metrics
 from gateway.connections.admission import Admission
 from gateway.connections.as_of import AsOf
-from gateway.connections.closes import DISCONNECTED, GOING_AWAY
+from gateway.connections.closes import DISCONNECTED, GOING_AWAY, Close
 from gateway.connections.connection import (
     Bounds,
     Connection,
@@ -98,6 +98,8 @@ class GatewayNode:
         self._identify = identify
         self._clock = clock
         self._wall_clock = wall_clock
+        # The time of the last tick, in epoch ms: one object that all connections of a tick share.
+        self._tick_ms = int(wall_clock() * 1_000)
 
     @property
     def status(self) -> str:
@@ -147,6 +149,7 @@ class GatewayNode:
         `expires_at` is the expiry of the token (Unix time, seconds), `address` the client's.
         """
         connection.address = self.admission.count_in(address)
+        connection.held_since_ms = self._tick_ms
         if (replaced := self._replaceable(connection.user)) is not None:
             self._parting[connection.user][replaced] = True
         self.empty.clear()
@@ -266,13 +269,28 @@ class GatewayNode:
         self.admission.memory.pushed(size, self._clock())
         self.hub.is_short_of_memory = self.admission.memory.reached
 
-    def disconnect(self, user: str, device: str | None) -> int:
-        """Close the connections of a user, or of a device of the user; return their number."""
+    def disconnect(
+        self,
+        user: str,
+        *,
+        device: str | None = None,
+        connection_id: str | None = None,
+        close: Close = DISCONNECTED,
+    ) -> int:
+        """End the connections of a user, of a device, or one connection; return their number.
+
+        With GOING_AWAY clients are told to reconnect at once, as in a drain.
+        """
         connections = [
-            held for held in self.hub.of(user) if device is None or held.device == device
+            held
+            for held in self.hub.of(user)
+            if device in (None, held.device) and connection_id in (None, held.id)
         ]
         for connection in connections:
-            _apart(connection, connection.close, DISCONNECTED)
+            if close is GOING_AWAY:
+                _apart(connection, connection.part, close, 0.0)
+            else:
+                _apart(connection, connection.close, close)
         return len(connections)
 
     def tell_all_of_gap(self) -> None:
@@ -283,6 +301,7 @@ class GatewayNode:
     def advance(self) -> None:
         """Do everything that is due for connections, for admission and for a drain."""
         now = self._clock()
+        self._tick_ms = int(self._wall_clock() * 1_000)
         self.sweep.advance(now)
         for connection in self.slowness.advance(now):
             _apart(connection, connection.too_slow)

@@ -52,18 +52,22 @@ class Report(msgspec.Struct, gc=False, omit_defaults=True):
     """A record's value in the outcomes topic, as JSON; the key is the user. Times in epoch ms.
 
     `topic`, `partition` and `offset` are those of the message's own record; `settled_ms` is when
-    the outcome was known. A report of a replayed message has no time of publication.
+    the outcome was known, `ms` how long after the publication. A report of a replayed message has
+    no time of publication.
     """
 
     id: str
     outcome: str
     reason: str | None
     node: str | None  # the first node that took the message
+    nodes: list[str]  # all nodes that took the message
+    processor: str
     device: str | None  # the device that the message was for
     connections: int  # connections that took the message
     missed: int  # nodes with connections of the user that may be without the message
     published_ms: int | None
     settled_ms: int
+    ms: int | None  # 0 at least, whatever the clocks of publisher and processor say
     topic: str
     partition: int
     offset: int
@@ -131,6 +135,7 @@ class Outcomes:
         Outcomes are counted and reported only while `membership` is certain: in doubt, another
         member may be doing so.
         """
+        self._processor = settings.processor_name
         self._membership = membership
         self._advanced = advanced
         self._spawn = spawn
@@ -163,7 +168,7 @@ class Outcomes:
         elif held:
             now_ms = self._now_ms()
             pairs = zip(held, outcomes, strict=True)
-            reports = [_report(message, result, now_ms) for message, result in pairs]
+            reports = [self._report(message, result, now_ms) for message, result in pairs]
             self._publish_soon(held, outcomes, reports)
 
     def rejected(self, rejections: Sequence[Rejection]) -> None:
@@ -179,7 +184,7 @@ class Outcomes:
         elif places:
             now_ms = self._now_ms()
             reports = [
-                (_key(rejection.record), _rejection(rejection, now_ms)) for rejection in held
+                (_key(rejection.record), self._rejection(rejection, now_ms)) for rejection in held
             ]
             self._publish_soon(places, outcomes, reports)
 
@@ -189,7 +194,7 @@ class Outcomes:
         _MOST_REPLAYED reports wait at most; further ones are lost, and counted.
         """
         now_ms = self._now_ms()
-        reports = [(message.user.encode(), _replay(message, now_ms)) for message in messages]
+        reports = [(message.user.encode(), self._replay(message, now_ms)) for message in messages]
         rows = [row for key, report in reports if (row := self._row(key, report)) is not None]
         room = _MOST_REPLAYED - len(self._replayed)
         self._replayed += rows[:room]
@@ -232,6 +237,74 @@ class Outcomes:
             return None
         return Row(key, _encode(report))
 
+    def _report(self, message: Message, result: Outcome, now_ms: int) -> _KeyedReport:
+        partition = message.progress.partition
+        nodes = [node.name for node in message.taken_at]
+        published_ms = message.envelope.published_ms
+        report = Report(
+            message.push.id,
+            result.name,
+            result.reason or None,
+            nodes[0] if nodes else None,
+            nodes,
+            self._processor,
+            message.push.device,
+            message.took,
+            message.missed,
+            published_ms,
+            now_ms,
+            _took_ms(published_ms, now_ms),
+            partition.topic,
+            partition.partition,
+            message.offset,
+        )
+        return message.push.user.encode(), report
+
+    def _replay(self, message: Replayed, now_ms: int) -> Report:
+        """Return the report of a replayed message that one connection has taken."""
+        return Report(
+            message.id,
+            Kind.DELIVERED.value,
+            None,
+            message.node,
+            [message.node],
+            self._processor,
+            message.device,
+            1,
+            0,
+            None,
+            now_ms,
+            None,
+            message.topic,
+            message.partition,
+            message.offset,
+            replayed=True,
+        )
+
+    def _rejection(self, rejection: Rejection, now_ms: int) -> Report:
+        """Return the report of a rejected record.
+
+        The id is made of the record's coordinates: the record's own id is not to be trusted.
+        """
+        record = rejection.record
+        return Report(
+            f"{record.topic}-{record.partition}-{record.offset}",
+            Kind.REJECTED.value,
+            rejection.error.reason,
+            None,
+            [],
+            self._processor,
+            None,
+            0,
+            0,
+            rejection.published_ms,
+            now_ms,
+            _took_ms(rejection.published_ms, now_ms),
+            record.topic,
+            record.partition,
+            record.offset,
+        )
+
     def _settle(self, places: Sequence[_Placed]) -> None:
         """Take messages off their partitions' progress; harmless for a partition lost meanwhile."""
         for place in places:
@@ -260,66 +333,10 @@ def _count(outcomes: Iterable[Outcome]) -> None:
         metrics.OUTCOMES.labels(result.name, result.reason).inc(number)
 
 
-def _report(message: Message, result: Outcome, now_ms: int) -> _KeyedReport:
-    partition = message.progress.partition
-    report = Report(
-        message.push.id,
-        result.name,
-        result.reason or None,
-        message.node.name if message.node else None,
-        message.push.device,
-        message.took,
-        message.missed,
-        message.envelope.published_ms,
-        now_ms,
-        partition.topic,
-        partition.partition,
-        message.offset,
-    )
-    return message.push.user.encode(), report
-
-
-def _replay(message: Replayed, now_ms: int) -> Report:
-    """Return the report of a replayed message that one connection has taken."""
-    return Report(
-        message.id,
-        Kind.DELIVERED.value,
-        None,
-        message.node,
-        message.device,
-        1,
-        0,
-        None,
-        now_ms,
-        message.topic,
-        message.partition,
-        message.offset,
-        replayed=True,
-    )
-
-
 def _key(record: Record) -> bytes | None:
     """Return a rejected record's key; None where the key is too long for a user's."""
     return record.key if record.key is not None and len(record.key) <= MAX_USER_BYTES else None
 
 
-def _rejection(rejection: Rejection, now_ms: int) -> Report:
-    """Return the report of a rejected record.
-
-    The id is made of the record's coordinates: the record's own id is not to be trusted.
-    """
-    record = rejection.record
-    return Report(
-        f"{record.topic}-{record.partition}-{record.offset}",
-        Kind.REJECTED.value,
-        rejection.error.reason,
-        None,
-        None,
-        0,
-        0,
-        rejection.published_ms,
-        now_ms,
-        record.topic,
-        record.partition,
-        record.offset,
-    )
+def _took_ms(published_ms: int, settled_ms: int) -> int:
+    return max(0, settled_ms - published_ms)

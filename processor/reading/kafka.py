@@ -180,6 +180,7 @@ def log_consumer(settings: KafkaSettings, *, fetch_bytes: int) -> AIOKafkaConsum
         auto_offset_reset=_OFFSET_RESET,
         isolation_level=_ISOLATION,
         max_partition_fetch_bytes=fetch_bytes,
+        fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
         **_connection(settings),
     )
 

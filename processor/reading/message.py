@@ -27,7 +27,6 @@ class Message:
         "lane",
         "looked_again",
         "missed_at",
-        "node",
         "number",
         "offered",
         "offset",
@@ -36,6 +35,7 @@ class Message:
         "push",
         "replaced",
         "size",
+        "taken_at",
         "took",
         "undelivered",
         "under_way",
@@ -67,7 +67,7 @@ class Message:
         self.waiting_at: tuple[Node, ...] = ()
         self.waiting = False  # all pending nodes are nodes where the message waits, or were so once
         self.took = 0  # connections that took the message
-        self.node: Node | None = None  # the first node that took the message
+        self.taken_at: tuple[Node, ...] = ()  # nodes that took the message, the first node first
         #: Nodes with connections of the user that may be without the message.
         self.missed_at: tuple[Node, ...] = ()
         self.undelivered = False  # a node did not deliver: the user may be elsewhere by now

@@ -511,12 +511,12 @@ def _note_result(message: Message, node: Node, result: Result | None) -> None:
     if result.__class__ is int:
         if result:
             message.took += result
-            message.node = message.node or node
+            message.taken_at = (*message.taken_at, node)
         else:
             message.undelivered = True
     elif isinstance(result, Partly):
         message.took += result.taken
-        message.node = message.node or node
+        message.taken_at = (*message.taken_at, node)
         message.missed_at = (*message.missed_at, node)
     elif isinstance(result, Failure):
         message.undelivered = True

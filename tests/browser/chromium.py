@@ -215,6 +215,23 @@ class Page:
             mobile=width < 600,
         )
 
+    async def prefer(self, scheme: str) -> None:
+        """Let the reader prefer light or dark."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        await self._command("Emulation.setEmulatedMedia", features=[feature])
+
+    async def press(self, key: str) -> None:
+        """Press a key and let it go."""
+        for kind in ("keyDown", "keyUp"):
+            code = {"Tab": 9}[key]
+            await self._command(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+            )
+
     async def freeze(self) -> None:
         """Stop the page's clock, as the browser does with a tab in the background."""
         await self._command("Page.setWebLifecycleState", state="frozen")

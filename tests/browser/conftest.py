@@ -8,6 +8,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from tests.browser.chromium import Chromium, chromium_binary
+from tests.browser.dev import DevProcess
 from tests.browser.publisher import Publisher
 from tests.support.kafka import KafkaServer
 from tests.support.processes import GatewayProcess, ProcessorProcess
@@ -28,6 +29,13 @@ def chromium() -> Iterator[Chromium]:
         pytest.skip(missing)
     with Chromium(binary) as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[DevProcess]:
+    """Give the whole system of `pushgate dev`."""
+    with DevProcess() as process:
+        yield process
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ import pytest
 from pushgate.token import mint
 from tests.browser.chromium import Chromium
 from tests.browser.chromium import Page as Tab
-from tests.browser.test_demo import DevProcess
+from tests.browser.dev import DevProcess
 from tests.support.markdown import ROOT, Page, pages
 from tests.support.npm import install
 from tests.support.processes import INTERNAL_SECRET, JWT_SECRET, wait_until

@@ -3,9 +3,12 @@
 import asyncio
 import base64
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -35,6 +38,7 @@ GUARDED = [
     ("GET", "/push/u"),
     ("POST", "/drain"),
     ("GET", "/connections"),
+    ("GET", "/connections/u"),
     ("DELETE", "/connections/u"),
 ]
 
@@ -536,6 +540,63 @@ async def test_who_is_here_is_told_with_their_connections(
         ]
         assert (await pusher.http.delete(f"/connections/{user}")).json() == {"closed": 3}
         assert await users() == {other: 1}
+
+
+async def listed(pusher: Pusher, user: str) -> list[dict[str, Any]]:
+    """Give the connections of a user, as the node lists them."""
+    answer = await pusher.http.get(f"/connections/{quote(user, safe='')}")
+    assert answer.status_code == 200
+    listing = answer.json()
+    assert listing.keys() == {"node", "epoch", "user", "total", "connections"}
+    assert (listing["user"], listing["total"]) == (user, len(listing["connections"]))
+    connections: list[dict[str, Any]] = listing["connections"]
+    return connections
+
+
+async def test_a_users_connections_are_listed_with_transport_device_state_and_age(
+    gateway: GatewayProcess, pusher: Pusher, user: str
+) -> None:
+    began_ms = int(time.time() * 1_000)
+    other = f"{user}/a b%"
+    async with AsyncExitStack() as stack:
+        for transport, device in (("ws-v1", "phone"), ("sse", None), ("poll", "tablet")):
+            client = connect(transport, gateway.port, user, device=device)
+            await stack.enter_async_context(client)
+        await stack.enter_async_context(connect("ws-plain", gateway.port, other))
+        connections = await listed(pusher, user)
+        ways = [(each["transport"], each["device"], each["state"]) for each in connections]
+        assert ways == [
+            ("websocket", "phone", "open"), ("sse", None, "open"), ("poll", "tablet", "open"),
+        ]  # fmt: skip
+        for each in connections:
+            # The time is that of the node's last tick, a quarter of a second before at most.
+            assert began_ms - 1_000 <= each["since_ms"] <= int(time.time() * 1_000)
+            assert 0 <= each["age_ms"] < 60_000
+        assert len({each["id"] for each in connections}) == 3
+        assert [each["transport"] for each in await listed(pusher, other)] == ["websocket"]
+    assert await listed(pusher, f"{user}-absent") == []
+
+
+async def test_one_connection_is_ended_by_its_id_or_told_to_reconnect(
+    gateway: GatewayProcess, pusher: Pusher, user: str
+) -> None:
+    path = f"/connections/{user}"
+    async with (
+        connect("ws-v1", gateway.port, user) as staying,
+        connect("ws-v1", gateway.port, user, device="phone") as ending,
+    ):
+        by_device = {each["device"]: each["id"] for each in await listed(pusher, user)}
+        refused = await pusher.http.delete(path, params={"code": "1000"})
+        assert (refused.status_code, refused.text) == (400, "code is one of 4003, 1001\n")
+        ended = await pusher.http.delete(path, params={"id": by_device["phone"]})
+        assert ended.json() == {"closed": 1}
+        assert (await ending.ended()).code == 4003
+        assert [each["id"] for each in await listed(pusher, user)] == [by_device[None]]
+        assert (await pusher.http.delete(path, params={"id": "none"})).status_code == 404
+        told = await pusher.http.delete(path, params={"code": "1001"})
+        assert told.json() == {"closed": 1}
+        assert [each["state"] for each in await listed(pusher, user)] == ["parting"]
+        assert (await staying.ended()).code == 1001
 
 
 async def test_metrics_count_connections_and_pushes(

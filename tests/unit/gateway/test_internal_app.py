@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message, Scope
 
 from gateway.connections.repeats import Repeats
-from gateway.internal import USERS_A_TURN, internal_app
+from gateway.internal import MOST_LISTED, USERS_A_TURN, internal_app
 from gateway.links import Links
 from gateway.push import Pusher
 from registry.directory import RegistryRefuses
@@ -135,6 +135,17 @@ async def test_users_who_leave_before_their_turn_are_not_told() -> None:
     users = msgspec.json.decode(await request.answer())["users"]
     left = held[:USERS_A_TURN] + held[2 * USERS_A_TURN :]
     assert users.keys() == {connection.user for connection in left}
+
+
+async def test_a_user_with_more_connections_than_are_listed_has_their_number() -> None:
+    rig = Rig()
+    held = hold(rig, *["alice"] * (MOST_LISTED + 1), "bob")
+    request = Request(rig, "/connections/alice")
+    listing = msgspec.json.decode(await request.answer())
+    assert (request.status, listing["total"]) == (200, MOST_LISTED + 1)
+    assert [each["id"] for each in listing["connections"]] == [
+        connection.id for connection in held[:MOST_LISTED]
+    ]
 
 
 async def test_many_users_are_told_in_small_pieces_with_turns_for_others_between() -> None:

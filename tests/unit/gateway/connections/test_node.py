@@ -315,27 +315,58 @@ async def test_a_token_of_anybody_else_refreshes_nothing(rig: Rig, given: Identi
 async def test_a_user_is_disconnected_everywhere_and_nobody_else(rig: Rig) -> None:
     hers = [rig.hold("alice", "phone"), rig.hold("alice", "tablet"), rig.hold("alice")]
     other = rig.hold("bob", "phone")
-    assert rig.node.disconnect("alice", None) == 3
+    assert rig.node.disconnect("alice") == 3
     assert all(b"4003" in client.wire.sent and client.wire.closed for client in hers)
     assert "alice" not in rig.hub
     assert other.open
-    assert rig.node.disconnect("alice", None) == 0
+    assert rig.node.disconnect("alice") == 0
 
 
 async def test_one_device_is_disconnected_and_no_other(rig: Rig) -> None:
     phones = [rig.hold("alice", "phone"), rig.hold("alice", "phone")]
     others = [rig.hold("alice", "tablet"), rig.hold("alice", None), rig.hold("bob", "phone")]
-    assert rig.node.disconnect("alice", "phone") == 2
+    assert rig.node.disconnect("alice", device="phone") == 2
     assert not any(client.open for client in phones)
     assert all(client.open for client in others)
-    assert rig.node.disconnect("alice", "none of hers") == 0
+    assert rig.node.disconnect("alice", device="none of hers") == 0
 
 
 async def test_a_client_that_is_parting_is_disconnected_too(rig: Rig) -> None:
     client = rig.hold()
     client.connection.part(TOO_OLD, 5.0)
-    assert rig.node.disconnect("alice", None) == 1
+    assert rig.node.disconnect("alice") == 1
     assert b"4003" in client.wire.sent
+
+
+async def test_one_connection_is_disconnected_by_its_id_and_no_other(rig: Rig) -> None:
+    first, second, third = (rig.hold("alice", "phone") for _ in range(3))
+    ids = {client.connection.id for client in (first, second, third)}
+    assert len(ids) == 3
+    assert rig.node.disconnect("alice", connection_id=second.connection.id) == 1
+    assert (first.open, second.open, third.open) == (True, False, True)
+    assert rig.node.disconnect("alice", connection_id=second.connection.id) == 0
+    assert rig.node.disconnect("bob", connection_id=first.connection.id) == 0
+    wrong_device = rig.node.disconnect("alice", device="tablet", connection_id=first.connection.id)
+    assert (wrong_device, first.open) == (0, True)
+
+
+async def test_a_connection_that_is_told_to_reconnect_at_once_goes_on_until_then(rig: Rig) -> None:
+    client = rig.hold_v1()
+    old = rig.hold("alice", make=plain)
+    assert rig.node.disconnect("alice", close=GOING_AWAY) == 2
+    assert (client.told, client.connection.state) == (0, State.PARTING)
+    assert give(client.connection, message())
+    assert b"node is leaving" in old.wire.sent
+    rig.pass_time(CLOSE_GRACE_SECONDS + 1)
+    assert "alice" not in rig.hub
+
+
+async def test_a_connection_knows_since_when_it_is_held(rig: Rig) -> None:
+    first = rig.hold()
+    rig.pass_time(90.0)
+    second = rig.hold()
+    since = [client.connection.held_since_ms for client in (first, second)]
+    assert since == [int(WALL * 1_000), int((WALL + 90) * 1_000)]
 
 
 # Hand-over at a limit
@@ -414,7 +445,7 @@ def fail() -> bool:
 async def test_a_connection_that_fails_as_its_user_is_disconnected_ends_alone(rig: Rig) -> None:
     clients = [rig.hold("alice") for _ in range(3)]
     clients[1].wire.on_write = fail
-    assert rig.node.disconnect("alice", None) == 3
+    assert rig.node.disconnect("alice") == 3
     assert [b"4003" in client.wire.sent for client in clients] == [True, False, True]
     assert clients[1].wire.aborted
     assert "alice" not in rig.hub

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
@@ -19,6 +21,7 @@ from processor.reading.membership import Membership
 from processor.reading.message import Message
 from processor.reading.progress import Progress
 from processor.settings import ProcessorSettings
+from registry.directory import Node
 from registry.message import Envelope, Push
 from tests.support.clients import eventually
 
@@ -27,6 +30,8 @@ pytestmark = pytest.mark.anyio
 NOW_MS = 1_764_360_000_000
 #: The most reports of replayed messages that wait for a write.
 MOST_REPLAYED = 32_768
+NODE = Node("first", "e1", "127.0.0.1:1")
+PROCESSOR = f"{socket.gethostname()[:50]}-8093"
 
 
 class Written:
@@ -52,7 +57,10 @@ async def telling(
     membership: Membership, *, topic: str | None = "t.outcomes", sample: float = 1.0
 ) -> AsyncIterator[tuple[Outcomes, Written]]:
     settings = ProcessorSettings(
-        outcomes_topic=topic, outcomes_sample=sample, internal_secret=SecretStr("s" * 32)
+        outcomes_topic=topic,
+        outcomes_sample=sample,
+        processor_port=8_093,
+        internal_secret=SecretStr("s" * 32),
     )
     async with asyncio.TaskGroup() as tasks:
         outcomes = Outcomes(
@@ -99,6 +107,27 @@ async def test_in_doubt_nothing_is_told_and_then_only_what_is_still_this_members
         await eventually(lambda: len(kept) == 0, "settled")
     assert written.offsets == [1, 2]
     assert offline() - before == 2, "what is another's to tell is another's to count"
+
+
+@pytest.mark.parametrize(("published_ms", "took_ms"), [(NOW_MS - 7, 7), (NOW_MS + 7, 0)])
+async def test_a_report_says_which_way_a_message_took_and_for_how_long(
+    published_ms: int, took_ms: int
+) -> None:
+    membership = Membership(clock=lambda: 0.0)
+    membership.confirm(0.0)
+    delivered = message(Progress(TopicPartition("push", 0), lane=0), 1)
+    delivered.envelope.published_ms = published_ms
+    delivered.took, delivered.taken_at = 3, (NODE, replace(NODE, name="second", epoch="e2"))
+    absent = message(Progress(TopicPartition("push", 1), lane=0), 2)
+    async with telling(membership) as (outcomes, written):
+        outcomes.settled([delivered, absent])
+        await eventually(lambda: len(written.rows) == 2, "both are told")
+    ways = [
+        [told[name] for name in ("node", "nodes", "processor", "connections")]
+        for told in written.reports
+    ]
+    assert ways == [[NODE.name, [NODE.name, "second"], PROCESSOR, 3], [None, [], PROCESSOR, 0]]
+    assert written.reports[0]["ms"] == took_ms
 
 
 async def test_without_a_topic_an_outcome_is_counted_by_its_owner_alone() -> None:
@@ -155,11 +184,14 @@ async def test_a_replayed_message_is_reported_behind_the_outcomes_of_before_and_
         "outcome": "delivered",
         "reason": None,
         "node": "gw-a",
+        "nodes": ["gw-a"],
+        "processor": PROCESSOR,
         "device": "phone",
         "connections": 1,
         "missed": 0,
         "published_ms": None,
         "settled_ms": NOW_MS,
+        "ms": None,
         "topic": "push",
         "partition": 3,
         "offset": 7,
