@@ -12,9 +12,9 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
 
-# Two workers, since the suite mostly waits; a file's tests stay together, and share its processes.
+# Three workers, since the suite mostly waits; a file's tests stay together, and share its processes.
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 3 --dist loadfile
 
 # Faults under load, for forty minutes; DRILL takes its options, as in: make drill DRILL="--rows 1 4".
 drill: $(INSTALLED)

@@ -646,8 +646,14 @@ class Pusher:
 
     async def connections(self) -> int:
         """Give how many connections the gateway holds."""
+        return await self._sum_of("pushgate_gateway_connections{")
+
+    async def opened(self) -> int:
+        """Give how many connections the gateway has had."""
+        return await self._sum_of("pushgate_gateway_connections_opened_total{")
+
+    async def _sum_of(self, prefix: str) -> int:
         text = (await self.http.get("/metrics")).text
-        prefix = "pushgate_gateway_connections{"
         return sum(int(float(x.split()[-1])) for x in text.splitlines() if x.startswith(prefix))
 
 
