@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from gateway.latency import Latency
 
 __all__ = ["CONTENT_TYPE_LATEST"]
 
@@ -147,6 +154,41 @@ REGISTRY_NAME_TAKEN = Gauge(
     "1 while another process has this node's name: nobody finds who is connected here.",
     registry=_registry,
 )
+
+
+class _LatencyCollector(Collector):
+    """Tells the latencies of deliveries at each scrape."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histogram, and the counters of messages that are not in it."""
+        seconds = HistogramMetricFamily(
+            "pushgate_gateway_delivery_seconds",
+            "Time from the timestamp of a message's record to its write to connections: all have "
+            "the message in the kernel or in their buffer. Without repeats and replays.",
+            labels=["topic"],
+        )
+        ahead = CounterMetricFamily(
+            "pushgate_gateway_delivery_ahead_total",
+            "Messages delivered before their record's timestamp, by this node's clock: clocks "
+            "differ. They are not in pushgate_gateway_delivery_seconds.",
+            labels=["topic"],
+        )
+        for topic, times in LATENCY.by_topic().items():
+            seconds.add_metric([topic], times.buckets(), times.sum_ms / 1_000)
+            ahead.add_metric([topic], times.ahead)
+        yield seconds
+        yield ahead
+        yield CounterMetricFamily(
+            "pushgate_gateway_delivery_untimed_total",
+            "Messages delivered whose record's timestamp is not known: pushed into this node "
+            "directly, or by a processor of an earlier version, or the record has none.",
+            LATENCY.untimed,
+        )
+
+
+#: How long messages take from their record to connections; counted for every message.
+LATENCY: Final = Latency()
+_registry.register(_LatencyCollector())
 
 
 def exposition() -> bytes:

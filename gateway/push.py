@@ -56,7 +56,9 @@ class Item(msgspec.Struct):
     `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Messages
     of equal ids and different `id_scope` are different messages, and no repeats. A `boundary` is
     sent to no connection: only connections that have taken the message before get the user's later
-    messages of the batch. `position` is the message's place in Kafka. Unknown fields are ignored.
+    messages of the batch. `position` is the message's place in Kafka, `timestamp_ms` its record's
+    timestamp, Unix time in ms, and `lane` its topic, None where the batch has only one. Unknown
+    fields are ignored.
     """
 
     user: str | Annotated[list[str], msgspec.Meta(max_length=MAX_BATCH_USERS)]
@@ -68,6 +70,8 @@ class Item(msgspec.Struct):
     id_scope: str | int | None = None
     boundary: bool = False
     position: str | None = None
+    timestamp_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    lane: Annotated[str, msgspec.Meta(max_length=249)] | None = None
 
 
 class BadBatch(GatewayError):
@@ -227,17 +231,25 @@ class Pusher:
     """Pushes batches of messages into one node's connections."""
 
     def __init__(
-        self, hub: Hub, repeats: Repeats, as_of: AsOf, *, epoch: str, max_payload_bytes: int
+        self,
+        hub: Hub,
+        repeats: Repeats,
+        as_of: AsOf,
+        *,
+        epoch: str,
+        max_payload_bytes: int,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """`epoch` is the prefix of the ids that are made for messages without an id.
 
-        `as_of` is the time of cursors.
+        `as_of` is the time of cursors; `wall_clock`, Unix time in seconds, measures latencies.
         """
         self._hub = hub
         self._as_of = as_of
         self._repeats = repeats
         self._epoch = epoch
         self._max_payload_bytes = max_payload_bytes
+        self._wall_clock = wall_clock
         self._numbers = count(1)
         # One message at a time is on its way to a crowd: later messages do not go past it.
         self._crowd_lock = asyncio.Lock()
@@ -287,7 +299,7 @@ class Pusher:
         if error is not None:
             result: Result = {"error": error}
         else:
-            (taken,) = self._repeats.deliver(batch, names, self._hub.deliver)
+            (taken,) = self._repeats.deliver(batch, names, self._deliver_new)
             _, user, _ = batch[0]
             result = taken if taken.__class__ is int and taken else _unlike_taken(taken, user)
         _count((result,))
@@ -328,10 +340,25 @@ class Pusher:
                 results.append(result)
             else:
                 here = names if len(part) == len(batch) else _names_of(part, names)
-                deliver = partial(self._hub.deliver, full=under_way.full)
+                deliver = partial(self._deliver_new, full=under_way.full)
                 results += self._repeats.deliver(messages, here, deliver)
             await under_way.share_turn()
         return results
+
+    def _deliver_new(
+        self,
+        batch: Sequence[Addressed],
+        takers: Mapping[int, Takers],
+        *,
+        full: set[Connection] | None = None,
+    ) -> Results:
+        """Deliver messages that are no repeats, as `Hub.deliver` does; note their latencies."""
+        results = self._hub.deliver(batch, takers, full=full)
+        metrics.LATENCY.note(batch, results, self._now_ms())
+        return results
+
+    def _now_ms(self) -> int:
+        return int(self._wall_clock() * 1_000)
 
     async def _deliver_to_crowd(
         self, message: Addressed, name: Name | None, under_way: _BatchDelivery
@@ -343,7 +370,9 @@ class Pusher:
             for _ in self._hub.deliver_in_parts(message, tally, under_way.full):
                 await under_way.share_turn()
             _, user, device = message
-            return self._hub.result(tally, user, device)
+            result = self._hub.result(tally, user, device)
+            metrics.LATENCY.note([message], [result], self._now_ms())
+            return result
 
         async with self._crowd_lock:
             return await self._repeats.deliver_one(message, name, deliver)
@@ -396,6 +425,8 @@ class Pusher:
             text=text,
             position=item.position,
             as_of=self._as_of.text,
+            timestamp_ms=item.timestamp_ms,
+            lane=item.lane,
         )
 
 

@@ -48,7 +48,9 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     digest of a CloudEvent's source, or the timestamp of a record that has no id of its own, or
     None: the id is unique by itself. `position` is the record's place in Kafka,
     `topic-partition-offset`, for cursors (gateway/connections/cursor.py): never guessed from an id,
-    which a publisher may have chosen.
+    which a publisher may have chosen. For the gateway's latencies: `timestamp_ms` is the record's
+    timestamp, Unix time in ms, None where the record has none; `lane` is the topic where the
+    processor reads several, else None.
     """
 
     user: str
@@ -58,6 +60,8 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     device: str | None = None
     id_scope: str | int | None = None
     position: str | None = None
+    timestamp_ms: int | None = None
+    lane: str | None = None
 
 
 class _Boundary(Push, kw_only=True, gc=False):
@@ -167,8 +171,9 @@ def from_record(
     if len(value) > max_payload_bytes:
         raise RejectedRecord("too-large", f"{len(value)} bytes; the limit is {max_payload_bytes}")
     default_id = f"{topic}-{partition}-{offset}"
+    written_ms = None if timestamp_ms < 0 else timestamp_ms
     if not headers:
-        push = Push(user, value, default_id, None, None, timestamp_ms, default_id)
+        push = Push(user, value, default_id, None, None, timestamp_ms, default_id, written_ms)
         return Envelope(push, published_ms)
     # The last value of a repeated header counts, as with Kafka's own Headers.lastHeader.
     raw_fields = {name: raw for name, raw in headers if name in _HEADERS}
@@ -182,6 +187,7 @@ def from_record(
         fields.get("push-device"),
         id_scope,
         default_id,
+        written_ms,
     )
     return Envelope(
         push,

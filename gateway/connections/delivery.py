@@ -18,7 +18,9 @@ class Delivery:
 
     `text` is the payload decoded as UTF-8. `text` is None where the payload is not UTF-8: then the
     JSON forms carry base64. `position` is the message's place in Kafka, None for a message that is
-    in no log, and `as_of` the time of its cursor (cursor.py).
+    in no log, and `as_of` the time of its cursor (cursor.py). `timestamp_ms` is the timestamp of
+    its record, Unix time in ms, and `lane` its topic; None where these are not known, or all
+    messages of a batch are of one topic.
     """
 
     __slots__ = (
@@ -27,9 +29,11 @@ class Delivery:
         "_place",
         "as_of",
         "id",
+        "lane",
         "payload",
         "position",
         "text",
+        "timestamp_ms",
         "type",
     )
 
@@ -42,6 +46,8 @@ class Delivery:
         text: str | None = None,
         position: str | None = None,
         as_of: str = "",
+        timestamp_ms: int | None = None,
+        lane: str | None = None,
     ) -> None:
         """`text` is the payload before UTF-8 encoding, where known: saves the decoding.
 
@@ -53,6 +59,8 @@ class Delivery:
         self.text = _decoded(payload) if text is None else text
         self.position = position
         self.as_of = as_of
+        self.timestamp_ms = timestamp_ms
+        self.lane = lane
         self._place: Position | None = None  # read when it is asked for first
         self._cursor: str | None = None  # made when it is asked for first
         self._encoded: dict[Form, bytes] = {}

@@ -472,6 +472,7 @@ class Consumer:
     ) -> list[Message]:
         """Take records of a partition in hand; return their messages, and add to `rejections`."""
         partition = progress.partition
+        lane = partition.topic if len(self._lanes) > 1 else None
         settled = self._settled_before.get(partition)
         messages: list[Message] = []
         settled_before: list[Message] = []  # by an earlier owner
@@ -490,6 +491,7 @@ class Consumer:
                 if not is_settled:
                     rejections.append(Rejection(progress, record, error, timestamp_ms))
                 continue
+            envelope.push.lane = lane
             message = Message(envelope, progress, record.offset, size=size)
             if not is_settled:
                 messages.append(message)

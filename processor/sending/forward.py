@@ -21,8 +21,8 @@ from registry.directory import Node
 from registry.message import MAX_BATCH_BYTES, Push
 
 #: Bytes of a push in MessagePack beside its strings of variable length: the head of the map, keys,
-#: lengths, and the id's scope, which has 34 bytes at most.
-_ELEMENT_BYTES: Final = 112
+#: lengths, the timestamp, and the id's scope, which has 34 bytes at most.
+_ELEMENT_BYTES: Final = 144
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,8 @@ def push_size(push: Push) -> int:
     A string of n characters takes 4 n bytes of UTF-8 at most; nearly all take n.
     """
     size = _ELEMENT_BYTES + len(push.data) + 4 * (len(push.user) + len(push.id))
-    size += len(push.position or "")  # ASCII: the name of a topic has no other characters
+    # ASCII: the name of a topic has no other characters
+    size += len(push.position or "") + len(push.lane or "")
     if push.type is None and push.device is None:
         return size
     return size + 4 * (len(push.type or "") + len(push.device or ""))

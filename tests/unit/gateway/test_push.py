@@ -12,9 +12,11 @@ import msgspec
 import pytest
 
 import gateway.push
+from gateway import metrics
 from gateway.connections.as_of import AsOf
 from gateway.connections.hub import CROWD, Hub
 from gateway.connections.repeats import Repeats
+from gateway.latency import Latency
 from gateway.push import MAX_BATCH_USERS, BadBatch, Item, Pusher
 from tests.unit.gateway.fakes import FakeConnection, identity
 
@@ -37,7 +39,12 @@ class Rig:
     def __init__(self, *, repeat_window: int = 0) -> None:
         self.hub = Hub()
         self.pusher = Pusher(
-            self.hub, Repeats(repeat_window), AsOf(), epoch="e1", max_payload_bytes=65_536
+            self.hub,
+            Repeats(repeat_window),
+            AsOf(),
+            epoch="e1",
+            max_payload_bytes=65_536,
+            wall_clock=lambda: NOW_MS / 1_000,
         )
 
     def hold(self, user: str, count: int = 1) -> list[FakeConnection]:
@@ -272,3 +279,72 @@ async def test_a_batch_that_is_delivered_at_once_takes_no_turn_more(
         assert await rig.push(PACKED, [{"user": "alice", "data": "x"}] * 100) == [1] * 100
 
     assert await turns_during(push) == 0
+
+
+# How long messages took
+
+NOW_MS = 1_700_000_000_000
+
+
+@pytest.fixture
+def latency(monkeypatch: pytest.MonkeyPatch) -> Latency:
+    """Give the counts of this test alone."""
+    counts = Latency()
+    monkeypatch.setattr(metrics, "LATENCY", counts)
+    return counts
+
+
+def record(number: int, *, age_ms: int = 20, user: str = "u", **fields: object) -> dict[str, Any]:
+    place = f"push-0-{number}"
+    timestamp = {"timestamp_ms": NOW_MS - age_ms}
+    return {"user": user, "data": "x", "id": place, "position": place, **timestamp, **fields}
+
+
+async def test_the_time_since_the_record_is_counted_by_lane(
+    latency: Latency, media_type: bytes
+) -> None:
+    rig = Rig()
+    rig.hold("u", 2)
+    await rig.push(media_type, [record(1), record(2, age_ms=30), record(3, user="nobody")])
+    await rig.push(media_type, [record(4, lane="alerts"), record(5, lane="bulk", age_ms=-1)])
+    sums = {topic: (t.sum_ms, t.ahead) for topic, t in latency.by_topic().items()}
+    assert sums == {"push": (50, 0), "alerts": (20, 0), "bulk": (0, 1)}
+    assert latency.untimed == 0
+
+
+async def test_pushes_of_earlier_versions_and_of_people_are_of_unknown_time(
+    latency: Latency, media_type: bytes
+) -> None:
+    rig = Rig()
+    rig.hold("u")
+    earlier = record(1)
+    del earlier["timestamp_ms"]
+    await rig.push(media_type, [earlier, {"user": ["u", "v"], "data": "x"}])
+    rig.pusher.one_at_once(Item("u", "x"))
+    assert await rig.pusher.one(Item("u", "x")) == 1
+    assert (latency.untimed, dict(latency.by_topic())) == (4, {})
+
+
+async def test_a_time_that_is_none_makes_the_item_invalid(
+    latency: Latency, media_type: bytes
+) -> None:
+    rig = Rig()
+    rig.hold("u")
+    batch = [record(1, timestamp_ms=-1), record(2, timestamp_ms="x"), record(3)]
+    assert await rig.push(media_type, batch) == [{"error": "invalid"}, {"error": "invalid"}, 1]
+
+
+async def test_a_repeat_is_not_counted_again(latency: Latency, media_type: bytes) -> None:
+    rig = Rig(repeat_window=100)
+    rig.hold("u")
+    for _ in range(2):
+        assert await rig.push(media_type, [record(1)]) == [1]
+    assert sum(latency.by_topic()["push"].counts) == 1
+
+
+async def test_a_message_to_a_crowd_is_counted_once(latency: Latency, media_type: bytes) -> None:
+    rig = Rig(repeat_window=100)
+    rig.hold("u", CROWD + 1)
+    for _ in range(2):
+        assert await rig.push(media_type, [record(1)]) == [CROWD + 1]
+    assert sum(latency.by_topic()["push"].counts) == 1

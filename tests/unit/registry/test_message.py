@@ -46,7 +46,8 @@ def rejection(headers: Headers = (), **fields: Any) -> RejectedRecord:
 
 def test_a_bare_record_is_a_message_with_its_coordinates_as_id() -> None:
     envelope = read()
-    assert envelope.push == Push("alice", b"hello", "push-3-17", None, None, 1_000_000, "push-3-17")
+    place, ms = "push-3-17", 1_000_000
+    assert envelope.push == Push("alice", b"hello", place, None, None, ms, place, ms)
     assert envelope == Envelope(envelope.push, 1_000_000, None, "normal", None)
 
 
@@ -62,9 +63,20 @@ def test_every_header_is_read() -> None:
         ]
     )
     assert envelope.push == Push(
-        "alice", b"hello", "m-1", "chat message", "téléphone", position="push-3-17"
+        "alice",
+        b"hello",
+        "m-1",
+        "chat message",
+        "téléphone",
+        position="push-3-17",
+        timestamp_ms=1_000_000,
     )
     assert envelope == Envelope(envelope.push, 1_000_000, 30, "high", "chat 1")
+
+
+@pytest.mark.parametrize("headers", [[], [("push-id", b"m-1")]])
+def test_a_record_without_a_timestamp_has_none_for_latencies(headers: Headers) -> None:
+    assert read(headers, timestamp_ms=-1).push.timestamp_ms is None
 
 
 def test_other_headers_are_ignored_whatever_they_hold() -> None:
@@ -289,7 +301,7 @@ def test_a_lone_surrogate_fits_no_rule(rule: Any) -> None:
 def test_a_push_survives_the_internal_batch() -> None:
     pushes = [
         Push("u", b"\x00\xff", "id", id_scope=-1),
-        Push("é", b"", "id", "type", "device", "scope", "push-0-7"),
+        Push("é", b"", "id", "type", "device", "scope", "push-0-7", 1_700_000_000_000, "alerts"),
     ]
     packed = msgspec.msgpack.encode(pushes)
     assert msgspec.msgpack.decode(packed, type=list[Push]) == pushes

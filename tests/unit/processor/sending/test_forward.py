@@ -214,7 +214,7 @@ ADVERSARIAL = {
         for n in range(2_000)
     ],
     "short names in every field": [
-        Push("u", b"", f"{n:04}", "t", "d", "5" * 32) for n in range(2_000)
+        Push("u", b"", f"{n:04}", "t", "d", "5" * 32, "p", 2**62, "l") for n in range(40_000)
     ],
     "sizes around each length of a MessagePack head": [
         push(f"m{n}", data=b"x" * (size + n % 3 - 1))
