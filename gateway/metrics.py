@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from gateway.latency import Latency
+from registry.metrics import ProcessCollector
 
 __all__ = ["CONTENT_TYPE_LATEST"]
 
@@ -20,6 +25,61 @@ CONNECTIONS = Gauge(
     "pushgate_gateway_connections",
     "Held connections (long-poll: sessions).",
     ["transport"],
+    registry=_registry,
+)
+CONNECTIONS_LIMIT = Gauge(
+    "pushgate_gateway_connections_limit",
+    "The most connections that this node holds (PUSHGATE_MAX_CONNECTIONS, or what the limit of "
+    "file descriptors allows).",
+    registry=_registry,
+)
+SOCKETS = Gauge(
+    "pushgate_gateway_sockets",
+    "Open sockets of the public port: held connections, parked polls, and requests.",
+    registry=_registry,
+)
+SOCKETS_LIMIT = Gauge(
+    "pushgate_gateway_sockets_limit",
+    "The most sockets of the public port: the limit of file descriptors, less a margin.",
+    registry=_registry,
+)
+MEMORY_LIMIT = Gauge(
+    "pushgate_gateway_memory_limit_bytes",
+    "The memory mark, from which on new connections are refused "
+    "(PUSHGATE_MAX_MEMORY_BYTES, or nine tenths of the control group's limit); 0 for none.",
+    registry=_registry,
+)
+SHORT_OF_MEMORY = Gauge(
+    "pushgate_gateway_short_of_memory",
+    "1 while the memory mark is reached: new connections are refused.",
+    registry=_registry,
+)
+READY = Gauge(
+    "pushgate_gateway_ready",
+    "1 while /readyz answers 200: new connections are taken.",
+    registry=_registry,
+)
+DRAINING = Gauge(
+    "pushgate_gateway_draining",
+    "1 while this node drains.",
+    registry=_registry,
+)
+DRAIN_LEFT = Gauge(
+    "pushgate_gateway_drain_left_seconds",
+    "Time until the drain's window ends; 0 without a drain.",
+    registry=_registry,
+)
+DRAIN_TOLD = Gauge(
+    "pushgate_gateway_drain_told_clients",
+    "Clients that the drain has told to reconnect; 0 without a drain.",
+    registry=_registry,
+)
+HANDSHAKE_SECONDS = Histogram(
+    "pushgate_gateway_handshake_seconds",
+    "Time from the head of a request to its 101 or 200, for new connections: token, limits and "
+    "the registry, which is waited for for a second at most.",
+    ["transport"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
     registry=_registry,
 )
 OPENED = Counter(
@@ -139,6 +199,18 @@ REGISTRY_PENDING = Gauge(
     "Users whose entry is still to be written.",
     registry=_registry,
 )
+REGISTRY_SECONDS = Histogram(
+    "pushgate_gateway_registry_seconds",
+    "Calls of the registry: heartbeat (the lease), write (a batch of entries); also failed ones.",
+    ["call"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+    registry=_registry,
+)
+REGISTRY_OUT_OF_ORDER = Gauge(
+    "pushgate_gateway_registry_out_of_order",
+    "1 while the registry does not answer, or refuses writes.",
+    registry=_registry,
+)
 REGISTRY_ERRORS = Counter(
     "pushgate_gateway_registry_errors_total",
     "Registry commands that failed.",
@@ -186,9 +258,31 @@ class _LatencyCollector(Collector):
         )
 
 
+class _StatesCollector(Collector):
+    """Tells the states of connections at each scrape."""
+
+    def __init__(self) -> None:
+        #: Returns how many connections there are, by transport and state.
+        self.read: Callable[[], Mapping[tuple[str, str], int]] = dict
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the gauge."""
+        states = GaugeMetricFamily(
+            "pushgate_gateway_connections_by_state",
+            "Held connections, by state: opening (the registry is waited for), open, parting (the "
+            "client is told to reconnect).",
+            labels=["transport", "state"],
+        )
+        for labels, number in self.read().items():
+            states.add_metric(labels, number)
+        yield states
+
+
+STATES: Final = _StatesCollector()
 #: How long messages take from their record to connections; counted for every message.
 LATENCY: Final = Latency()
-_registry.register(_LatencyCollector())
+for _collector in (STATES, _LatencyCollector(), ProcessCollector()):
+    _registry.register(_collector)
 
 
 def exposition() -> bytes:

@@ -38,6 +38,7 @@ from gateway.http.door import Door, DoorBounds
 from gateway.http.listener import Listener, Probes, bind, tls_context
 from gateway.internal import internal_app
 from gateway.links import Links
+from gateway.observation import observe
 from gateway.push import Pusher
 from gateway.resume.links import ResumeLinks
 from gateway.resume.questions import Questions
@@ -152,6 +153,7 @@ class Gateway:
             count_detached=lambda: self.node.admission.held,
         )
         self._public = Listener(public_socket, public, door, tls=tls)
+        observe(self.node, sockets=lambda: self._public.sockets, memory_mark=_memory_mark(settings))
 
     def stop(self) -> None:
         """Leave: drain, give up the lease, then return from `run`. A second call leaves faster."""

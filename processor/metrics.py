@@ -5,11 +5,19 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from registry.metrics import ProcessCollector
+
 __all__ = ["CONTENT_TYPE_LATEST"]
 
 _registry = CollectorRegistry()
+_registry.register(ProcessCollector())
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
+READY = Gauge(
+    "pushgate_processor_ready",
+    "1 while /readyz answers 200: messages that are published are handled.",
+    registry=_registry,
+)
 OUTCOMES = Counter(
     "pushgate_processor_outcomes_total",
     "What became of messages: every one gets an outcome.",
@@ -60,6 +68,17 @@ REGISTRY_ERRORS = Counter(
     "Look-ups that got no answer; the batch waits.",
     registry=_registry,
 )
+REGISTRY_IN_DOUBT = Gauge(
+    "pushgate_processor_registry_in_doubt",
+    "1 while the registry may lack entries: users who are not found are unknown, not offline, and "
+    "their messages wait.",
+    registry=_registry,
+)
+GATEWAYS = Gauge(
+    "pushgate_processor_gateways",
+    "Live gateways in the registry.",
+    registry=_registry,
+)
 COMMIT_ERRORS = Counter(
     "pushgate_processor_commit_errors_total",
     "Commits that failed; each is tried again.",
@@ -91,6 +110,11 @@ ACCESSORY_LOST = Counter(
     ["topic"],
     registry=_registry,
 )
+PARTITIONS = Gauge(
+    "pushgate_processor_partitions",
+    "Partitions that this processor reads.",
+    registry=_registry,
+)
 LAG = Gauge(
     "pushgate_processor_lag_messages",
     "Offsets of a partition from its first message without an outcome to its end in Kafka.",
@@ -113,6 +137,33 @@ WAITING = Gauge(
     ["for"],
     registry=_registry,
 )
+WAITING_BYTES = Gauge(
+    "pushgate_processor_waiting_silent_bytes",
+    "Bytes of the messages that wait for silent gateways.",
+    registry=_registry,
+)
+WAITING_LIMIT = Gauge(
+    "pushgate_processor_waiting_silent_limit_messages",
+    "The most messages that wait for all silent gateways; further ones fail.",
+    registry=_registry,
+)
+WAITING_LIMIT_BYTES = Gauge(
+    "pushgate_processor_waiting_silent_limit_bytes",
+    "The most bytes of messages that wait for all silent gateways; further messages fail.",
+    registry=_registry,
+)
+SILENT_GATEWAYS = Gauge(
+    "pushgate_processor_silent_gateways",
+    "Gateways that do not answer, and whose messages wait, by reason: timeout, unreachable, "
+    "refused (the internal secret), no-link (an earlier version, or no gateway).",
+    ["reason"],
+    registry=_registry,
+)
+SILENT_SECONDS = Gauge(
+    "pushgate_processor_silent_seconds",
+    "How long the gateway has not answered that has been silent for the longest; 0 for none.",
+    registry=_registry,
+)
 WAITING_OVERFLOWS = Counter(
     "pushgate_processor_waiting_overflows_total",
     "Messages that failed since too many wait already, by the reason of their outcome.",
@@ -122,6 +173,11 @@ WAITING_OVERFLOWS = Counter(
 WINDOW_BYTES = Gauge(
     "pushgate_processor_window_bytes",
     "Bytes of the messages at hand for clients that come back (PUSHGATE_RESUME_BYTES).",
+    registry=_registry,
+)
+WINDOW_LIMIT = Gauge(
+    "pushgate_processor_window_limit_bytes",
+    "The most bytes of messages at hand (PUSHGATE_RESUME_BYTES); 0 where clients don't resume.",
     registry=_registry,
 )
 WINDOW_SECONDS = Gauge(

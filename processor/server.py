@@ -107,6 +107,8 @@ class Processor:
                 self._dispatcher.users_waiting,
                 self._outcomes.replayed if reports else None,
             )
+        metrics.WINDOW_LIMIT.set(settings.resume_bytes if settings.resume_seconds else 0)
+        metrics.READY.set_function(lambda: self.ready)
         self._registry_seen = asyncio.Event()
         self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
         self._stopping = asyncio.Event()
@@ -256,6 +258,8 @@ class Processor:
                 self._registry_seen.set()
                 await self._forwarder.retain(self._registry.present)
                 await self._probe_registry()
+            metrics.GATEWAYS.set(len(live_nodes))
+            metrics.REGISTRY_IN_DOUBT.set(self._registry.in_doubt)
             if self._resume is not None:
                 await self._resume.observe(live_nodes)
             self._dispatcher.observe(live_nodes)

@@ -312,6 +312,12 @@ class RedisRegistry:
             nodes_by_position[position] = nodes_by_position[position] or None
         return nodes_by_position
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether users who are not found are unknown, by the latest reading of the leases."""
+        generation = self._table.as_of.generation
+        return self._doubt.in_outage or self._doubt.may_lack_entries(generation)
+
     async def nodes(self) -> list[Node]:
         """Return the live nodes."""
         await self.refresh()

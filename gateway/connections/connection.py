@@ -71,8 +71,8 @@ class State(enum.Enum):
 
 #: The states in which messages are sent to the client.
 _SENDING: Final = (State.OPEN, State.PARTING)
-#: The states before the release.
-_LIVE: Final = (State.OPENING, State.OPEN, State.PARTING)
+#: The states before the release: those of the hub's connections.
+LIVE: Final = (State.OPENING, State.OPEN, State.PARTING)
 
 
 class Keeper(Protocol):
@@ -180,7 +180,7 @@ class Connection:
     @property
     def takes_messages(self) -> bool:
         """Whether the connection is not released yet."""
-        return self.state in _LIVE
+        return self.state in LIVE
 
     def write(self, data: bytes) -> bool:
         """Take one message, encoded in this connection's form; False if it was not taken.
@@ -261,7 +261,7 @@ class Connection:
         if tick >= self.wake_tick:
             self.wake_tick = NEVER
             self.wake()
-        if self.state not in _LIVE:
+        if self.state not in LIVE:
             return
         if tick >= self.expiry_tick:
             self.expiry_tick = NEVER
@@ -280,7 +280,7 @@ class Connection:
 
     def _release(self, reason: str) -> bool:
         """OPENING, OPEN, PARTING → CLOSING: release, once; return False if released before."""
-        if self.state not in _LIVE:
+        if self.state not in LIVE:
             return False
         self.state = State.CLOSING
         self._reason = reason

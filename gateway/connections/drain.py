@@ -41,7 +41,7 @@ class Drain:
         self.longest_delay = max(0.0, min(reconnect_delay_seconds, farewell - CLOSE_GRACE_SECONDS))
         self._all_told_at = self.ends_at - farewell
         self._rate = rate
-        self._told_clients = 0
+        self.told_clients = 0
 
     def hasten(self, now: float) -> None:
         """End the window now: every remaining client is told at once, without a delay."""
@@ -57,6 +57,10 @@ class Drain:
         """Whether the window is over: the remaining connections are to be closed."""
         return now >= self.ends_at
 
+    def seconds_left(self, now: float) -> float:
+        """Return how long the window still lasts; 0 once it is over."""
+        return max(0.0, self.ends_at - now)
+
     def step(self, now: float, *, untold: int) -> int:
         """Return how many of the `untold` clients to tell now; the caller tells them at once.
 
@@ -66,9 +70,9 @@ class Drain:
             return 0
         span = self._all_told_at - self.settled_at
         share = min(1.0, (now - self.settled_at) / span) if span > 0 else 1.0
-        target = math.ceil((self._told_clients + untold) * share)
+        target = math.ceil((self.told_clients + untold) * share)
         if self._rate:
             target = min(target, math.ceil((now - self.settled_at) * self._rate))
-        count = max(0, min(untold, target - self._told_clients))
-        self._told_clients += count
+        count = max(0, min(untold, target - self.told_clients))
+        self.told_clients += count
         return count

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import re
-import resource
-from pathlib import Path
 from typing import Final
 
-_PAGE_BYTES: Final = resource.getpagesize()
-_STATM: Final = Path("/proc/self/statm")
+from registry.process import resident_bytes
+
 _ARENAS: Final = re.compile(rb"\d+ arenas \* \d+ bytes/arena += +([\d,]+)")
 _ALLOCATED: Final = re.compile(rb"# bytes in allocated blocks += +([\d,]+)")
 
@@ -28,10 +26,7 @@ class Heap:
 
     def resident(self) -> int:
         """Return the process's resident memory, in bytes; 0 on systems without /proc/self/statm."""
-        try:
-            return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
-        except OSError:
-            return 0
+        return resident_bytes()
 
     def give_back(self) -> None:
         """Give the pages that malloc has free to the system (10 ms for 150 MB of them)."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.connections.connection import NO_CURSOR, Connection
+from gateway.connections.connection import LIVE, NO_CURSOR, Connection, State
 from gateway.connections.delivery import Delivery
 from gateway.connections.gate import Screen, Verdict
 from gateway.connections.partly_taken import NO_TAKERS, Takers
@@ -95,6 +95,20 @@ class Hub:
         """Iterate over a snapshot of all connections."""
         for connections in list(self._users.values()):
             yield from tuple(connections)
+
+    def states(self) -> Counter[tuple[str, str]]:
+        """Return the number of connections by transport and state (its name in lower case)."""
+        states: dict[str, list[State]] = {}
+        for connection in self.connections():
+            states.setdefault(connection.transport, []).append(connection.state)
+        # `count` compares by identity: a hash of an enum's member is a call of Python's.
+        return Counter(
+            {
+                (transport, state.name.lower()): listed.count(state)
+                for transport, listed in states.items()
+                for state in LIVE
+            }
+        )
 
     def add(self, connection: Connection) -> bool:
         """Add a connection; return True where the user had no connection before."""

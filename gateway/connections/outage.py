@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from gateway import metrics
 from registry.directory import RegistryRefuses, RegistryUnavailable
 
 #: Time between two log lines of the same trouble.
@@ -46,6 +47,7 @@ class Outage:
     def failed(self, error: RegistryUnavailable) -> None:
         """Note a failed call; log another trouble at once, and the same once a minute."""
         self._error = error
+        metrics.REGISTRY_OUT_OF_ORDER.set(1)
         code = error.code if isinstance(error, RegistryRefuses) else None
         now = self._clock()
         if now - self._logged_at.get(code, -math.inf) < _LOG_SECONDS:
@@ -57,5 +59,6 @@ class Outage:
     def ended(self) -> None:
         """Note the end of the outage."""
         self._error = None
+        metrics.REGISTRY_OUT_OF_ORDER.set(0)
         self._logged_at.clear()
         log.info("registry is back; every entry is asserted again")

@@ -44,6 +44,9 @@ _BETWEEN_WRITES_SECONDS: Final = 0.01
 _LIMIT_SECONDS: Final = 0.01
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 
+_heartbeat_seconds: Final = metrics.REGISTRY_SECONDS.labels("heartbeat")
+_write_seconds: Final = metrics.REGISTRY_SECONDS.labels("write")
+
 log = structlog.get_logger("gateway.registrar")
 
 
@@ -196,7 +199,8 @@ class Registrar:
         loop = asyncio.get_running_loop()
         began = loop.time()
         processors = await self._live_processors()
-        lease = await self._registry.heartbeat(self._node, claim=claim)
+        with _heartbeat_seconds.time():
+            lease = await self._registry.heartbeat(self._node, claim=claim)
         self._note_owner(self._node.name, own=lease is not Lease.TAKEN)
         if lease is not Lease.TAKEN:
             # To the end of the call: the renewal came somewhere between.
@@ -249,7 +253,8 @@ class Registrar:
         here = [user for user in batch if user in self._hub]
         gone = [user for user in batch if user not in self._hub]
         try:
-            await self._registry.write(self._node, here, gone)
+            with _write_seconds.time():
+                await self._registry.write(self._node, here, gone)
         except BaseException:  # a cancellation too
             # Written again, before users who changed later.
             self._changed = changed | self._changed

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Protocol
 
 from starlette.exceptions import HTTPException
@@ -43,6 +44,7 @@ _ALLOWED_FIELDS: Final = (
 #: Is called with the refusal of each request that is refused on the public listener.
 Refused = Callable[[HTTPException], None]
 
+_handshakes: Final = cache(metrics.HANDSHAKE_SECONDS.labels)
 _FOREIGN_ORIGIN: Final = "this origin is not allowed; see PUSHGATE_ORIGINS"
 
 
@@ -53,6 +55,7 @@ class Admitted:
     identity: Identity
     cors: dict[str, str]
     address: str
+    began: float  # when the request's head had arrived, by time.perf_counter()
 
     @property
     def cors_lines(self) -> bytes:
@@ -117,6 +120,7 @@ class Entry:
             HTTPException: 401 (credential), 403 (Origin) or 413 (body), with the CORS fields of
                 the refused request.
         """
+        began = time.perf_counter()
         origin = head.fields.get("origin")
         trust = self._trust(head)
         if trust is Trust.NONE:
@@ -130,7 +134,7 @@ class Entry:
         if new and self.node.refuses_everyone:
             raise Overloaded(cors, self.node.refusal(head.address))
         identity = await self._identify(head, subprotocols, cors, trust)
-        admitted = Admitted(identity, cors, head.address)
+        admitted = Admitted(identity, cors, head.address, began)
         if new:
             self.check_load(admitted)
         return admitted
@@ -193,6 +197,7 @@ class Entry:
         self.node.hold(connection, expires_at=expires_at, address=admitted.address)
         if not await self.node.registered(connection) and self._questions is not None:
             self._questions.gate_from_now(connection)
+        _handshakes(connection.transport).observe(time.perf_counter() - admitted.began)
 
     def take_wire(self, detached: Detached, connection: StreamConnection) -> None:
         """Make the wire of a detached socket, and give it to `connection`."""

@@ -53,6 +53,11 @@ class Listener:
         await self._server.serve(sockets=[self._socket])
 
     @property
+    def sockets(self) -> int:
+        """How many sockets of clients are open: in HTTP, and detached."""
+        return self._server.http_sockets + self._door.count_detached()
+
+    @property
     def full(self) -> bool:
         """Whether the next accepted socket would be closed at once."""
         return self._door.is_full(self._server.http_sockets)

@@ -182,6 +182,7 @@ class Consumer:
                 metrics.LAG.labels(partition.topic, str(partition.partition)).set(lag)
             oldest = min(oldest, progress.oldest_ms or now_ms)
         metrics.OLDEST_SECONDS.set((now_ms - oldest) / 1_000)
+        metrics.PARTITIONS.set(len(self._partitions))
         metrics.IN_HAND.set(sum(map(len, self._partitions.values())))
 
     @property

@@ -52,6 +52,8 @@ _BEHIND_MESSAGES: Final = 250
 MAX_WAITING_MESSAGES: Final = 65_536
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 _MOST_SILENT: Final = 2  # all silent gateways together: so many times the bounds of one
+metrics.WAITING_LIMIT.set(_MOST_SILENT * MAX_WAITING_MESSAGES)
+metrics.WAITING_LIMIT_BYTES.set(_MOST_SILENT * MAX_WAITING_BYTES)
 #: Failures after which a gateway is silent. After others it has answered, if only with an error.
 _SILENT: Final = (TIMEOUT, UNREACHABLE, REFUSED, NO_LINK)
 #: Of these, the failures after which all is in vain until an operator acts.
@@ -106,6 +108,7 @@ class _Gateway:
         "pause",
         "paused_until",
         "queue",
+        "silent_since",
         "sleeping",
         "under_way",
         "unproven",
@@ -124,6 +127,7 @@ class _Gateway:
         #: All that is queued is of users with messages under way, as far as a batch goes.
         self.held_back = False
         self.failure: Failure | None = None  # why the gateway is silent; None: it answers
+        self.silent_since = 0.0
         self.paused_until = 0.0
         self.pause = 0.0  # the length of the last pause in seconds; 0 after an answer
         self.unproven = True  # not known yet to take this processor's secret
@@ -154,6 +158,8 @@ class _Gateway:
 
     def silent_for(self, failure: Failure, now: float) -> None:
         """Note that the gateway did not answer: start the next pause."""
+        if self.failure is None:
+            self.silent_since = now
         self.failure = failure
         self.unproven = self.unproven or failure in _REFUSING
         self.pause = min(_LONGEST_PAUSE_SECONDS, 2 * self.pause) or _FIRST_PAUSE_SECONDS
@@ -289,6 +295,7 @@ class Gateways:
         gateway = self._gateways[node] = _Gateway(node, queue)
         if self._presence.lost(node):
             gateway.failure = UNREACHABLE  # as far as is known; a trial comes at once
+            gateway.silent_since = self._clock()
         return gateway
 
     def _has_room(self, gateway: _Gateway, message: Message) -> bool:
@@ -316,6 +323,15 @@ class Gateways:
         in_lines = sum(g.queue.in_lines for g in self._gateways.values() if g.failure is None)
         metrics.WAITING.labels("silent").set(self._waiting)
         metrics.WAITING.labels("no-room").set(in_lines)
+        self._show_silence(silent)
+
+    def _show_silence(self, silent: Collection[_Gateway]) -> None:
+        now = self._clock()
+        metrics.WAITING_BYTES.set(self._waiting_bytes)
+        metrics.SILENT_SECONDS.set(max((now - each.silent_since for each in silent), default=0.0))
+        for failure in _SILENT:
+            number = sum(gateway.failure == failure for gateway in silent)
+            metrics.SILENT_GATEWAYS.labels(failure.reason).set(number)
 
     def _overflow(self, gateway: _Gateway, message: Message, failure: Failure) -> bool:
         """Let a message fail that does not fit what may wait; in a later turn of the loop."""

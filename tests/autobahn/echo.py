@@ -45,7 +45,7 @@ async def connect(head: Head, entry: Entry) -> ASGIApp:
     answer, _ = answer_handshake(head.fields, ())
     identity = Identity("echo", None, int(time.time()) + 3_600)
     connection = EchoConnection(identity, entry.node, subprotocol=None)
-    return entry.hold(connection, Admitted(identity, {}, LOOPBACK), answer)
+    return entry.hold(connection, Admitted(identity, {}, LOOPBACK, 0.0), answer)
 
 
 @asynccontextmanager

@@ -617,6 +617,7 @@ async def test_leases_that_are_given_up_or_taken_over_count_no_more_at_once(
 
 async def test_in_an_empty_registry_nobody_is_offline(registry: RedisRegistry) -> None:
     assert await registry.lookup(["alice", "bob"]) == [None, None]
+    assert registry.in_doubt
 
 
 async def test_who_is_nowhere_is_offline_once_all_had_time_to_register(store: Store) -> None:
@@ -625,9 +626,11 @@ async def test_who_is_nowhere_is_offline_once_all_had_time_to_register(store: St
         await registry.write(A, ["alice"], [])
         began = time.monotonic()
         while (found := await registry.lookup(["nobody", "alice"])) == [None, (A,)]:
+            assert registry.in_doubt
             assert time.monotonic() < began + 5.0, "it is in doubt for ever"
             await asyncio.sleep(0.01)
         assert found == [(), (A,)]
+        assert not registry.in_doubt
         assert time.monotonic() > began + 0.4
 
 

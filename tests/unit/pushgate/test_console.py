@@ -28,10 +28,10 @@ class Screen:
         return [" ".join(line.split()[1:]) for line in self.written]
 
 
-def message(user: str = "bob", **wishes: str) -> Message:
+def message(user: str = "bob", *, device: str | None = None) -> Message:
     progress = Progress(TopicPartition("push", 0), lane=0)
     progress.begin(7, size=0, timestamp_ms=0)
-    push = Push(user=user, data=b"", id="push-0-7", **wishes)
+    push = Push(user=user, data=b"", id="push-0-7", device=device)
     return Message(Envelope(push=push, published_ms=0, ttl_seconds=5), progress, 7)
 
 

@@ -350,6 +350,23 @@ async def test_a_record_without_a_timestamp_is_as_old_as_the_time_since_it_was_r
         assert message.envelope.published_ms == rejection.published_ms == timestamp
 
 
+@pytest.mark.parametrize(
+    ("topics", "lanes"), [(["push"], [None]), (["push", "alerts"], ["push", "alerts"])]
+)
+async def test_a_message_names_its_lane_where_several_topics_are_read(
+    topics: list[str], lanes: list[str | None]
+) -> None:
+    messages = KeptMessages()
+    settings = SimpleNamespace(topics=topics, max_payload_bytes=100)
+    consumer = Consumer(
+        cast("Any", settings), Commits(), messages, KeptRejections(), membership=certain()
+    )
+    partitions = [TopicPartition(topic, 0) for topic in topics]
+    consumer._assign(partitions)
+    consumer._take({partition: [record(partition, 0)] for partition in partitions})
+    assert [message.push.lane for message in messages.kept] == lanes
+
+
 class Assigned(Broken):
     """A consumer with one partition, whose committed offset is 2."""
 

@@ -27,6 +27,7 @@ from processor.sending.forward import (
 )
 from registry.directory import Node
 from registry.message import Push
+from tests.support.clock import Clock
 from tests.support.dispatching import (
     NOW_MS,
     ONE_NODE,
@@ -112,6 +113,43 @@ async def test_the_users_whose_messages_wait_are_known() -> None:
         rig.dispatcher.observe([])
         await rig.all_settled()
         assert not set(rig.dispatcher.users_waiting())
+
+
+def gauges() -> dict[str, float]:
+    """Give the number of silent gateways by reason, the longest silence and the waiting bytes."""
+    [family] = metrics.SILENT_GATEWAYS.collect()
+    silent = {each.labels["reason"]: each.value for each in family.samples if each.value}
+    seconds, size = metrics.SILENT_SECONDS._value.get(), metrics.WAITING_BYTES._value.get()
+    return {**silent, "seconds": seconds, "bytes": size}
+
+
+async def test_metrics_tell_which_silence_there_is_and_for_how_long() -> None:
+    clock = Clock(1_000.0)
+    switch = Switch(REFUSED)
+    forward = FakeForward({A: answers(TIMEOUT), B: switch})
+    registry = FakeRegistry({"u": (A,), "v": (B,)})
+    async with running(Rig(registry, forward, clock=clock)) as rig:
+        messages = rig.take(envelope("u", "u"), envelope("u", "u2"))
+        await until(lambda: list(rig.dispatcher.users_waiting()) == ["u"])
+        clock.now += 4.0
+        messages += rig.take(envelope("v", "v"))
+        for message in messages:
+            message.size = 100
+        await until(lambda: set(rig.dispatcher.users_waiting()) == {"u", "v"})
+        clock.now += 3.0
+
+        def told() -> bool:  # between two trials: a batch under way is not in the queue
+            rig.dispatcher.observe([A, B])
+            return gauges() == {"timeout": 1, "refused": 1, "seconds": 7, "bytes": 300}
+
+        await until(told)
+        switch.result = 1
+        registry.gone.add(A)
+        clock.now += 10.0
+        rig.dispatcher.observe([B])
+        await rig.all_settled()
+        rig.dispatcher.observe([B])
+        assert gauges() == {"seconds": 0, "bytes": 0}
 
 
 async def test_a_silent_node_holds_up_no_other_node_of_the_user() -> None:
