@@ -7,7 +7,7 @@ PIP_LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --requ
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
-.PHONY: dev test drill drill-resumes check lock clean
+.PHONY: dev test drill drill-resumes drill-alerts check lock clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
@@ -23,6 +23,10 @@ drill: $(INSTALLED)
 # Clients that come back, over whatever Hypothesis draws, for half an hour: make drill-resumes DRILL="--save".
 drill-resumes: $(INSTALLED)
 	$(BIN)/python -m loadtest.random_faults $(DRILL)
+
+# Planted faults and their alerts, with a real Prometheus (Debian: prometheus), for five minutes.
+drill-alerts: $(INSTALLED)
+	$(BIN)/python -m loadtest.alerts $(DRILL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check
