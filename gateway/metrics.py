@@ -94,6 +94,10 @@ CLOSED = Counter(
     ["transport", "reason"],
     registry=_registry,
 )
+#: What alerts watch begins at 0: a counter that begins with its first event shows Prometheus no
+#: increase for the event.
+for _transport in ("websocket", "sse", "poll"):
+    CLOSED.labels(_transport, "failed")
 DROPPED = Counter(
     "pushgate_gateway_dropped_total",
     "Messages dropped unsent to make room for newer ones (PUSHGATE_SLOW_CONSUMER=drop-oldest).",
@@ -171,6 +175,8 @@ RESUMES = Counter(
     ["result"],
     registry=_registry,
 )
+for _result in ("whole", "gap", "timed-out", "unreadable"):
+    RESUMES.labels(_result)
 RESUME_SECONDS = Histogram(
     "pushgate_gateway_resume_seconds",
     "Time from the answer to the handshake to the last message that was missed.",

@@ -24,6 +24,18 @@ OUTCOMES = Counter(
     ["outcome", "reason"],
     registry=_registry,
 )
+#: Outcomes that alerts watch begin at 0: a counter that begins with its first event shows
+#: Prometheus no increase for the event. docs/troubleshooting.md has all reasons.
+for _reason in (
+    "key", "value", "too-large", "push-id", "ce_id", "push-type", "ce_type", "push-ttl",
+    "push-urgency", "push-collapse-key", "push-device", "ce_source", "ce_time", "unreadable",
+):  # fmt: skip
+    OUTCOMES.labels("rejected", _reason)
+for _reason in (
+    "unreachable", "timeout", "refused", "no-link", "overloaded", "outside-networks", "too-large",
+    "invalid", "bad-answer", "error", "status-400", "status-413", "status-500",
+):  # fmt: skip
+    OUTCOMES.labels("failed", _reason)
 BATCH = Histogram(
     "pushgate_processor_batch_messages",
     "Records handled in one go.",
@@ -115,6 +127,8 @@ PARTITIONS = Gauge(
     "Partitions that this processor reads.",
     registry=_registry,
 )
+for _topic in ("outcomes", "dead-letter"):
+    ACCESSORY_LOST.labels(_topic)
 LAG = Gauge(
     "pushgate_processor_lag_messages",
     "Offsets of a partition from its first message without an outcome to its end in Kafka.",

@@ -118,6 +118,35 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(package: object) -> None:
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, b"")
 
 
+def test_what_an_alert_watches_is_there_before_its_first_event() -> None:
+    """A counter that is new to Prometheus shows no increase for the event that it begins with."""
+    told = {
+        (s.labels["outcome"], s.labels["reason"])
+        for family in processor.metrics.OUTCOMES.collect()
+        for s in family.samples
+    }
+    page = Page(ROOT / "docs" / "troubleshooting.md")
+    reasons = {
+        (kind.lower(), reason)
+        for kind in ("Rejected", "Failed")
+        for first, *_ in page.rows(kind)
+        for reason in codes(first)
+        if "NNN" not in reason
+    }
+    assert reasons - told == set()
+    lost = {
+        s.labels["topic"] for f in processor.metrics.ACCESSORY_LOST.collect() for s in f.samples
+    }
+    assert lost == {"outcomes", "dead-letter"}
+    closed = {
+        s.labels["transport"]
+        for family in gateway.metrics.CLOSED.collect()
+        for s in family.samples
+        if s.labels["reason"] == "failed"
+    }
+    assert closed == {"websocket", "sse", "poll"}
+
+
 def test_no_label_has_a_user() -> None:
     labels = {
         label
