@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import runpy
 import time
 import urllib.parse
@@ -58,7 +59,7 @@ class Asked:
 def _filled_in(legend: str, labels: dict[str, str]) -> str:
     for name, value in labels.items():
         legend = legend.replace(f"{{{{{name}}}}}", value)
-    return legend
+    return re.sub(r" ?\{\{.*?\}\}", "", legend)  # labels that a series has not
 
 
 def drawn(rows: Sequence[Any], asked: Asked) -> str:

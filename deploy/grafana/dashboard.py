@@ -214,7 +214,8 @@ ROWS: Final = (
                 "ops",
                 (
                     Query(
-                        _rate(f"{_P}_outcomes_total", "outcome, reason"), "{{outcome}} {{reason}}"
+                        _rate(f"{_P}_outcomes_total", "outcome, reason") + " > 0",
+                        "{{outcome}} {{reason}}",
                     ),
                 ),
             ),

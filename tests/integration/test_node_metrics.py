@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import metrics
+from gateway.server import Gateway
 from tests.integration.test_server import gateway_for
 from tests.support.clients import connect, eventually
 
@@ -31,13 +33,24 @@ def told(name: str, **labels: str) -> float:
     )
 
 
+@asynccontextmanager
+async def running(gateway: Gateway) -> AsyncIterator[None]:
+    task = asyncio.create_task(gateway.run())
+    try:
+        await gateway.started()
+        yield
+    finally:
+        for _ in range(2):
+            gateway.stop()
+        async with asyncio.timeout(8.0):
+            await task
+
+
 async def test_a_scrape_tells_a_nodes_limits_states_and_drain(redis_url: str, user: str) -> None:
     gateway = gateway_for(redis_url, max_connections=4, max_memory_bytes=1 << 40)
     assert told("ready") == 0
-    running = asyncio.create_task(gateway.run())
-    await gateway.started()
     handshakes = {way: told("handshake_seconds_count", transport=way) for way in ("sse", "poll")}
-    async with AsyncExitStack() as clients:
+    async with running(gateway), AsyncExitStack() as clients:
         for transport in ("ws-v1", "ws-plain", "sse", "poll"):
             await clients.enter_async_context(connect(transport, gateway.port, user))
         assert told("ready") == 0, "a full node is not ready"
@@ -58,22 +71,14 @@ async def test_a_scrape_tells_a_nodes_limits_states_and_drain(redis_url: str, us
         gateway.stop()  # hastened: everybody is told, and no time is left
         assert told("drain_left_seconds") == 0
         await eventually(lambda: told("connections") == 0, "all are closed")
-    async with asyncio.timeout(8.0):
-        await running
     assert told("registry_seconds_count", call="heartbeat") > 0
     assert told("registry_seconds_count", call="write") > 0
 
 
 async def test_a_client_that_is_told_to_reconnect_is_parting(redis_url: str, user: str) -> None:
     gateway = gateway_for(redis_url, drain_seconds=20.0, drain_settle_seconds=0.0)
-    running = asyncio.create_task(gateway.run())
-    await gateway.started()
-    async with connect("ws-v1", gateway.port, user):
+    async with running(gateway), connect("ws-v1", gateway.port, user):
         gateway.stop()
         await eventually(lambda: told("connections_by_state", state="parting") == 1, "it parts")
         assert told("connections_by_state", state="open") == 0
         assert told("drain_told_clients") == 1
-    gateway.stop()
-    gateway.stop()
-    async with asyncio.timeout(8.0):
-        await running

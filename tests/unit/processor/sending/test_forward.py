@@ -25,6 +25,7 @@ from processor.sending.forward import (
     Forwarder,
     Partly,
     Result,
+    push_size,
 )
 from processor.sending.link import WINDOW
 from processor.sending.node_queue import NodeQueue
@@ -214,13 +215,24 @@ ADVERSARIAL = {
         for n in range(2_000)
     ],
     "short names in every field": [
-        Push("u", b"", f"{n:04}", "t", "d", "5" * 32, "p", 2**62, "l") for n in range(40_000)
+        Push("u", b"", f"{n:04}", "t", "d", "5" * 32) for n in range(2_000)
     ],
     "sizes around each length of a MessagePack head": [
         push(f"m{n}", data=b"x" * (size + n % 3 - 1))
         for n, size in enumerate([32, 256, 65_536] * 150)
     ],
 }
+
+
+@pytest.mark.parametrize("text", ["", "t", "é" * 20, "t" * 40, "t" * 300])
+@pytest.mark.parametrize("data", [0, 300, 70_000])
+def test_no_push_takes_more_bytes_than_are_reckoned_with(text: str, data: int) -> None:
+    topic = text if text.isascii() else "topic"
+    for scope in ("5" * 32, 2**62, None):
+        most = Push(text, b"x" * data, text, text, text, scope, topic, 2**62, topic)
+        least = Push(text, b"x" * data, text, id_scope=scope, timestamp_ms=2**62)
+        for one in (most, least):
+            assert len(msgspec.msgpack.encode(one)) <= push_size(one)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
