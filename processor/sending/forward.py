@@ -22,7 +22,7 @@ from registry.message import MAX_BATCH_BYTES, Push
 
 #: Bytes of a push in MessagePack beside its strings of variable length: the head of the map, keys,
 #: lengths, the timestamp, and the id's scope, which has 34 bytes at most.
-_ELEMENT_BYTES: Final = 144
+_ELEMENT_BYTES: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
