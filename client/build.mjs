@@ -11,7 +11,7 @@ import {minify} from 'terser';
 
 // The script with everything in it, minified and compressed with `gzip -9`. 6 KiB are the goal: this bound
 // is where the script stands, so that it can only shrink.
-const MOST_GZIPPED_BYTES = 7.25 * 1024;
+const MOST_GZIPPED_BYTES = 6.4 * 1024;
 // What browsers of 2020 know.
 const TARGET = 'es2020';
 const BANNER = '/*! pushgate.js, built from client/ in pushgate. SPDX-License-Identifier: Apache-2.0 */';
