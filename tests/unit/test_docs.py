@@ -24,9 +24,10 @@ from tests.support.markdown import ROOT, Block, Page, codes, pages
 
 PAGES: Final = pages()
 VARIABLE: Final = re.compile(r"(?<![A-Z_])PUSHGATE_[A-Z0-9_]*[A-Z0-9]\b")
-#: What reads variables that are no setting of a command: HAProxy, the tests.
+#: What reads variables that are no setting of a command: HAProxy, nginx, the tests.
 OTHER_READERS: Final = (
     ROOT / "deploy" / "haproxy" / "haproxy.cfg",
+    ROOT / "deploy" / "nginx" / "nginx.conf.template",
     *(ROOT / "tests" / "support").glob("*.py"),
 )
 #: Texts that begin as a command line does, and are none.
