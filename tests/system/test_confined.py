@@ -1,6 +1,7 @@
 """Gateways and processors as pods and units run them: another user, and nothing to write to."""
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,10 @@ CONFINED: Final[Sequence[str]] = (
     "exec unshare --user --map-user=10001 --map-group=10001 "
     'setpriv --no-new-privs -- "$@"',
     "confined",
+    # As MemoryDenyWriteExecute of the units: no memory is writable and executable (PR_SET_MDWE).
+    sys.executable, "-c",
+    "import ctypes, os, sys; refused = ctypes.CDLL(None).prctl(65, 1, 0, 0, 0); "
+    "sys.exit('needs Linux 6.3') if refused else os.execvp(sys.argv[1], sys.argv[1:])",
 )  # fmt: skip
 
 
