@@ -7,7 +7,7 @@ PIP_LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --requ
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
-.PHONY: dev test drill drill-resumes check lock clean
+.PHONY: dev test drill drill-resumes check manifests lock clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
@@ -35,6 +35,10 @@ $(INSTALLED): pyproject.toml requirements/all.txt
 	$(BIN)/python $(PIP_LOCKED) requirements/all.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# The chart is the source of deploy/kubernetes; needs helm (deploy/helm/README.md).
+manifests:
+	deploy/kubernetes/render.sh
 
 # Pins stay as they are, but for what pyproject.toml has changed; LOCK_FLAGS=--upgrade takes the newest.
 lock:

@@ -17,6 +17,7 @@ from typing import Final
 
 import click
 import pytest
+import yaml
 
 from pushgate.cli import cli
 from pushgate.environment import known_variables
@@ -24,9 +25,10 @@ from tests.support.markdown import ROOT, Block, Page, codes, pages
 
 PAGES: Final = pages()
 VARIABLE: Final = re.compile(r"(?<![A-Z_])PUSHGATE_[A-Z0-9_]*[A-Z0-9]\b")
-#: What reads variables that are no setting of a command: HAProxy, the tests.
+#: What reads variables that are no setting of a command: HAProxy, nginx, the tests.
 OTHER_READERS: Final = (
     ROOT / "deploy" / "haproxy" / "haproxy.cfg",
+    ROOT / "deploy" / "nginx" / "nginx.conf.template",
     *(ROOT / "tests" / "support").glob("*.py"),
 )
 #: Texts that begin as a command line does, and are none.
@@ -65,7 +67,7 @@ def test_every_command_and_flag_in_the_text_exists(page: Page) -> None:
 
 
 def test_every_code_block_is_of_a_language_that_is_checked() -> None:
-    checked = {"python", "sh", "json", "js", "html", "ts", "tsx", "java", "go"}
+    checked = {"python", "sh", "json", "yaml", "js", "html", "ts", "tsx", "java", "go"}
     others = {b.language for p in PAGES for b in p.blocks} - checked
     # No language: drawings, and what a program prints.
     assert others <= {""}
@@ -79,6 +81,11 @@ def test_python_compiles(page: Page, block: Block) -> None:
 @pytest.mark.parametrize(("page", "block"), blocks("json"), ids=block_id)
 def test_json_parses(page: Page, block: Block) -> None:
     json.loads(block.text)
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("yaml"), ids=block_id)
+def test_yaml_parses(page: Page, block: Block) -> None:
+    assert yaml.safe_load(block.text) is not None
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("sh"), ids=block_id)
