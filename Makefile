@@ -7,7 +7,7 @@ PIP_LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --requ
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
-.PHONY: dev test drill drill-resumes check lock clean
+.PHONY: dev test drill drill-resumes check lock settings clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
@@ -43,6 +43,10 @@ lock:
 	.venv/lock/bin/$(COMPILE) pyproject.toml --all-extras --group build --output-file requirements/all.txt
 	.venv/lock/bin/$(COMPILE) pyproject.toml --output-file requirements/run.txt
 	.venv/lock/bin/$(COMPILE) --group pyproject.toml:build --constraint requirements/all.txt --output-file requirements/build.txt
+
+# docs/settings.md, from the settings classes.
+settings: $(INSTALLED)
+	$(BIN)/python -m pushgate.settings_page > docs/settings.md
 
 clean:
 	rm -rf .venv .pushgate
