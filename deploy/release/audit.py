@@ -17,17 +17,24 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
 PYTHON_LOCKS: Final = ("requirements/all.txt", "requirements/release.txt")
-NPM_LOCKS: Final = ("client", "tests/support/compressing_proxy", "tests/support/judges")
+#: Folders of what is installed, whose lock files are other people's.
+_INSTALLED: Final = frozenset({"node_modules", ".venv"})
+EVERY_PACKAGE: Final = "every package"
 WEAK: Final = 1
 UNANSWERED: Final = 3
+
+
+def npm_locks() -> list[str]:
+    """Return the folders with a lock file of npm's, from the project's root."""
+    found = (path.parent.relative_to(ROOT) for path in ROOT.rglob("package-lock.json"))
+    return sorted(str(folder) for folder in found if not _INSTALLED & set(folder.parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """The answers for one lock file.
 
-    `weak` has a text for each known weakness, `unanswered` the packages without an answer, or the
-    fault that left the whole file without one.
+    `weak` has a text for each known weakness, `unanswered` the packages without an answer.
     """
 
     lock: str
@@ -36,15 +43,14 @@ class Report:
     unanswered: tuple[str, ...]
 
     def __str__(self) -> str:
+        said = []
         if self.weak:
-            said = f"WEAK: {'; '.join(self.weak)}"
+            said.append(f"WEAK: {', '.join(self.weak)}")
         elif self.looked_up:
-            said = f"{self.looked_up} packages without a known weakness"
-        else:
-            said = "nothing was looked up"
+            said.append(f"{self.looked_up} packages without a known weakness")
         if self.unanswered:
-            said += f"; NO ANSWER for {', '.join(self.unanswered)}"
-        return f"{self.lock}: {said}"
+            said.append(f"NO ANSWER for {', '.join(self.unanswered)}")
+        return f"{self.lock}: {'; '.join(said)}"
 
 
 def of_pip_audit(lock: str, output: str) -> Report:
@@ -52,14 +58,12 @@ def of_pip_audit(lock: str, output: str) -> Report:
     try:
         packages = json.loads(output)["dependencies"]
     except (ValueError, KeyError):
-        return Report(lock, 0, (), ("all packages",))
+        return Report(lock, 0, (), (EVERY_PACKAGE,))
     asked = [package for package in packages if "skip_reason" not in package]
-    return Report(
-        lock,
-        looked_up=len(asked),
-        weak=tuple(_weaknesses(asked)),
-        unanswered=tuple(package["name"] for package in packages if "skip_reason" in package),
-    )
+    skipped = tuple(package["name"] for package in packages if "skip_reason" in package)
+    if not asked:
+        return Report(lock, 0, (), (f"{EVERY_PACKAGE} ({len(skipped)} are not known there)",))
+    return Report(lock, len(asked), tuple(_weaknesses(asked)), skipped)
 
 
 def _weaknesses(packages: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -75,8 +79,10 @@ def of_npm_audit(lock: str, output: str) -> Report:
         answer = json.loads(output)
         looked_up = answer["metadata"]["dependencies"]["total"]
         weak = answer["vulnerabilities"].values()
-    except (ValueError, KeyError):
-        return Report(lock, 0, (), ("all packages",))
+    except ValueError:
+        return Report(lock, 0, (), (EVERY_PACKAGE,))
+    except KeyError:
+        return Report(lock, 0, (), (f"{EVERY_PACKAGE} (status {answer.get('statusCode')})",))
     named = tuple(f"{package['name']} {package['severity']}" for package in weak)
     return Report(lock, looked_up, named, ())
 
@@ -99,19 +105,25 @@ def _npm_audit(lock: str) -> Report:
 
 
 def _output(*command: str) -> str:
-    """Return what a command prints; its exit status says no more than its output."""
+    """Return what a command prints; its exit status says no more than its output.
+
+    Its errors are shown where it has printed nothing else: beside a report, pip-audit's say that
+    there is no weakness where nothing was looked up.
+    """
     try:
-        done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     except FileNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return ""
+    if not done.stdout.strip():
+        sys.stderr.write(done.stderr)
     return done.stdout
 
 
 def main() -> int:
     """Print a line for each lock file; return the exit status."""
     reports = []
-    for audit, locks in ((_pip_audit, PYTHON_LOCKS), (_npm_audit, NPM_LOCKS)):
+    for audit, locks in ((_pip_audit, PYTHON_LOCKS), (_npm_audit, npm_locks())):
         for lock in locks:
             report = audit(lock)
             reports.append(report)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 LOCK: Final = Path(__file__).parents[2] / "requirements" / "run.txt"
-#: A package that a decision has been made about: none of these licences binds a service that uses
-#: the package as it is. MPL-2.0 asks for the source of changed files, and none is changed.
+#: Licences that somebody has judged: none binds a service that uses the package as it is. MPL-2.0
+#: asks for the source of changed files, and no file is changed.
 ACCEPTED: Final = frozenset(
     {"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "MIT", "MIT-0", "MPL-2.0", "PSF-2.0"}
 )
@@ -28,9 +28,9 @@ _SPDX: Final[Mapping[str, str]] = {
 _HEAD: Final = """\
 # Licences
 
-Of the packages in `run.txt`, which a gateway, a processor and the image have. Written by `make licences`
-from the packages' own metadata; a test compares, and fails for a licence that nobody has judged yet.
-The client for browsers has no dependencies.
+Of the packages in `run.txt`, which a gateway, a processor and the image have. Written by
+`make licences` from the packages' own metadata; a test compares, and fails for a licence that
+nobody has judged yet. The client for browsers has no dependencies.
 
 | package | version | licence |
 |---|---|---|
@@ -64,8 +64,9 @@ def rows() -> Iterator[Row]:
 def _licence(package: PackageMetadata) -> str:
     """Return an SPDX expression, from the newer of the fields that say a licence (PEP 639)."""
     classifiers = package.get_all("Classifier") or []
-    told = [package.get("License-Expression"), package.get("License"), *classifiers]
-    for text in filter(None, told):
+    fields = ("License-Expression", "License")
+    told = [str(package[field]) for field in fields if field in package] + classifiers
+    for text in told:
         licence = _SPDX.get(text, text)
         if set(names(licence)) <= ACCEPTED:
             return licence
