@@ -7,7 +7,7 @@ PIP_LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --requ
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
-.PHONY: dev test drill drill-resumes check lock settings licences audit release clean
+.PHONY: dev test drill drill-resumes check lock settings sizing licences audit release clean
 
 dev: $(INSTALLED)
 	$(BIN)/pushgate dev
@@ -48,6 +48,10 @@ lock:
 # docs/settings.md, from the settings classes.
 settings: $(INSTALLED)
 	$(BIN)/python -m pushgate.settings_page > docs/settings.md
+
+# The tables of docs/sizing.md, from loadtest/results.
+sizing: $(INSTALLED)
+	$(BIN)/python -m loadtest.sizing --write
 
 # requirements/licences.md, from the metadata of what is installed.
 licences: $(INSTALLED)
