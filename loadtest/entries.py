@@ -6,8 +6,8 @@ written again (gateways assert every entry each ten minutes), and a user looked 
 
 What could fool the benchmark: users have ids of 36 characters, as UUIDs have, and the node a name
 of 20; longer ones take their length more. The keys' table of Valkey grows in steps of two: memory
-is read at a number of users just below a step and just above, and the larger is told. CPU time is
-counted in ticks.
+is read just above a step, where an entry's share of the table is largest. CPU time is counted in
+ticks.
 
     python -m loadtest.entries [--save]
 """

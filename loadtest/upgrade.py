@@ -8,9 +8,9 @@ Two mixes of this checkout and another one, with 1,000 plain WebSocket clients a
   delivered and nothing called offline; once there are new gateways and the clients are there,
   everything arrives, also what was published meanwhile.
 
-Every message is accounted for: each user gets each at least once, and on one connection once and in
-order. What could fool the benchmark: plain WebSockets have no cursor, so clients connect to the next
-gateway before they leave the last, and no message falls in between.
+Every message is accounted for: each user gets each at least once, and on one connection once and
+in order. What could fool the benchmark: plain WebSockets have no cursor, so clients connect to the
+next gateway before they leave the last, and no message falls in between.
 
     python -m loadtest.upgrade CHECKOUT [--save]
 
@@ -130,7 +130,7 @@ class Stage:
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """Publish until the end of the block; the account then knows how many messages there are."""
+        """Publish until the end of the block; the account then expects what was published."""
         command = produce_command(
             kafka=self._place.kafka, topic=self.topic, messages=10**7, users=_USERS, rate=_RATE
         )

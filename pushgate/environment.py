@@ -31,8 +31,8 @@ _LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
 
 def known_variables() -> frozenset[str]:
     """Return the names of the variables of all commands and of the image."""
-    every = (*COMMAND_SETTINGS.values(), WorkerSettings)
-    names = {name for settings in every for name in settings.model_fields}
+    names = {name for settings in COMMAND_SETTINGS.values() for name in settings.model_fields}
+    names |= set(WorkerSettings.model_fields)
     return _FOREIGN | {f"{PREFIX}{name.upper()}" for name in names}
 
 

@@ -28,7 +28,7 @@ def sections() -> dict[str, dict[str, str]]:
     found = {}
     for section in "\n".join(PAGE.prose).split("\n### ")[1:]:
         heading, _, body = section.partition("\n")
-        parts = re.split(r"^- \*\*(\w+)\*\*: ", body, flags=re.MULTILINE)
+        parts = re.split(r"^- \*\*(\w+)\*\*:\s", body, flags=re.MULTILINE)
         found[heading] = dict(zip(parts[1::2], parts[2::2], strict=True))
     return found
 
