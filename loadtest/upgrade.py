@@ -4,9 +4,10 @@ Two mixes of this checkout and another one, with 1,000 plain WebSocket clients a
 
 - old processors, new gateways, as in an upgrade between its two steps: every message arrives once
   and in order, first on gateways of both versions, then on new ones alone;
-- new processors, old gateways, the wrong order: the processor is not ready and says why, nothing is
-  delivered and nothing called offline; once there are new gateways and the clients are there,
-  everything arrives, also what was published meanwhile.
+- new processors, old gateways, the wrong order: from its first message on the processor is not
+  ready and says why, nothing is delivered and nothing called offline; once there are new gateways
+  and the clients are there, everything arrives, also what was published meanwhile. Then the way
+  back: old processors take over from the new one.
 
 Every message is accounted for: each user gets each at least once, and on one connection once and
 in order. What could fool the benchmark: plain WebSockets have no cursor, so clients connect to the
@@ -24,10 +25,12 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import httpx
 
@@ -44,7 +47,12 @@ _USERS: Final = 1_000
 _RATE: Final = 500.0
 #: For how long messages flow in each phase.
 _PHASE_SECONDS: Final = 15.0
+_SETTLE_SECONDS: Final = 2.0
 _PATIENCE_SECONDS: Final = 60.0
+#: How long a processor gets to become ready, where it may not.
+_UNREADY_SECONDS: Final = 10.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,8 @@ class Stage:
         self.account = Account()
         self._place, self._stack = place, stack
         self._crowds: list[Crowd] = []
+        # One thread for all: a child process ends with the thread that started it.
+        self._pool = stack.enter_context(ThreadPoolExecutor(1))
 
     def gateway(self, *, earlier: bool) -> Gateway:
         """Start a gateway, of the earlier release or of this checkout."""
@@ -124,9 +134,13 @@ class Stage:
         self._crowds.append(crowd)
 
     def leave(self, gateway: Gateway) -> None:
-        """End the clients of the gateway that was connected to first, and the gateway."""
+        """End the clients of the gateway that was connected to first, and the gateway.
+
+        Before that they read what they were sent while they were alone.
+        """
+        self.flow(_SETTLE_SECONDS)
         self._crowds.pop(0).close()
-        gateway.stop()
+        self.aside(gateway.stop)
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
@@ -150,6 +164,13 @@ class Stage:
             for crowd in self._crowds:
                 crowd.turn(0.005)
 
+    def aside(self, work: Callable[[], _T]) -> _T:
+        """Do slow work in a thread, and take inbound messages meanwhile; return its result."""
+        future = self._pool.submit(work)
+        while not future.done():
+            self.flow(0.1)
+        return future.result()
+
     def until(self, done: Callable[[], bool]) -> None:
         """Take inbound messages until `done`, or for a minute."""
         end = time.monotonic() + _PATIENCE_SECONDS
@@ -165,7 +186,7 @@ def old_processors(place: Place, report: Report) -> None:
         stage.connect(old, range(0, _USERS, 2))
         stage.connect(new, range(1, _USERS, 2))
         processor = stage.processor(earlier=True)
-        processor.start()
+        stage.aside(processor.start)
         with stage.publishing():
             stage.flow()
             mixed = stage.account.count
@@ -198,20 +219,25 @@ def new_processors(place: Place, report: Report) -> None:
         old = stage.gateway(earlier=True)
         stage.connect(old)
         before = stage.processor(earlier=True)
-        before.start()
+        stage.aside(before.start)
         with stage.publishing():
             stage.flow()
-            before.stop()
+            stage.aside(before.stop)
             early = stage.processor(earlier=False)
-            status = _start_unready(early)
+            stage.aside(partial(_start, early))
             stage.flow()
+            status = _status(early)
             kept = early.outcomes()
             stage.connect(stage.gateway(earlier=False))
             stage.leave(old)
             stage.flow()
+            outcomes = early.outcomes()
+            stage.aside(early.stop)
+            stage.aside(before.start)
+            stage.flow()
         account = stage.account
         stage.until(lambda: not account.missing)
-        outcomes = early.outcomes()
+        back = before.outcomes()
     report.figures["new processors"] = {
         "messages": account.expected,
         "missing": account.missing,
@@ -219,26 +245,31 @@ def new_processors(place: Place, report: Report) -> None:
         "status": status,
         "outcomes_at_old_gateways": kept,
         "outcomes": outcomes,
+        "outcomes_after_the_way_back": back,
     }
     report.line(
         f"new processors, old gateways: {status!r}, {sum(kept.values())} outcomes; "
-        f"once a new gateway is there, of {account.expected:,} messages {account.missing} lost"
+        f"once a new gateway is there, and when the old processors are back, of "
+        f"{account.expected:,} messages {account.missing} lost"
     )
     report.bound("new processors: not ready", holds=status.startswith("no live gateway"))
     report.bound("new processors: nothing is called anything", holds=not sum(kept.values()))
     report.bound("new processors: none lost", holds=not account.missing)
     report.bound("new processors: once and in order", holds=not account.faults)
-    report.bound("new processors: all delivered", holds=set(outcomes) == {"delivered"})
+    for when, counted in (("new", outcomes), ("the way back", back)):
+        report.bound(f"{when}: all delivered", holds=set(counted) == {"delivered"})
 
 
-def _start_unready(processor: Processor) -> str:
-    """Start a processor that does not become ready; return what its `/readyz` says."""
-    try:
-        processor.start(seconds=10.0)
-    except LoadtestError:
-        answer = httpx.get(f"{processor.operators}/readyz", trust_env=False)
-        return str(answer.json()["status"])
-    return "ready"
+def _start(processor: Processor) -> None:
+    """Start a processor, which need not become ready."""
+    with suppress(LoadtestError):
+        processor.start(seconds=_UNREADY_SECONDS)
+
+
+def _status(processor: Processor) -> str:
+    """Return what a processor's `/readyz` says."""
+    answer = httpx.get(f"{processor.operators}/readyz", trust_env=False)
+    return str(answer.json()["status"])
 
 
 def main() -> None:
