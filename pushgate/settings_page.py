@@ -1,7 +1,7 @@
 """docs/settings.md, written from the settings classes: `python -m pushgate.settings_page`.
 
-A section a class, in the order in which the commands name the classes; a row a field. A class that
-narrows a setting of another class (`pushgate dev` has defaults of its own) has a row of its own.
+A section a class, in the order in which the commands name the classes; a row a field. Where a class
+defines a setting anew (`pushgate dev` has its own defaults), the setting has a second row.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def page() -> str:
 
 
 def _classes() -> Iterator[type[BaseSettings]]:
-    """Yield each class that defines settings, after the classes of which its settings are part."""
+    """Yield every class with settings, base classes first."""
     seen: set[type[BaseSettings]] = set()
     for settings in COMMAND_SETTINGS.values():
         for part in reversed(settings.__mro__):
@@ -53,7 +53,7 @@ def _classes() -> Iterator[type[BaseSettings]]:
 
 
 def _own_fields(settings: type[BaseSettings]) -> list[str]:
-    """Return the names of the settings that a class itself defines."""
+    """Return the names of the settings that a class defines, without inherited ones."""
     return [name for name in inspect.get_annotations(settings) if name in settings.model_fields]
 
 
@@ -76,7 +76,7 @@ def _row(settings: type[BaseSettings], name: str) -> str:
 
 
 def _commands(settings: type[BaseSettings], name: str) -> list[str]:
-    """Return the commands that have the setting as this class defines it."""
+    """Return the commands for which this class defines the setting."""
     return [
         command for command, whole in COMMAND_SETTINGS.items() if _definer(whole, name) is settings
     ]
@@ -88,7 +88,7 @@ def _definer(whole: type[BaseSettings], name: str) -> type | None:
 
 
 def _values(field: FieldInfo) -> str:
-    """Return which values a setting takes, as far as its type and its bounds say."""
+    """Return the values of a setting, as far as type and bounds say."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     kind = kinds[0] if kinds and get_origin(field.annotation) is not Literal else field.annotation
     if get_origin(kind) is Literal:
