@@ -66,6 +66,12 @@ def test_every_command_and_flag_in_the_text_exists(page: Page) -> None:
     assert [fault for text in texts for fault in faults_of_flags(text)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=block_id)
+def test_every_test_that_is_cited_exists(page: Page) -> None:
+    cited = [c for line in page.prose for c in codes(line) if re.match(r"tests/\S+\.py", c)]
+    assert [name for name in cited if not is_test(name)] == []
+
+
 def test_every_code_block_is_of_a_language_that_is_checked() -> None:
     checked = {"python", "sh", "json", "yaml", "js", "html", "ts", "tsx", "java", "go"}
     others = {b.language for p in PAGES for b in p.blocks} - checked
@@ -148,6 +154,13 @@ def leads_somewhere(page: Page, target: str) -> bool:
     if path.is_relative_to(ROOT / "client") and not (ROOT / "client").exists():
         return True
     return path.exists() and (not anchor or anchor in Page(path).anchors)
+
+
+def is_test(name: str) -> bool:
+    """Whether a file of tests exists, and the test behind `::`."""
+    file, _, test = name.partition("::")
+    path = ROOT / file
+    return path.is_file() and (not test or f"def {test}(" in path.read_text())
 
 
 def pushgate_commands(text: str) -> Iterator[list[str]]:
