@@ -122,13 +122,13 @@ ACCESSORY_LOST = Counter(
     ["topic"],
     registry=_registry,
 )
+for _topic in ("outcomes", "dead-letter"):
+    ACCESSORY_LOST.labels(_topic)
 PARTITIONS = Gauge(
     "pushgate_processor_partitions",
     "Partitions that this processor reads.",
     registry=_registry,
 )
-for _topic in ("outcomes", "dead-letter"):
-    ACCESSORY_LOST.labels(_topic)
 LAG = Gauge(
     "pushgate_processor_lag_messages",
     "Offsets of a partition from its first message without an outcome to its end in Kafka.",
