@@ -1,4 +1,4 @@
-"""docs/runbook.md: each fault has its four parts, and what it quotes and cites exists."""
+"""docs/runbook.md: each fault has its parts, and what it quotes and cites exists."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tests.support.spelled import sources
 PAGE: Final = Page(ROOT / "docs" / "runbook.md")
 TROUBLESHOOTING: Final = (ROOT / "docs" / "troubleshooting.md").read_text()
 PARTS: Final = ["Seen", "Means", "Do", "Tried"]
+#: The part that only faults with an alert have, in front of the others.
+ALERTS: Final = "Alerts"
 #: Code spans with spaces that are nobody's words: what one types.
 TYPED: Final = re.compile(r"(GET|DELETE|curl|make|ss|pushgate|redis-cli|ulimit|maxmemory-policy) ")
 EXPOSED: Final = (gateway_metrics.exposition() + processor_metrics.exposition()).decode()
@@ -51,7 +53,7 @@ def test_the_faults_are_numbered_without_a_hole() -> None:
 
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_a_fault_has_its_parts(heading: str) -> None:
-    assert list(SECTIONS[heading]) == PARTS
+    assert [part for part in SECTIONS[heading] if part != ALERTS] == PARTS
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
@@ -61,6 +63,23 @@ def test_a_row_of_the_drill_or_a_test_makes_the_fault(heading: str) -> None:
     rows = re.findall(r"[0-9]+(?:-[a-z]+)?", tried.partition("`")[0])
     assert cited or rows
     assert set(rows) <= {row.name for row in ROWS}
+
+
+def test_faults_and_their_alerts_lead_to_each_other() -> None:
+    text = Page(ROOT / "docs" / "alerts.md").path.read_text()
+    alerts = dict(section.split("\n", 1) for section in text.split("\n## ")[1:])
+    faults_by_alert = {
+        (alert, row)
+        for alert, body in alerts.items()
+        for row in re.findall(r"runbook\.md#([0-9]+)-", body)
+    }
+    alerts_by_fault = {
+        (alert, heading.partition(".")[0])
+        for heading, parts in SECTIONS.items()
+        for alert in re.findall(r"\[(\w+)\]\(alerts\.md#", parts.get(ALERTS, ""))
+    }
+    assert faults_by_alert == alerts_by_fault
+    assert len(faults_by_alert) > 30
 
 
 def test_metrics_exist() -> None:

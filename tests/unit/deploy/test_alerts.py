@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 import gateway.metrics
@@ -81,6 +82,21 @@ def test_every_alert_has_a_scenario_and_a_section_and_no_other_has() -> None:
     assert headings == set(NAMES)
     runbooks = re.findall(r"runbook: docs/alerts.md#(\w+)", ALERTS)
     assert runbooks == [name.lower() for name in NAMES]
+
+
+def test_alerts_ask_for_jobs_that_every_shipped_way_of_scraping_names() -> None:
+    configuration = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    jobs = {each["job_name"] for each in configuration["scrape_configs"]}
+    manifests = ROOT / "deploy" / "kubernetes" / "monitoring" / "monitoring.yaml"
+    replaced = {
+        rule["replacement"]
+        for monitor in yaml.safe_load_all(manifests.read_text())
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]
+        for rule in endpoint["relabelings"]
+        if rule["targetLabel"] == "job"
+    }
+    asked = set(re.findall(r'job=~?"([^"]+)"', ALERTS))
+    assert jobs == replaced == asked - {"pushgate-.*"}
 
 
 def test_the_written_dashboard_is_that_of_the_program() -> None:
