@@ -48,8 +48,8 @@ FIRE_SECONDS: Final = 300.0
 STAY_SECONDS: Final = 30.0
 #: Increases are watched over ten minutes.
 END_SECONDS: Final = 900.0
-#: Above what PushgateLag and PushgateDeadLettersGrow take.
-LAG, BAD = 20_000, 40
+#: Far above what PushgateLag and PushgateDeadLettersGrow take.
+LAG, BAD = 60_000, 40
 FULL: Final = 20
 
 

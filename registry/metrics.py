@@ -5,12 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from registry import process
+
+#: Read once: importlib reads a file for it, and every scrape stops the event loop.
+_VERSIONS: Final = (version("pushgate"), platform.python_version())
 
 
 class ProcessCollector(Collector):
@@ -26,7 +30,7 @@ class ProcessCollector(Collector):
             "1, with the versions of pushgate and of Python as labels.",
             labels=["version", "python"],
         )
-        build.add_metric([version("pushgate"), platform.python_version()], 1)
+        build.add_metric(_VERSIONS, 1)
         yield build
         yield CounterMetricFamily(
             "process_cpu_seconds_total", "CPU time, user and system.", process.cpu_seconds()
