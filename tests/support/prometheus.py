@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from pushgate.embedded import tied_to_parent
 from tests.support.markdown import ROOT
 from tests.support.processes import free_port, http_status, wait_until
 
@@ -103,12 +104,14 @@ def prometheus(
         configuration.write_text(_configuration(targets, seconds))
         with (Path(folder) / "log").open("wb+") as log:
             process = subprocess.Popen(
-                [
-                    program,
-                    f"--config.file={configuration}",
-                    f"--storage.tsdb.path={folder}/data",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                ],
+                tied_to_parent(
+                    [
+                        program,
+                        f"--config.file={configuration}",
+                        f"--storage.tsdb.path={folder}/data",
+                        f"--web.listen-address=127.0.0.1:{port}",
+                    ]
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
