@@ -24,7 +24,7 @@ drill: $(INSTALLED)
 drill-resumes: $(INSTALLED)
 	$(BIN)/python -m loadtest.random_faults $(DRILL)
 
-# Planted faults and their alerts, with a real Prometheus (Debian: prometheus), for five minutes.
+# Planted faults and their alerts, with a real Prometheus (Debian: prometheus), for half an hour.
 drill-alerts: $(INSTALLED)
 	$(BIN)/python -m loadtest.alerts $(DRILL)
 

@@ -203,12 +203,13 @@ FAULTS: Final = {
     fault.planted.__name__.replace("_", "-"): fault
     for fault in (
         Fault(kill, "PushgateGatewayDown"),
+        # Goes on for ten minutes, in which Redis has to stay: its end brings re-assertions too.
+        Fault(eviction, "PushgateRegistryLostKeys"),
+        Fault(dead_letters, "PushgateDeadLettersGrow"),
         Fault(lag, "PushgateLag"),
         Fault(wrong_secret, "PushgateSecretRefused"),
         Fault(full_node, "PushgateGatewayFull"),
         Fault(redis_away, "PushgateRegistryOutOfOrder"),
-        Fault(dead_letters, "PushgateDeadLettersGrow"),
-        Fault(eviction, "PushgateRegistryLostKeys"),
     )
 }
 
@@ -248,17 +249,21 @@ def load(stage: Stage) -> Iterator[None]:
 
 
 class Watch:
-    """What fires, and which of it may: alerts of the faults so far."""
+    """What fires, and which alerts may: that of the fault, and those that go on from before."""
 
     def __init__(self, monitor: Prometheus) -> None:
-        self.monitor = monitor
-        self.expected: set[str] = set()
-        self.strangers: set[str] = set()
+        self._monitor = monitor
+        self._expected: set[str] = set()
+        self._strangers: set[str] = set()
+
+    async def expect(self, alert: str) -> None:
+        """Let an alert fire from now on, beside those that fire already."""
+        self._expected = {alert, *await asyncio.to_thread(self._monitor.firing)}
 
     async def firing(self) -> set[str]:
         """Return what fires now."""
-        firing = await asyncio.to_thread(self.monitor.firing)
-        self.strangers |= firing - self.expected
+        firing = await asyncio.to_thread(self._monitor.firing)
+        self._strangers |= firing - self._expected
         return firing
 
     async def until(self, done: Callable[[set[str]], bool], seconds: float) -> bool:
@@ -276,8 +281,7 @@ class Watch:
 
     def take_strangers(self) -> list[str]:
         """Return the alerts that should not have fired since this was asked last."""
-        strangers, self.strangers = sorted(self.strangers), set()
-        self.expected.update(strangers)  # each is told once
+        strangers, self._strangers = sorted(self._strangers), set()
         return strangers
 
 
@@ -285,7 +289,7 @@ async def tried(name: str, stage: Stage, watch: Watch, report: Report) -> None:
     """Plant a fault and mend it; report which alerts fired."""
     fault = FAULTS[name]
     began = time.monotonic()
-    watch.expected.add(fault.alert)
+    await watch.expect(fault.alert)
     async with fault.planted(stage):
         fired = await watch.until(lambda firing: fault.alert in firing, FIRE_SECONDS)
         seconds = round(time.monotonic() - began)

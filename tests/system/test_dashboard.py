@@ -1,4 +1,7 @@
-"""Prometheus as shipped scrapes a real system under load: every panel of the dashboard has data."""
+"""Prometheus as shipped scrapes a real system under load: every panel has data, and alerts fire.
+
+loadtest/alerts.py plants all faults.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tests.support.clients import connect, head, wire_to
+from tests.support.clients import connect, eventually, head, wire_to
 from tests.support.markdown import ROOT
 from tests.support.prometheus import Prometheus, prometheus
 from tests.system.conftest import StartGateway, StartProcessor
@@ -85,7 +88,7 @@ async def be_refused(port: int) -> None:
         assert (await wire.answer()).status == 401
 
 
-async def test_every_panel_has_data_and_no_alert_fires(
+async def test_every_panel_has_data_and_no_alert_fires_but_that_of_a_planted_fault(
     start_gateway: StartGateway,
     start_processor: StartProcessor,
     backend: AIOKafkaProducer,
@@ -109,3 +112,8 @@ async def test_every_panel_has_data_and_no_alert_fires(
                 await come_back(backend, topic, user, ports[0])
                 await be_refused(ports[1])
             assert await asyncio.to_thread(monitor.firing) == set()
+            await asyncio.gather(*(backend.send_and_wait(topic, b"no key") for _ in range(20)))
+            await eventually(
+                lambda: asyncio.to_thread(monitor.firing), "bad records have their alert"
+            )
+            assert await asyncio.to_thread(monitor.firing) == {"PushgateDeadLettersGrow"}
