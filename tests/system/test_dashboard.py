@@ -16,6 +16,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from tests.support.clients import connect, eventually, head, wire_to
+from tests.support.kafka import PARTITIONS
 from tests.support.markdown import ROOT
 from tests.support.prometheus import Prometheus, prometheus
 from tests.system.conftest import StartGateway, StartProcessor
@@ -47,6 +48,18 @@ def without_data(monitor: Prometheus) -> set[tuple[str, str]]:
         for query in panel.queries
         if not any(math.isfinite(s.values[0][1]) for s in monitor.query(filled_in(query.text)))
     }
+
+
+def numbers(monitor: Prometheus) -> dict[str, float]:
+    """Give the sums of gauges that alerts ask for."""
+    names = [
+        *(f"pushgate_gateway_{name}" for name in ("ready", "registry_out_of_order")),
+        *(
+            f"pushgate_processor_{name}"
+            for name in ("ready", "gateways", "partitions", "registry_in_doubt")
+        ),
+    ]
+    return {name: monitor.query(f"sum({name})")[0].values[0][1] for name in names}
 
 
 @asynccontextmanager
@@ -111,6 +124,14 @@ async def test_every_panel_has_data_and_no_alert_fires_but_that_of_a_planted_fau
                 # Counters with labels begin with their first event: the second counts as a rate.
                 await come_back(backend, topic, user, ports[0])
                 await be_refused(ports[1])
+            assert await asyncio.to_thread(numbers, monitor) == {
+                "pushgate_gateway_ready": 2,
+                "pushgate_gateway_registry_out_of_order": 0,
+                "pushgate_processor_ready": 1,
+                "pushgate_processor_gateways": 2,
+                "pushgate_processor_partitions": PARTITIONS,
+                "pushgate_processor_registry_in_doubt": 0,
+            }
             assert await asyncio.to_thread(monitor.firing) == set()
             await asyncio.gather(*(backend.send_and_wait(topic, b"no key") for _ in range(20)))
             await eventually(

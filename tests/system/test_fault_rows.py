@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -20,7 +20,7 @@ from registry.redis_store import RedisRegistry
 from tests.support.clients import connect, eventually
 from tests.support.kafka import KafkaServer
 from tests.support.ledger import Ledger
-from tests.support.processes import GatewayProcess
+from tests.support.processes import GatewayProcess, PushgateProcess
 from tests.support.proxy import Direction, KafkaProxy, Proxy
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartGateway, StartProcessor
@@ -156,6 +156,12 @@ async def test_a_frozen_gateway_costs_its_own_users_alone_and_evicts_no_newer_se
     assert in_time == await measure(processor, "pushgate_processor_forward_seconds_count")
 
 
+async def without_registry(processes: Sequence[PushgateProcess]) -> float:
+    """Give how many gateways have no registry, and how many processors are in doubt of it."""
+    names = ("pushgate_gateway_registry_out_of_order ", "pushgate_processor_registry_in_doubt ")
+    return sum([await measure(process, name) for process in processes for name in names])
+
+
 async def test_a_frozen_redis_costs_nobody_a_message_or_a_connection(
     own_valkey: RedisServer,
     start_gateway: StartGateway,
@@ -170,15 +176,25 @@ async def test_a_frozen_redis_costs_nobody_a_message_or_a_connection(
     publisher = Publisher(backend, topic, ledger)
     seated = seats(user, gateways, CLIENTS)
     known = users(seated)[: CLIENTS // 2]  # the others get their first message in the outage
+
+    async def registry_is_back() -> bool:
+        return await without_registry([*gateways, processor]) == 0
+
     async with reading(ledger, seated):
         await publisher.to_each(known)
         await until_all_arrived(ledger, timeout_seconds=10.0)
         own_valkey.freeze()
         async with publisher.steadily(users(seated)):
             await fault_lasts(FAULT_SECONDS)
+            assert await without_registry([*gateways, processor]) == 3
         own_valkey.thaw()
         await until_all_arrived(ledger, timeout_seconds=2.0 + SLACK_SECONDS)
         await until_outcomes([processor], {DELIVERED: len(ledger.names())})
+        await eventually(
+            registry_is_back,
+            "metrics tell that Redis is back",
+            timeout_seconds=REGISTRATION_SECONDS + SLACK_SECONDS,
+        )
     ledger.check()
     assert ledger.slowest(known) < FAULT_SECONDS / 2, "who was found lately is found in the outage"
 
