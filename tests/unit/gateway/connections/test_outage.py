@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from gateway import metrics
 from gateway.connections.outage import Outage
 from registry.directory import RegistryRefuses, RegistryUnavailable
 from registry.refusals import CURES
@@ -37,6 +38,16 @@ def test_each_trouble_is_logged_at_once_and_then_once_a_minute(
             clock.now += 1.0
     assert [entry["event"] for entry in logs] == [REFUSED, UNREACHABLE] * 3
     assert CURES["OOM"] in logs[0]["error"]
+
+
+def test_a_metric_tells_of_the_outage_while_it_lasts(outage: Outage) -> None:
+    def told() -> float:
+        return next(iter(metrics.REGISTRY_OUT_OF_ORDER.collect())).samples[0].value
+
+    outage.failed(SILENT)
+    assert told() == 1
+    outage.ended()
+    assert told() == 0
 
 
 def test_the_next_outage_is_logged_at_once_again(outage: Outage) -> None:
