@@ -47,7 +47,7 @@ def load_settings(
     except click.UsageError as error:
         raise click.UsageError("\n".join((error.message, *warnings))) from None
     if isinstance(loaded, LogSettings):
-        logs.configure(as_json=loaded.log_json)
+        logs.configure(as_json=loaded.log_json, level=loaded.log_level)
         for warning in warnings:
             log.warning(warning)
     else:
