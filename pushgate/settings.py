@@ -88,7 +88,7 @@ class LogSettings(BaseSettings):
     log_level: Annotated[
         LogLevel,
         Field(
-            description="The least level of log lines: debug (with lines of each connection), info, "
+            description="The least level of log lines: debug (each connection has lines), info, "
             "warning or error. Of libraries there are warnings and errors alone."
         ),
     ] = "info"
