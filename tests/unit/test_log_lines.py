@@ -79,4 +79,4 @@ def logged(file: Path) -> Iterator[tuple[str, str]]:
             event = call.args[0]
             at = f"{file.name}:{call.lineno}"
             assert isinstance(event, ast.Constant), f"{at}: an event is a fixed text"
-            yield ("error" if call.func.attr == helper else call.func.attr), event.value
+            yield ("error" if call.func.attr == helper else call.func.attr), str(event.value)
