@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import (
@@ -34,10 +35,11 @@ from typing import Final
 from aiokafka import AIOKafkaProducer
 
 from loadtest.dashboard import DASHBOARD, Asked, drawn
+from loadtest.processes import LoadtestError
 from loadtest.report import Report
 from tests.support.clients import connect
 from tests.support.kafka import KafkaServer, start_kafka
-from tests.support.processes import GatewayProcess, ProcessorProcess, PushgateProcess
+from tests.support.processes import GatewayProcess, ProcessorProcess
 from tests.support.prometheus import Prometheus, prometheus
 from tests.support.valkey import RedisServer
 
@@ -48,10 +50,10 @@ FIRE_SECONDS: Final = 300.0
 STAY_SECONDS: Final = 30.0
 #: Increases are watched over ten minutes.
 END_SECONDS: Final = 900.0
-#: Far above what PushgateLag and PushgateDeadLettersGrow take.
-LAG, BAD = 40_000, 40
-#: Published at once until so many are behind, which a scrape tells late.
-BURST, BURST_SECONDS = 20_000, 5.0
+#: Above what PushgateLag and PushgateDeadLettersGrow take.
+MANY, BAD = 20_000, 40
+#: A second, for all processors: some tens of messages.
+SLOW_BYTES: Final = 2_000
 FULL: Final = 20
 
 
@@ -65,7 +67,6 @@ class Stage:
     producer: AIOKafkaProducer
     gateways: list[GatewayProcess] = field(default_factory=list)
     processors: list[ProcessorProcess] = field(default_factory=list)
-    monitor: Prometheus = field(init=False)
 
     def start(self) -> None:
         """Start three gateways, of which the third holds 20 connections, and two processors."""
@@ -104,36 +105,21 @@ async def kill(stage: Stage) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def lag(stage: Stage) -> AsyncIterator[None]:
-    """Give processors little CPU time, and publish more than they handle, for nobody."""
-
-    async def publish_on() -> None:
-        while True:
-            behind = await asyncio.to_thread(
-                stage.monitor.query, "sum(pushgate_processor_lag_messages)"
-            )
-            if not behind or behind[0].values[0][1] < LAG:
-                await asyncio.gather(
-                    *[
-                        await stage.producer.send(TOPIC, b"x", key=b"nobody-%d" % n)
-                        for n in range(BURST)
-                    ]
-                )
-            await asyncio.sleep(BURST_SECONDS)
-
-    with working(publish_on(), *map(slow, stage.processors)):
-        yield
+    """Have Kafka give consumers few bytes a second, and publish many records for nobody."""
+    quota = f"consumer_byte_rate={SLOW_BYTES}"
+    await asyncio.to_thread(configure, stage.kafka, "--add-config", quota)
+    sent = [await stage.producer.send(TOPIC, b"x", key=b"nobody-%d" % n) for n in range(MANY)]
+    await asyncio.gather(*sent)
+    yield
+    await asyncio.to_thread(configure, stage.kafka, "--delete-config", "consumer_byte_rate")
 
 
-async def slow(process: PushgateProcess) -> None:
-    """Let a process run for an eighth of the time: with less its own calls run into time-outs."""
-    try:
-        while True:
-            process.freeze()
-            await asyncio.sleep(0.07)
-            process.thaw()
-            await asyncio.sleep(0.01)
-    finally:
-        process.thaw()
+def configure(kafka: KafkaServer, *change: str) -> None:
+    """Change the quotas of all clients with Kafka's own tool."""
+    tool = ["java", "-cp", f"{kafka.jars}/*", "kafka.admin.ConfigCommand"]
+    server = ["--bootstrap-server", kafka.bootstrap]
+    clients = ["--alter", "--entity-type", "clients", "--entity-default"]
+    subprocess.run([*tool, *server, *clients, *change], check=True, stdout=subprocess.DEVNULL)
 
 
 @asynccontextmanager
@@ -308,7 +294,6 @@ async def drill(names: Sequence[str], stage: Stage, report: Report, picture: Pat
     """Try all faults."""
     began = time.time()
     with load(stage), prometheus(stage.targets(), seconds=SCRAPE_SECONDS) as monitor:
-        stage.monitor = monitor
         watch = Watch(monitor)
         await watch.watch(CALM_SECONDS)
         early = watch.take_strangers()
@@ -329,6 +314,8 @@ async def drill(names: Sequence[str], stage: Stage, report: Report, picture: Pat
 async def run(names: Sequence[str], report: Report, picture: Path | None) -> None:
     """Start everything, and try the faults."""
     kafka = await asyncio.to_thread(start_kafka)
+    if kafka.jars is None:
+        raise LoadtestError(f"an Apache Kafka of the drill's own is needed: {kafka.missing}")
     try:
         with RedisServer() as valkey, ExitStack() as stack:
             producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
