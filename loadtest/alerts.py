@@ -116,7 +116,8 @@ async def lag(stage: Stage) -> AsyncIterator[None]:
 
 def configure(kafka: KafkaServer, *change: str) -> None:
     """Change the quotas of all clients with Kafka's own tool."""
-    tool = ["java", "-cp", f"{kafka.jars}/*", "kafka.admin.ConfigCommand"]
+    quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+    tool = ["java", quiet, "-cp", f"{kafka.jars}/*", "kafka.admin.ConfigCommand"]
     server = ["--bootstrap-server", kafka.bootstrap]
     clients = ["--alter", "--entity-type", "clients", "--entity-default"]
     subprocess.run([*tool, *server, *clients, *change], check=True, stdout=subprocess.DEVNULL)
