@@ -106,7 +106,7 @@ def _panel(panel: Any, asked: Asked, x: int, y: int) -> str:
                 f'x="{x + number % 2 * width // 2}" y="{y + 32 + GRAPH_HEIGHT + number // 2 * 14}"'
             )
             last = _number(values[-1][1], panel.unit) if values else "–"
-            lines.append(f'<text {place} fill="{colour}">■ {escape(legend)} {last}</text>')
+            lines.append(f'<text {place} style="fill:{colour}">■ {escape(legend)} {last}</text>')
     return "\n".join(lines)
 
 
