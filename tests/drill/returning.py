@@ -15,7 +15,7 @@ from typing import Final
 import httpx
 from websockets.exceptions import WebSocketException
 
-from pushgate.client import Place, poll, sse, websocket
+from pushgate.client import Place, Refused, poll, sse, websocket
 from pushgate.embedded import LOOPBACK
 from tests.drill.owed import Received, Session
 from tests.support.clients import Ended, connect, eventually, token
@@ -145,7 +145,7 @@ class ReturningClient:
                 user_token = token(received.user, device=received.device)
                 async for payload in _STREAMS[self._kind](url, user_token, self._place):
                     session.payloads.append(payload)
-        except (httpx.HTTPError, WebSocketException, OSError, Ended):
+        except (httpx.HTTPError, WebSocketException, OSError, Ended, Refused):
             pass  # the connection has ended, or was refused
         except AssertionError as error:
             if self._place.heard.is_set():
