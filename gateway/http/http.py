@@ -276,6 +276,8 @@ class DetachableHTTP(HttpToolsProtocol):
 
         Not uvicorn's, which makes the request's scope here: only ASGI needs a scope.
         """
+        nothing: Any = None
+        self.scope = nothing  # until the head is complete
         self.url, self.headers, self.expect_100_continue = b"", [], False
         if self._direct is not None and not self._is_busy:
             self._door.expect(self, self.loop.time())
@@ -440,7 +442,7 @@ class DetachableHTTP(HttpToolsProtocol):
 
     def _has_begun_behind(self, cycle: RequestResponseCycle) -> bool:
         """Whether a pipelined request has begun behind the request of `cycle`."""
-        return self.headers is not cycle.scope["headers"]
+        return self.scope is not cycle.scope
 
     def _keep_rest(self, data: bytes) -> None:
         """Keep bytes behind an upgrade request; cut off a client that sends too many."""
