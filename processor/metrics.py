@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from registry.status import Samples, samples_of
+
 __all__ = ["CONTENT_TYPE_LATEST"]
 
 _registry = CollectorRegistry()
@@ -187,3 +189,8 @@ QUESTIONS = Counter(
 def exposition() -> bytes:
     """Return all metrics of the processor in Prometheus's text format."""
     return generate_latest(_registry)
+
+
+def samples() -> Samples:
+    """Return all metrics of this process for the answer to `GET /status`."""
+    return samples_of(_registry.collect())

@@ -12,7 +12,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gateway.entry.claims import ClaimRules
 from gateway.entry.origin import Origins
 from gateway.settings import AuthSettings, GatewaySettings
-from processor.settings import ProcessorSettings, RecordSettings
+from processor.settings import (
+    DeadLetterSettings,
+    OutcomesSettings,
+    PortSettings,
+    ProcessorSettings,
+    RecordSettings,
+)
+from registry.networks import is_loopback
 from registry.settings import REDIS_URL_PATTERN, CallSettings, InternalSecret, long_enough
 
 #: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
@@ -74,6 +81,18 @@ class SendSettings(RecordSettings):
 
 class AuditSettings(CallSettings):
     """Settings of `pushgate audit`."""
+
+
+class OperatorSettings(CallSettings):
+    """Settings of `pushgate who`, `kick` and `drain`."""
+
+
+class TopSettings(PortSettings):
+    """Settings of `pushgate top`."""
+
+
+class TailSettings(OutcomesSettings, DeadLetterSettings):
+    """Settings of `pushgate tail`."""
 
 
 class LogSettings(BaseSettings):
@@ -166,6 +185,13 @@ class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
                 "set both PUSHGATE_INTERNAL_TLS_CERT and PUSHGATE_INTERNAL_TLS_CA, or neither: "
                 "gateway and processor are one command here"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tools_on_this_machine(self) -> Self:
+        is_unset = self.processor_advertise_address is None
+        if is_unset and is_loopback(self.processor_host) and self.processor_port:
+            self.processor_advertise_address = self.own_address()
         return self
 
     def allowed_origins(self) -> Origins:

@@ -57,6 +57,10 @@ class Drain:
         """Whether the window is over: the remaining connections are to be closed."""
         return now >= self.ends_at
 
+    def seconds_left(self, now: float) -> float:
+        """Return how long the window still lasts; 0 once it is over."""
+        return max(0.0, self.ends_at - now)
+
     def step(self, now: float, *, untold: int) -> int:
         """Return how many of the `untold` clients to tell now; the caller tells them at once.
 
