@@ -16,6 +16,7 @@ from gateway import metrics
 from processor.outcomes.outcome import Kind, Outcome, outcome_of
 from processor.reading.message import Message, Rejection
 from pushgate.settings import DevSettings
+from pushgate.shown import shown
 
 _PAUSE_SECONDS: Final = 1.0
 #: How much of a name that a publisher or a client has chosen is shown.
@@ -121,16 +122,11 @@ class Console:
         self._lines.advance(self._clock())
 
     def _tell(self, kind: str, event: str, cure: str) -> None:
-        self._lines.tell(kind, f"{_shown(event)}: {_shown(cure)}", now=self._clock())
+        self._lines.tell(kind, f"{shown(_cut(event))}: {shown(_cut(cure))}", now=self._clock())
 
 
-def _shown(text: str) -> str:
-    """Return a line's part, cut where it is too long.
-
-    Names are a publisher's or a client's choice: no line feed or escape reaches the terminal.
-    """
-    cut = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
-    return "".join(character if character.isprintable() else "�" for character in cut)
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
 def _gaps_told() -> float:
