@@ -19,7 +19,8 @@ from processor.settings import (
     ProcessorSettings,
     RecordSettings,
 )
-from registry.networks import is_loopback
+from registry.calls import GatewayCalls
+from registry.networks import is_loopback, networks
 from registry.settings import REDIS_URL_PATTERN, CallSettings, InternalSecret, long_enough
 
 #: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
@@ -89,6 +90,17 @@ class OperatorSettings(CallSettings):
 
 class TopSettings(PortSettings):
     """Settings of `pushgate top`."""
+
+    def processor_calls(self) -> GatewayCalls:
+        """Return the calls to processors, whose ports speak no TLS.
+
+        They show a proof at any rate: processors that ask for it have always taken proofs.
+        """
+        return GatewayCalls(
+            secret=self.internal_secret.get_secret_value(),
+            allowed=networks(self.processor_networks),
+            setting="PUSHGATE_PROCESSOR_NETWORKS",
+        )
 
 
 class TailSettings(OutcomesSettings, DeadLetterSettings):
