@@ -28,8 +28,9 @@ async def test_outcomes_and_dead_letters_are_told_by_user_since_a_time(
     user: str,
 ) -> None:
     outcomes, dead = f"{topic}.outcomes", f"{topic}.dead"
-    for name in (outcomes, dead):
-        await create(kafka, name)
+    if kafka.kind != "embedded":  # whose topics appear when first named
+        for name in (outcomes, dead):
+            await create(kafka, name)
     start_gateway()
     start_processor(outcomes_topic=outcomes)
     await publish(backend, topic, user, b"x")
@@ -49,12 +50,13 @@ async def test_outcomes_and_dead_letters_are_told_by_user_since_a_time(
     [offline] = (await tail("outcomes", "--user", ELSEWHERE, "--count", "1")).splitlines()
     assert offline.split("  ")[1:3] == [ELSEWHERE, "offline"]
     assert "the-one" in offline
-    told = [json.loads(line) for line in (await tail("outcomes", "--count", "3", "--json")).split("\n")[:3]]
+    lines = (await tail("outcomes", "--count", "3", "--json")).splitlines()
+    told = [json.loads(line) for line in lines]
     assert {(report["user"], report["outcome"]) for report in told} == {
         (user, "offline"), (ELSEWHERE, "offline"), (user, "rejected"),
     }  # fmt: skip
     [letter] = (await tail("dead", "--count", "1")).splitlines()
-    assert f"{user}  ttl" in letter or f"{user}  bad-header" in letter, letter
+    assert f"  {user}  bad-header: push-ttl: whole seconds" in letter
     assert bad in letter
     assert "z\\xff\\x1b[2J" in letter
     form = json.loads(await tail("dead", "--count", "1", "--json", "--user", user))

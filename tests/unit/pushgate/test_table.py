@@ -34,7 +34,7 @@ def test_no_line_is_wider_than_the_terminal(cells: int) -> None:
 def test_a_narrow_terminal_loses_columns_by_their_rank_and_then_cuts_names() -> None:
     rows = [["a-long-name-of-a-node", "7", "note"]]
     assert table(COLUMNS, rows, cells=80)[1] == "a-long-name-of-a-node     7  note"
-    assert table(COLUMNS, rows, cells=24)[1] == "a-long-nam…     7  note"
+    assert table(COLUMNS, rows, cells=24)[1] == "a-long-name…     7  note"
     assert table(COLUMNS, rows, cells=14)[1] == "a-long-…     7"
     assert table(COLUMNS, rows, cells=10)[1] == "a-long-na…"
 
