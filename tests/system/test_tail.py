@@ -56,7 +56,7 @@ async def test_outcomes_and_dead_letters_are_told_by_user_since_a_time(
         (user, "offline"), (ELSEWHERE, "offline"), (user, "rejected"),
     }  # fmt: skip
     [letter] = (await tail("dead", "--count", "1")).splitlines()
-    assert f"  {user}  bad-header: push-ttl: whole seconds" in letter
+    assert f"  {user}  push-ttl: whole seconds" in letter
     assert bad in letter
     assert "z\\xff\\x1b[2J" in letter
     form = json.loads(await tail("dead", "--count", "1", "--json", "--user", user))
