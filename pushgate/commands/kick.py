@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -16,7 +16,7 @@ from pushgate.table import counted
 from pushgate.users import Disconnected, Users
 from registry.redis_store import RedisRegistry
 
-_AGAIN = (
+_AGAIN: Final = (
     "clients are told to stay away (4003), but a token that is still valid may connect again: "
     "have your backend make no new one, and let tokens expire soon"
 )
