@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -15,12 +16,13 @@ from starlette.exceptions import HTTPException
 from gateway import metrics
 from processor.outcomes.outcome import Kind, Outcome, outcome_of
 from processor.reading.message import Message, Rejection
+from pushgate.printable import printable
 from pushgate.settings import DevSettings
-from pushgate.shown import shown
 
 _PAUSE_SECONDS: Final = 1.0
 #: Characters shown of a name that a publisher or a client has chosen.
 _MOST_CHARACTERS: Final = 200
+_shown = partial(printable, most=_MOST_CHARACTERS)
 
 #: Cures of failed messages, by the reason of the outcome (docs/protocol.md, "Outcomes").
 _FAILURES: Final = {
@@ -122,11 +124,7 @@ class Console:
         self._lines.advance(self._clock())
 
     def _tell(self, kind: str, event: str, cure: str) -> None:
-        self._lines.tell(kind, f"{shown(_cut(event))}: {shown(_cut(cure))}", now=self._clock())
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+        self._lines.tell(kind, f"{_shown(event)}: {_shown(cure)}", now=self._clock())
 
 
 def _gaps_told() -> float:

@@ -219,5 +219,10 @@ COMMAND_SETTINGS: Final[Mapping[str, type[BaseSettings]]] = {
     "send": SendSettings,
     "listen": ListenSettings,
     "token": TokenSettings,
+    "top": TopSettings,
+    "who": OperatorSettings,
+    "kick": OperatorSettings,
+    "drain": OperatorSettings,
+    "tail": TailSettings,
     "audit": AuditSettings,
 }

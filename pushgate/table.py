@@ -13,7 +13,7 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from pushgate.shown import shown
+from pushgate.printable import printable
 
 _BETWEEN: Final = "  "
 _CUT: Final = "…"
@@ -48,7 +48,7 @@ def terminal_cells() -> int | None:
 def duration(seconds: float) -> str:
     """Return a time in its two greatest units: 5s, 3m 20s, 4h 5m, 12d 3h."""
     left = max(0, int(seconds))
-    parts = []
+    parts: list[str] = []
     for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
         count, left = divmod(left, length)
         if count or parts:
@@ -69,7 +69,7 @@ def table(
     None is without a limit. On a narrow terminal columns are left out by their rank, and then the
     first column is cut.
     """
-    lines = [[column.title for column in columns], *([shown(text) for text in r] for r in rows)]
+    lines = [[column.title for column in columns], *([printable(text) for text in r] for r in rows)]
     widths = [max(cell_len(line[n]) for line in lines) for n in range(len(columns))]
     kept = _kept(columns, widths, cells)
     if cells is not None:

@@ -46,9 +46,7 @@ def audit(
 
     async def compare() -> Audit:
         async with registry_of(settings) as registry:
-            comparison = await run_audit(
-                registry, GatewayCalls.of(settings), pause_seconds=pause
-            )
+            comparison = await run_audit(registry, GatewayCalls.of(settings), pause_seconds=pause)
         if textfile is not None:
             write_metrics(comparison, textfile)
         return comparison

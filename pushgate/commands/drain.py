@@ -11,8 +11,8 @@ from pushgate.commands.operating import operate
 from pushgate.commands.running import json_option, print_json
 from pushgate.options import settings_options
 from pushgate.ports import Ports
+from pushgate.printable import printable
 from pushgate.settings import OperatorSettings
-from pushgate.shown import shown
 from registry.directory import Node
 from registry.redis_store import RedisRegistry
 
@@ -61,7 +61,9 @@ def _of_name(name: str, live: list[Node]) -> Node:
         if node.name == name:
             return node
     names = ", ".join(sorted(node.name for node in live)) or "none"
-    raise click.ClickException(f"no live node has the name {shown(name)!r}; live nodes: {names}")
+    raise click.ClickException(
+        f"no live node has the name {printable(name)!r}; live nodes: {names}"
+    )
 
 
 def _told(*, is_draining: bool, now: bool) -> str:

@@ -10,8 +10,8 @@ from pushgate.commands.operating import NOT_CONNECTED, operate, require_user
 from pushgate.commands.running import json_option, print_json
 from pushgate.options import settings_options
 from pushgate.ports import Ports
+from pushgate.printable import printable
 from pushgate.settings import OperatorSettings
-from pushgate.shown import shown
 from pushgate.table import counted
 from pushgate.users import Disconnected, Users
 from registry.redis_store import RedisRegistry
@@ -51,9 +51,9 @@ def kick(user: str, device: str | None, as_json: bool, **flags: Any) -> None:
 
 
 def _print(user: str, device: str | None, ended: Disconnected) -> None:
-    whose = shown(user) if device is None else f"{shown(user)}, device {shown(device)}"
+    whose = printable(user) if device is None else f"{printable(user)}, device {printable(device)}"
     click.echo(f"{whose}: {counted(ended.closed, 'connection')} ended")
     if ended.closed:
         click.echo(_AGAIN)
     for error in ended.errors:
-        click.echo(f"Error: {shown(error)}", err=True)
+        click.echo(f"Error: {printable(error)}", err=True)

@@ -15,8 +15,8 @@ from websockets.exceptions import WebSocketException
 from pushgate.client import TRANSPORTS, Message, Place, Refused
 from pushgate.commands.running import json_option, load_settings, print_json
 from pushgate.options import settings_options
+from pushgate.printable import payload_json, printable_payload
 from pushgate.settings import DEV_FILE, ListenSettings
-from pushgate.shown import payload_json, shown_payload
 from pushgate.standard_output import run_while_read
 from pushgate.token import RefusedClaims, mint
 
@@ -116,7 +116,7 @@ class _Listener:
             print_json(_as_json(message))
         elif sys.stdout.isatty():
             now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
-            fields = (now, message.id, message.type or "-", shown_payload(message.payload))
+            fields = (now, message.id, message.type or "-", printable_payload(message.payload))
             click.echo("  ".join(fields))
         else:
             sys.stdout.buffer.write(message.payload + b"\n")

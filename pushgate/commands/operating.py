@@ -31,9 +31,7 @@ def require_user(user: str) -> None:
         raise click.UsageError("a user id is 1–256 bytes without control characters")
 
 
-def operate(
-    flags: dict[str, Any], work: Callable[[RedisRegistry, Ports], Awaitable[int]]
-) -> None:
+def operate(flags: dict[str, Any], work: Callable[[RedisRegistry, Ports], Awaitable[int]]) -> None:
     """Run a command on the registry and the nodes, and exit with the status that `work` returns.
 
     Raises:

@@ -15,9 +15,9 @@ from processor.reading.kafka import KafkaError, Record
 from pushgate.commands.running import json_option, load_settings, print_json
 from pushgate.options import settings_options
 from pushgate.outcomes import in_words, outcomes_topic, read_report
+from pushgate.printable import payload_json, printable, printable_payload
 from pushgate.publish import as_bytes
 from pushgate.settings import DEV_FILE, TailSettings
-from pushgate.shown import payload_json, shown, shown_payload
 from pushgate.standard_output import run_while_read
 from pushgate.table import cut, terminal_cells
 from pushgate.topics import UnreadableTopic, reading
@@ -30,7 +30,7 @@ _LEAST_USER_CELLS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A record: its user, and `parts` from the most important on, for people; `value` for scripts."""
+    """A record: its user and `parts`, the most important first, for people; `value` for scripts."""
 
     at_ms: int
     user: str
@@ -99,7 +99,7 @@ def _outcome(record: Record) -> _Line | None:
     report = read_report(record.value)
     if report is None:
         return None
-    words = shown(in_words(report))
+    words = printable(in_words(report))
     if report.get("replayed"):
         words += ", replayed"
     place = "-".join(str(report[name]) for name in ("topic", "partition", "offset"))
@@ -108,7 +108,7 @@ def _outcome(record: Record) -> _Line | None:
         words,
         "-" if took is None else f"{took} ms",
         ", ".join(report.get("nodes") or ()) or "-",
-        shown(str(message_id)),
+        printable(str(message_id)),
         *([] if message_id == place else [place]),
     ]
     at_ms = report.get("settled_ms") or record.timestamp
@@ -126,9 +126,9 @@ def _letter(record: Record) -> _Line | None:
     place = "-".join((text["topic"], text["partition"], text["offset"]))
     value = record.value or b""
     detail = f"{text['reason']}: {text['detail']}".rstrip(": ")
-    preview = shown_payload(value[:_SHOWN_BYTES]) + ("…" if len(value) > _SHOWN_BYTES else "")
+    preview = printable_payload(value[:_SHOWN_BYTES]) + ("…" if len(value) > _SHOWN_BYTES else "")
     size = text["cut-from"] or str(len(value))
-    parts = [shown(detail), shown(place), f"{size} bytes", preview]
+    parts = [printable(detail), printable(place), f"{size} bytes", preview]
     return _Line(record.timestamp, _key_text(record.key), parts, _letter_json(record, text))
 
 
@@ -150,7 +150,7 @@ def _letter_json(record: Record, text: dict[str, str]) -> dict[str, Any]:
 
 
 def _key_text(key: bytes | None) -> str:
-    return "-" if key is None else shown(key.decode(errors="replace"))
+    return "-" if key is None else printable(key.decode(errors="replace"))
 
 
 def _user_json(key: bytes | None) -> str | None:

@@ -11,8 +11,8 @@ from pushgate.commands.operating import NOT_CONNECTED, operate, require_user
 from pushgate.commands.running import json_option, print_json
 from pushgate.options import settings_options
 from pushgate.ports import Ports
+from pushgate.printable import printable
 from pushgate.settings import OperatorSettings
-from pushgate.shown import shown
 from pushgate.table import Column, counted, duration, table, terminal_cells
 from pushgate.users import Connections, Users
 from registry.redis_store import RedisRegistry
@@ -68,7 +68,7 @@ def _as_json(found: Connections) -> dict[str, object]:
 
 def _print(user: str, found: Connections) -> None:
     total, nodes = sum(each["total"] for each in found.listings), len(found.listings)
-    click.echo(f"{shown(user)}: {counted(total, 'connection')} on {counted(nodes, 'node')}")
+    click.echo(f"{printable(user)}: {counted(total, 'connection')} on {counted(nodes, 'node')}")
     if found.listings:
         rows = [
             _row(listing["node"], connection)
@@ -82,7 +82,7 @@ def _print(user: str, found: Connections) -> None:
     for remark in _remarks(found):
         click.echo(remark)
     for error in found.errors:
-        click.echo(f"Error: {shown(error)}", err=True)
+        click.echo(f"Error: {printable(error)}", err=True)
 
 
 def _row(node: str, connection: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from pushgate.shown import shown
+from pushgate.printable import printable
 from pushgate.table import Column, counted, cut, duration, table
 from pushgate.top.figures import Figures, Gateway, Processor, remarks
 
@@ -67,7 +67,7 @@ def lines(
         gateways = ["no gateway is live"]
     if not figures.processors:
         processors = ["no processor is found"]
-    body = [shown(note) for note in notes]
+    body = [printable(note) for note in notes]
     if height is not None:
         room = max(0, height - len(head) - 2)
         body = _cropped(body, max(1, room // 4))
@@ -102,9 +102,7 @@ def _cropped(lines: Sequence[str], most: int) -> list[str]:
     return [*lines[: most - 1], f"… {len(lines) - most + 1} more"]
 
 
-def _rows(
-    processes: Sequence[_Process], row: Callable[[_Process], list[str]]
-) -> list[list[str]]:
+def _rows(processes: Sequence[_Process], row: Callable[[_Process], list[str]]) -> list[list[str]]:
     """Return the rows of processes; those not ready first, since the last rows may be cut off."""
     return [row(process) for process in sorted(processes, key=lambda p: p.status == _READY)]
 

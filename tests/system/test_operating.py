@@ -142,10 +142,10 @@ async def test_a_drain_is_begun_once_and_hastened_only_on_demand(
     assert await asyncio.to_thread(gateway.wait, 20.0) == 0
 
 
-async def status_of(gateway: GatewayProcess) -> dict[str, object]:
+async def status_of(gateway: GatewayProcess) -> dict[str, Any]:
     async with httpx.AsyncClient(trust_env=False, headers=SECRET) as http:
         answer = await http.get(f"http://127.0.0.1:{gateway.internal_port}/status")
-    status: dict[str, object] = answer.json()
+    status: dict[str, Any] = answer.json()
     return status
 
 
@@ -227,7 +227,8 @@ async def test_a_screen_of_top_fits_its_terminal(
     assert all(cell_len(line) <= columns for line in plain.splitlines())
     assert "2 gateways" in plain
     assert all((name in plain) or columns < 80 for name in names)
-    assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1  # the screen is given back
+    # The other screen of the terminal is taken, and given back.
+    assert (shown.count(b"\x1b[?1049h"), shown.count(b"\x1b[?1049l")) == (1, 1)
 
 
 async def test_ctrl_c_ends_top_and_a_registry_that_falls_silent_does_not(
@@ -255,12 +256,13 @@ async def test_a_watched_audit_tells_of_each_comparison_and_goes_on(
     words = ("audit", "--watch", "--every", "1", "--pause", "0", "--json")
     async with connect("sse", gateway.port, user), Redis.from_url(own_valkey.url) as store:
         with running(own_valkey.url, *words) as watching:
-            assert watching.stdout is not None
-            assert json.loads(await asyncio.to_thread(watching.stdout.readline))["missing"] == []
+            lines = watching.stdout
+            assert lines is not None
+            assert json.loads(await asyncio.to_thread(lines.readline))["missing"] == []
             await store.delete(_key(user))
 
             async def missed() -> bool:
-                line = await asyncio.to_thread(watching.stdout.readline)
+                line = await asyncio.to_thread(lines.readline)
                 return bool(json.loads(line)["missing"] == [{"user": user, "node": gateway.name}])
 
             await eventually(missed, "the missing user is found")

@@ -22,9 +22,7 @@ def environment(redis_url: str, **settings: object) -> dict[str, str]:
     return inherited | own | {f"PUSHGATE_{name.upper()}": str(v) for name, v in settings.items()}
 
 
-async def tool(
-    redis_url: str, *words: str, **settings: object
-) -> subprocess.CompletedProcess[str]:
+async def tool(redis_url: str, *words: str, **settings: object) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end, in a pipe."""
     return await asyncio.to_thread(
         subprocess.run,

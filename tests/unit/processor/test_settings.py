@@ -43,7 +43,7 @@ def test_each_start_has_an_epoch_of_its_own_and_a_port_of_the_kernels_choice_no_
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8082", "nowhere", "[::]:1", "host:0"])
 def test_nobodys_address_stops_the_start(address: str) -> None:
-    with pytest.raises(ValidationError, match="no host:port|nobody's address"):
+    with pytest.raises(ValidationError, match=r"no host:port|nobody's address"):
         settings(processor_advertise_address=address)
 
 

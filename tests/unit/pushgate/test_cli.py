@@ -33,9 +33,9 @@ def test_a_name_that_is_no_commands_is_refused() -> None:
     [
         ("gateway", ("aiokafka", "httpx", "processor.server", "pushgate.client")),
         ("processor", ("sse_starlette", "httpx", "gateway.server", "pushgate.client")),
-        ("token", ("aiokafka", "redis", "rich", "gateway.server", "processor.server")),
+        ("token", ("aiokafka", "redis", "gateway.server", "processor.server")),
         ("top", ("aiokafka", "gateway.server", "processor.server")),
-        ("who", ("aiokafka", "gateway.server", "processor.server", "rich.live")),
+        ("who", ("aiokafka", "gateway.server", "processor.server", "pushgate.top")),
     ],
 )
 def test_a_command_imports_no_other_commands_packages(

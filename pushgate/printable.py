@@ -1,4 +1,4 @@
-"""Names and payloads as people and scripts read them. Others have chosen them: none is trusted."""
+"""Texts and payloads of publishers, clients and servers, made fit for a terminal or a script."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Final
 _JOINERS: Final = frozenset("\u200c\u200d")
 
 
-def shown(text: str) -> str:
-    """Return a text without line feeds, escapes, and marks that reverse the order of a line."""
+def printable(text: str, *, most: int | None = None) -> str:
+    """Return a text as one line, cut behind `most` characters; None is without a limit.
+
+    Names are the choice of a publisher or a client: no line feed, no escape, and no mark that
+    reverses the order of a line reaches the terminal.
+    """
+    cut = text if most is None or len(text) <= most else f"{text[:most]}…"
     return "".join(
         char if char.isprintable() or char in _JOINERS else "\N{REPLACEMENT CHARACTER}"
-        for char in text
+        for char in cut
     )
 
 
-def shown_payload(payload: bytes) -> str:
+def printable_payload(payload: bytes) -> str:
     """Return a payload for a terminal, which control characters could take over."""
     text = payload.decode(errors="backslashreplace")
     return "".join(
