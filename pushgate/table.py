@@ -18,7 +18,7 @@ from pushgate.printable import printable
 _BETWEEN: Final = "  "
 _CUT: Final = "…"
 #: The fewest cells that a name is cut to.
-_LEAST_CELLS: Final = 6
+_LEAST_CELLS: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,16 @@ def cut(text: str, cells: int | None) -> str:
     if cells is None or cell_len(text) <= cells:
         return text
     return set_cell_size(text, max(0, cells - 1)).rstrip() + _CUT
+
+
+def _cut_within(text: str, cells: int) -> str:
+    """Return a text cut in its middle: the names of pods begin alike and differ at their ends."""
+    if cell_len(text) <= cells:
+        return text
+    end = text[-(cells // 2) :]
+    while cell_len(end) > cells // 2:
+        end = end[1:]
+    return set_cell_size(text, cells - 1 - cell_len(end)).rstrip() + _CUT + end
 
 
 def terminal_cells() -> int | None:
@@ -74,7 +84,7 @@ def table(
     kept = _kept(columns, widths, cells)
     if cells is not None:
         excess = _total([widths[n] for n in kept]) - cells
-        widths[kept[0]] = max(_LEAST_CELLS, widths[kept[0]] - max(0, excess))
+        widths[kept[0]] = max(_least(widths[kept[0]]), widths[kept[0]] - max(0, excess))
     laid_out = (
         _BETWEEN.join(_padded(line[n], widths[n], columns[n]) for n in kept) for line in lines
     )
@@ -86,11 +96,15 @@ def _kept(columns: Sequence[Column], widths: Sequence[int], cells: int | None) -
     kept = list(range(len(columns)))
     by_rank = sorted(kept, key=lambda n: columns[n].rank)
     while cells is not None and columns[by_rank[-1]].rank:
-        least = [min(widths[n], _LEAST_CELLS) if n == kept[0] else widths[n] for n in kept]
+        least = [_least(widths[n]) if n == kept[0] else widths[n] for n in kept]
         if _total(least) <= cells:
             break
         kept.remove(by_rank.pop())
     return kept
+
+
+def _least(width: int) -> int:
+    return min(width, _LEAST_CELLS)
 
 
 def _total(widths: Sequence[int]) -> int:
@@ -98,6 +112,6 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _padded(text: str, cells: int, column: Column) -> str:
-    text = cut(text, cells)
+    text = _cut_within(text, cells)
     space = " " * (cells - cell_len(text))
     return space + text if column.is_number else text + space

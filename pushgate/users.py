@@ -56,7 +56,7 @@ class Users:
         Raises:
             RegistryUnavailable: the registry does not answer.
         """
-        live = await self._registry.nodes()
+        live = await self._live()
         [found] = await self._registry.lookup([user])
         path = _path(user)
         answers = await asyncio.gather(
@@ -79,7 +79,7 @@ class Users:
         Raises:
             RegistryUnavailable: the registry does not answer.
         """
-        live = await self._registry.nodes()
+        live = await self._live()
         [found] = await self._registry.lookup([user])
         path = _path(user)
         answers = await asyncio.gather(
@@ -95,6 +95,9 @@ class Users:
             for node in self._lost(found)
         ]
         return Disconnected(closed, _errors(answers) + lost)
+
+    async def _live(self) -> list[Node]:
+        return sorted(await self._registry.nodes(), key=lambda node: node.name)
 
     def _lost(self, found: tuple[Node, ...] | None) -> list[Node]:
         return [node for node in found or () if self._registry.lost(node)]

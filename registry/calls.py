@@ -21,10 +21,10 @@ from registry.networks import Network, networks, plain, within
 from registry.proof import SCHEME, proof
 from registry.settings import CallSettings, InternalAuth
 
-#: What an operator should know where a gateway answers 401 or 403.
+#: What an operator should know where a process answers 401 or 403.
 REFUSED: Final = (
-    "the gateway refuses the internal secret: it has another PUSHGATE_INTERNAL_SECRET, or is older "
-    "than this version and takes no proofs: upgrade gateways first (audits can go on with "
+    "the internal secret is refused: there is another PUSHGATE_INTERNAL_SECRET, or a gateway older "
+    "than this version, which takes no proofs: upgrade gateways first (tools can go on with "
     "PUSHGATE_INTERNAL_AUTH=bearer)"
 )
 #: What an operator should know where a TLS handshake with a gateway fails.

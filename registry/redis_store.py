@@ -237,10 +237,13 @@ class RedisRegistry:
         return Processors(now_ms, frozenset(each.decode() for each in names))
 
     async def processor_ports(self) -> list[Node]:
-        """Return where tools reach the processors that have registered a port."""
-        _, ports = await self._leases(_PORTS_KEY, "", 0)
+        """Return where tools reach the processors that have registered a port.
+
+        At an address is the start whose lease lapses last: an earlier start there was killed.
+        """
+        _, ports = await self._leases(_PORTS_KEY, "", 0)  # in the order in which the leases lapse
         nodes = (_node(*port.partition(b" ")[::2]) for port in ports)
-        return [node for node in nodes if node is not None]
+        return list({node.address: node for node in nodes if node is not None}.values())
 
     async def keep_processor_port(self, processor: Node) -> None:
         """Register where tools reach a processor, for as long as a lease lives."""

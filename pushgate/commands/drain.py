@@ -43,7 +43,7 @@ def drain(node: str, now: bool, as_json: bool, **flags: Any) -> None:
         readiness = await ports.ask("GET", found, "/readyz", _Readiness, accept=_NOT_READY)
         is_draining = readiness.status == "draining"
         if now and not is_draining:
-            raise click.ClickException(f"{node} does not drain: give no --now to begin")
+            raise click.ClickException(f"{node} does not drain yet: begin without --now")
         if now or not is_draining:
             await ports.start_drain(found)
         told = _told(is_draining=is_draining, now=now)

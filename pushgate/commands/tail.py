@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -64,12 +65,14 @@ def tail(
 
     async def follow() -> None:
         remaining = count
-        async for line in _lines(settings, topic, key, since_ms):
-            _print(line, as_json=as_json)
-            if remaining is not None:
-                remaining -= 1
-                if not remaining:
-                    return
+        # Closed here, and not as garbage after the loop's end: the consumer leaves its brokers.
+        async with aclosing(_lines(settings, topic, key, since_ms)) as lines:
+            async for line in lines:
+                _print(line, as_json=as_json)
+                if remaining is not None:
+                    remaining -= 1
+                    if not remaining:
+                        return
 
     try:
         run_while_read(follow())
@@ -81,7 +84,7 @@ def tail(
 
 async def _lines(
     settings: TailSettings, topic: str, key: bytes | None, since_ms: int | None
-) -> AsyncIterator[_Line]:
+) -> AsyncGenerator[_Line]:
     """Yield the records of a topic with this key, or all, that are of the kind expected there."""
     read: Callable[[Record], _Line | None]
     if topic == "outcomes":

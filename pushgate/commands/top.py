@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -27,6 +28,10 @@ from registry.calls import GatewayCalls
 from registry.directory import RegistryUnavailable
 
 
+#: Terminals that can't be drawn on: their pictures follow each other, as in a pipe.
+_DUMB: Final = frozenset({"dumb", "unknown"})
+
+
 @click.command(
     epilog="Exit status: 0 after --count, or when the pipe is closed that is written to; 1 an "
     "error; 2 wrong usage; 130 Ctrl-C."
@@ -43,7 +48,7 @@ def top(every: float, count: int | None, as_json: bool, **flags: Any) -> None:
     reading, since rates need two.
     """
     settings = load_settings(TopSettings, flags, files=(DEV_FILE,))
-    is_live = sys.stdout.isatty() and not as_json
+    is_live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") not in _DUMB
 
     async def show() -> None:
         async with _reader(settings) as reader:
@@ -92,7 +97,7 @@ async def _pictures(
 async def _show_live(
     pictures: AsyncIterator[Figures | RegistryUnavailable], count: int | None
 ) -> None:
-    console = Console(highlight=False)
+    console = Console(force_terminal=True, highlight=False)
     shown = 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         async for picture in pictures:

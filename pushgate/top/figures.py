@@ -20,6 +20,7 @@ _OLDER: Final = "older version"
 _NOT_FOUND: Final = 404
 
 _QUANTILE: Final = 0.99
+_CPU: Final = "process_cpu_seconds_total"
 
 
 class Gateway(msgspec.Struct):
@@ -78,16 +79,20 @@ class Figures(msgspec.Struct):
         return sum(sum(gateway.connections.values()) for gateway in self.gateways)
 
     @property
-    def lag_messages(self) -> float:
-        """The lag of all partitions whose processors answer."""
-        return sum(processor.lag_messages or 0.0 for processor in self.processors)
+    def lag_messages(self) -> float | None:
+        """The lag of all partitions whose processors answer; None if none does."""
+        lags = [p.lag_messages for p in self.processors if p.lag_messages is not None]
+        return sum(lags) if lags else None
 
     @property
-    def outcome_rates(self) -> dict[str, float]:
-        """The rates of outcomes over all processors, the highest first."""
+    def outcome_rates(self) -> dict[str, float] | None:
+        """The rates of outcomes over all processors, the highest first; None if none tells."""
+        tellers = [p.outcome_rates for p in self.processors if p.outcome_rates is not None]
+        if not tellers:
+            return None
         rates: dict[str, float] = {}
-        for processor in self.processors:
-            for outcome, rate in (processor.outcome_rates or {}).items():
+        for by_outcome in tellers:
+            for outcome, rate in by_outcome.items():
                 rates[outcome] = rates.get(outcome, 0.0) + rate
         return dict(sorted(rates.items(), key=lambda item: -item[1]))
 
@@ -124,8 +129,8 @@ class _Since:
         self._seconds = seconds or 0.0
 
     def rate(self, name: str, **labels: str) -> float | None:
-        """Return by how much a counter grows a second."""
-        if self._before is None or not self._seconds or name not in self._now:
+        """Return by how much a counter grows a second; an unused label of it has no sample yet."""
+        if self._before is None or not self._seconds:
             return None
         grown = total(self._now, name, **labels) - total(self._before, name, **labels)
         return max(0.0, grown) / self._seconds
@@ -192,7 +197,7 @@ def _gateway(node: Node, answer: Status | NoAnswer, since: _Since) -> Gateway:
         pushed_rate=since.rate("pushgate_gateway_pushed_total"),
         delivery_p99_seconds=since.quantile("pushgate_gateway_delivery_seconds"),
         resident_bytes=_value(samples, "process_resident_memory_bytes"),
-        cpu_share=since.rate("process_cpu_seconds_total"),
+        cpu_share=since.rate(_CPU) if _CPU in samples else None,
     )
 
 
@@ -216,7 +221,7 @@ def _processor(node: Node, answer: Status | NoAnswer, since: _Since) -> Processo
         lookup_p99_seconds=since.quantile("pushgate_processor_lookup_seconds"),
         forward_p99_seconds=since.quantile("pushgate_processor_forward_seconds"),
         resident_bytes=_value(samples, "process_resident_memory_bytes"),
-        cpu_share=since.rate("process_cpu_seconds_total"),
+        cpu_share=since.rate(_CPU) if _CPU in samples else None,
     )
 
 

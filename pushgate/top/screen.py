@@ -84,7 +84,7 @@ def _summary(figures: Figures) -> str:
             counted(len(figures.gateways), "gateway"),
             counted(len(figures.processors), "processor"),
             counted(figures.connections, "connection"),
-            f"lag {figures.lag_messages:,.0f}",
+            f"lag {_number(figures.lag_messages)}",
         )
     )
 
@@ -92,8 +92,10 @@ def _summary(figures: Figures) -> str:
 def _outcomes(figures: Figures) -> str:
     if figures.seconds is None:
         return "rates follow with the next reading"
-    rates = [f"{name} {_rate(rate)}/s" for name, rate in figures.outcome_rates.items() if rate]
-    return "   ".join(rates) or "no outcomes"
+    rates = figures.outcome_rates
+    if rates is None:
+        return "outcomes unknown"
+    return "   ".join(f"{n} {_rate(rate)}/s" for n, rate in rates.items() if rate) or "no outcomes"
 
 
 def _cropped(lines: Sequence[str], most: int) -> list[str]:

@@ -32,11 +32,18 @@ def test_no_line_is_wider_than_the_terminal(cells: int) -> None:
 
 
 def test_a_narrow_terminal_loses_columns_by_their_rank_and_then_cuts_names() -> None:
-    rows = [["a-long-name-of-a-node", "7", "note"]]
-    assert table(COLUMNS, rows, cells=80)[1] == "a-long-name-of-a-node     7  note"
-    assert table(COLUMNS, rows, cells=24)[1] == "a-long-name…     7  note"
-    assert table(COLUMNS, rows, cells=14)[1] == "a-long-…     7"
-    assert table(COLUMNS, rows, cells=10)[1] == "a-long-na…"
+    rows = [["gateway-5d8f7c-xk2lp", "7", "note"]]
+    assert table(COLUMNS, rows, cells=80)[1] == "gateway-5d8f7c-xk2lp     7  note"
+    assert table(COLUMNS, rows, cells=24)[1] == "gatew…-xk2lp     7  note"
+    assert table(COLUMNS, rows, cells=23)[1] == "gateway-…7c-xk2lp     7"
+    assert table(COLUMNS, rows, cells=16)[1] == "gateway…7c-xk2lp"
+    assert table(COLUMNS, rows, cells=10)[1] == "gatew…-xk…"
+    assert table(COLUMNS, [["gw-0", "7", "x"]], cells=16)[1] == "gw-0     7  x"
+
+
+def test_a_wide_name_is_cut_within_its_cells() -> None:
+    *_, line = table(COLUMNS, [["漢字漢字漢字漢字漢", "7", "x"]], cells=18)
+    assert line == "漢字…漢字漢      7"
 
 
 def test_a_cut_never_splits_a_wide_character() -> None:

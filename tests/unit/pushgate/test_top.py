@@ -60,6 +60,14 @@ def test_rates_are_those_between_two_readings_of_one_start() -> None:
     assert figures(restarted, second).gateways[0].pushed_rate is None
 
 
+def test_a_counter_without_a_sample_has_not_grown_and_cpu_of_an_older_version_is_unknown() -> None:
+    [gateway] = figures(
+        reading(2.0, {GATEWAY: status(GATEWAY, {})}, {}),
+        reading(0.0, {GATEWAY: status(GATEWAY, {})}, {}),
+    ).gateways
+    assert (gateway.refused_rate, gateway.closed_rate, gateway.cpu_share) == (0, 0, None)
+
+
 def test_outcomes_and_lag_are_summed_over_processors() -> None:
     def answer(delivered: float, lag: float) -> Status:
         outcomes = samples("pushgate_processor_outcomes_total", delivered, outcome="delivered")
@@ -89,20 +97,18 @@ def test_a_quantile_is_prometheus_s(buckets: dict[str, float], expected: float |
 
 def test_processes_that_do_not_answer_are_told_with_the_reason() -> None:
     older = Node("p-2", "e1", "10.0.0.3:8082")
-    found = figures(
-        reading(
-            0.0,
-            {GATEWAY: NoAnswer(GATEWAY, "ConnectTimeout")},
-            {older: NoAnswer(older, "answers 404, Not Found", status=404)},
-            without_port=2,
-        ),
-        None,
+    silent = reading(
+        2.0,
+        {GATEWAY: NoAnswer(GATEWAY, "ConnectTimeout")},
+        {older: NoAnswer(older, "answers 404, Not Found", status=404)},
+        without_port=2,
     )
-    told = lines(found, title="top")
+    told = lines(figures(silent, reading(0.0, {}, {})), title="top")
     assert told[5].split()[:4] == ["gw-1", "no", "answer", "-"]
     assert told[8].split()[:3] == ["p-2", "older", "version"]
     assert "gw-1: ConnectTimeout" in told
     assert "2 processors not shown: set PUSHGATE_PROCESSOR_ADVERTISE_ADDRESS there" in told
+    assert (told[1].split()[-2:], told[2]) == (["lag", "-"], "outcomes unknown")
 
 
 def test_a_drain_and_an_age_are_told_and_who_is_not_ready_comes_first() -> None:
