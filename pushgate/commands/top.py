@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import click
 from rich.console import Console
@@ -28,10 +27,6 @@ from registry.calls import GatewayCalls
 from registry.directory import RegistryUnavailable
 
 
-#: Terminals that can't be drawn on: their pictures follow each other, as in a pipe.
-_DUMB: Final = frozenset({"dumb", "unknown"})
-
-
 @click.command(
     epilog="Exit status: 0 after --count, or when the pipe is closed that is written to; 1 an "
     "error; 2 wrong usage; 130 Ctrl-C."
@@ -48,12 +43,17 @@ def top(every: float, count: int | None, as_json: bool, **flags: Any) -> None:
     reading, since rates need two.
     """
     settings = load_settings(TopSettings, flags, files=(DEV_FILE,))
-    is_live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") not in _DUMB
+    console = Console(force_terminal=True, highlight=False)
+    # On a dumb terminal, which can't be drawn on, pictures follow each other too.
+    is_live = sys.stdout.isatty() and not as_json and not console.is_dumb_terminal
 
     async def show() -> None:
         async with _reader(settings) as reader:
             pictures = _pictures(reader, every_seconds=every, needs_rates=not is_live)
-            await (_show_live(pictures, count) if is_live else _print(pictures, count, as_json))
+            if is_live:
+                await _show_live(console, pictures, count)
+            else:
+                await _print(pictures, count, as_json=as_json)
 
     try:
         run_while_read(show())
@@ -95,9 +95,8 @@ async def _pictures(
 
 
 async def _show_live(
-    pictures: AsyncIterator[Figures | RegistryUnavailable], count: int | None
+    console: Console, pictures: AsyncIterator[Figures | RegistryUnavailable], count: int | None
 ) -> None:
-    console = Console(force_terminal=True, highlight=False)
     shown = 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         async for picture in pictures:
@@ -118,7 +117,7 @@ def _picture(picture: Figures | RegistryUnavailable, console: Console) -> Text:
 
 
 async def _print(
-    pictures: AsyncIterator[Figures | RegistryUnavailable], count: int | None, as_json: bool
+    pictures: AsyncIterator[Figures | RegistryUnavailable], count: int | None, *, as_json: bool
 ) -> None:
     printed = 0
     async for picture in pictures:

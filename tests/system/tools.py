@@ -53,9 +53,11 @@ def on_terminal(redis_url: str, *words: str, columns: int, rows: int) -> bytes:
     """Run a tool to its end on a terminal of this size; give all that it shows."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, columns))
+    # pytest-xdist sets COLUMNS for its workers, and programs believe it before the terminal.
+    own = {n: v for n, v in environment(redis_url).items() if n not in {"COLUMNS", "LINES"}}
     with subprocess.Popen(
         [sys.executable, "-m", "pushgate", *words],
-        env=environment(redis_url) | {"TERM": "xterm-256color"},
+        env=own | {"TERM": "xterm-256color"},
         stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip
         os.close(theirs)
