@@ -227,7 +227,7 @@ class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings):
         return self.own_address() if is_reached else None
 
     @model_validator(mode="after")
-    def _in_the_networks(self) -> Self:
+    def _port_in_the_networks(self) -> Self:
         host = (self._advertised() or "").rpartition(":")[0].strip("[]")
         allowed = networks(self.processor_networks)
         # A host name is judged by those who call: they may resolve the name otherwise.

@@ -11,6 +11,7 @@ import msgspec
 from processor.outcomes.outcome import Kind
 from processor.reading.kafka import AIOKafkaConsumer
 from processor.settings import OutcomesSettings
+from pushgate.table import counted
 from pushgate.topics import UnreadableTopic, reading
 
 _SETTING: Final = "PUSHGATE_OUTCOMES_TOPIC"
@@ -83,21 +84,31 @@ def in_words(report: Report) -> str:
     if outcome != Kind.DELIVERED.value:
         return ": ".join(filter(None, (outcome, reason)))
     missed = report.get("missed")
-    lacking = f"; {missed} nodes may lack it" if missed else ""
-    return f"{outcome} to {_connections(report.get('connections', 0))}{lacking}"
+    lacking = f"; {counted(missed, 'node')} may lack it" if missed else ""
+    return f"{outcome} to {counted(report.get('connections') or 0, 'connection')}{lacking}"
 
 
 def read_report(value: bytes | None) -> Report | None:
     """Return a report; None for a record that is none."""
     try:
-        report = msgspec.json.decode(value or b"")
+        msgspec.json.decode(value or b"", type=_Form)
     except msgspec.DecodeError:
         return None
-    is_report = isinstance(report, dict) and {"outcome", "topic", "partition", "offset"} <= set(
-        report
-    )
-    return report if is_report else None
+    report: Report = msgspec.json.decode(value or b"")
+    return report
 
 
-def _connections(number: int) -> str:
-    return "1 connection" if number == 1 else f"{number} connections"
+class _Form(msgspec.Struct):
+    """The fields of a report that are read here; a report may have more."""
+
+    outcome: str
+    topic: str
+    partition: int
+    offset: int
+    id: str | None = None
+    reason: str | None = None
+    nodes: list[str] | None = None
+    connections: int | None = None
+    missed: int | None = None
+    settled_ms: int | None = None
+    ms: int | None = None

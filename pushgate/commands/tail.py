@@ -102,7 +102,7 @@ def _outcome(record: Record) -> _Line | None:
     report = read_report(record.value)
     if report is None:
         return None
-    words = printable(in_words(report))
+    words = in_words(report)
     if report.get("replayed"):
         words += ", replayed"
     place = "-".join(str(report[name]) for name in ("topic", "partition", "offset"))
@@ -111,7 +111,7 @@ def _outcome(record: Record) -> _Line | None:
         words,
         "-" if took is None else f"{took} ms",
         ", ".join(report.get("nodes") or ()) or "-",
-        printable(str(message_id)),
+        str(message_id),
         *([] if message_id == place else [place]),
     ]
     at_ms = report.get("settled_ms") or record.timestamp
@@ -129,9 +129,10 @@ def _letter(record: Record) -> _Line | None:
     place = "-".join((text["topic"], text["partition"], text["offset"]))
     value = record.value or b""
     detail = f"{text['reason']}: {text['detail']}".rstrip(": ")
-    preview = printable_payload(value[:_SHOWN_BYTES]) + ("…" if len(value) > _SHOWN_BYTES else "")
+    preview = printable_payload(value[:_SHOWN_BYTES]).replace("\t", r"\t")
+    preview += "…" if len(value) > _SHOWN_BYTES else ""
     size = text["cut-from"] or str(len(value))
-    parts = [printable(detail), printable(place), f"{size} bytes", preview]
+    parts = [detail, place, f"{size} bytes", preview]
     return _Line(record.timestamp, _key_text(record.key), parts, _letter_json(record, text))
 
 
@@ -153,7 +154,7 @@ def _letter_json(record: Record, text: dict[str, str]) -> dict[str, Any]:
 
 
 def _key_text(key: bytes | None) -> str:
-    return "-" if key is None else printable(key.decode(errors="replace"))
+    return "-" if key is None else key.decode(errors="replace")
 
 
 def _user_json(key: bytes | None) -> str | None:
@@ -165,8 +166,18 @@ def _print(line: _Line, *, as_json: bool) -> None:
     if as_json:
         print_json(line.value)
     else:
-        cells = terminal_cells()
-        at = datetime.fromtimestamp(line.at_ms / 1_000).astimezone()
-        user = cut(line.user, None if cells is None else max(_LEAST_USER_CELLS, cells // 4))
-        click.echo(cut("  ".join([at.strftime("%H:%M:%S"), user, *line.parts]), cells))
+        click.echo(_in_cells(line, terminal_cells()))
     sys.stdout.flush()
+
+
+def _in_cells(line: _Line, cells: int | None) -> str:
+    """Return a line for people, `cells` wide at most; None is without a limit."""
+    user = cut(printable(line.user), cells and max(_LEAST_USER_CELLS, cells // 4))
+    return cut(f"{_clock(line.at_ms)}  {user}  {printable('  '.join(line.parts))}", cells)
+
+
+def _clock(at_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(at_ms / 1_000).astimezone().strftime("%H:%M:%S")
+    except (OverflowError, ValueError, OSError):  # a writer's own idea of time
+        return "-"

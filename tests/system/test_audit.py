@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 async def audit(redis_url: str, *arguments: str) -> tuple[int, str]:
     """Run the command; give its exit status and what it printed."""
     done = await tool(redis_url, "audit", "--pause", "0.2", *arguments)
-    return done.returncode, done.stdout + done.stderr
+    return done.exit_code, done.stdout + done.stderr
 
 
 async def test_a_registry_that_agrees_with_its_nodes_is_clean(

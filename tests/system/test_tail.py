@@ -44,7 +44,7 @@ async def test_outcomes_and_dead_letters_are_told_by_user_since_a_time(
             "dead_letter_topic": dead,
         }
         done = await tool(valkey.url, "tail", *words, "--since", "600", **settings)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert (done.exit_code, done.stderr) == (0, ""), done.stderr
         return done.stdout
 
     [offline] = (await tail("outcomes", "--user", ELSEWHERE, "--count", "1")).splitlines()
@@ -69,8 +69,8 @@ async def test_a_topic_that_is_not_there_is_named_with_its_setting(
 ) -> None:
     kafka = {"kafka_bootstrap": strict_kafka.bootstrap}
     missing = await tool(valkey.url, "tail", "dead", **kafka)
-    assert (missing.returncode, "PUSHGATE_DEAD_LETTER_TOPIC" in missing.stderr) == (1, True)
+    assert (missing.exit_code, "PUSHGATE_DEAD_LETTER_TOPIC" in missing.stderr) == (1, True)
     unset = await tool(valkey.url, "tail", "outcomes", **kafka)
-    assert (unset.returncode, "set PUSHGATE_OUTCOMES_TOPIC" in unset.stderr) == (1, True)
+    assert (unset.exit_code, "set PUSHGATE_OUTCOMES_TOPIC" in unset.stderr) == (1, True)
     nowhere = await tool(valkey.url, "tail", "dead", kafka_bootstrap="127.0.0.1:1")
-    assert (nowhere.returncode, "Kafka at 127.0.0.1:1" in nowhere.stderr) == (1, True)
+    assert (nowhere.exit_code, "Kafka at 127.0.0.1:1" in nowhere.stderr) == (1, True)
