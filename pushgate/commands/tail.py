@@ -93,7 +93,9 @@ async def _lines(
         name, setting, read = settings.dead_letter_topic, "PUSHGATE_DEAD_LETTER_TOPIC", _letter
     async with reading(settings, name, setting=setting, since_ms=since_ms) as consumer:
         async for record in consumer:
-            line = read(record) if key is None or record.key == key else None
+            # Partitions are in the order of their offsets, and nearly in that of their times.
+            is_older = since_ms is not None and record.timestamp < since_ms
+            line = None if is_older or key not in {None, record.key} else read(record)
             if line is not None:
                 yield line
 

@@ -62,15 +62,3 @@ async def test_outcomes_and_dead_letters_are_told_by_user_since_a_time(
     form = json.loads(await tail("dead", "--count", "1", "--json", "--user", user))
     assert (form["user"], form["coordinates"], form["encoding"]) == (user, bad, "base64")
     assert form["headers"] == {"push-ttl": "soon"}
-
-
-async def test_a_topic_that_is_not_there_is_named_with_its_setting(
-    valkey: RedisServer, strict_kafka: KafkaServer
-) -> None:
-    kafka = {"kafka_bootstrap": strict_kafka.bootstrap}
-    missing = await tool(valkey.url, "tail", "dead", **kafka)
-    assert (missing.exit_code, "PUSHGATE_DEAD_LETTER_TOPIC" in missing.stderr) == (1, True)
-    unset = await tool(valkey.url, "tail", "outcomes", **kafka)
-    assert (unset.exit_code, "set PUSHGATE_OUTCOMES_TOPIC" in unset.stderr) == (1, True)
-    nowhere = await tool(valkey.url, "tail", "dead", kafka_bootstrap="127.0.0.1:1")
-    assert (nowhere.exit_code, "Kafka at 127.0.0.1:1" in nowhere.stderr) == (1, True)
