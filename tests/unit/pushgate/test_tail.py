@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from types import MappingProxyType, SimpleNamespace
 from typing import cast
 
@@ -11,7 +12,8 @@ import pytest
 from rich.cells import cell_len
 
 from processor.reading.kafka import Record
-from pushgate.commands.tail import _in_cells, _letter, _Line, _outcome
+from pushgate.commands.tail import _in_cells, _letter, _Line, _lines, _outcome
+from pushgate.settings import TailSettings
 
 REPORT = {
     "id": "m-7", "outcome": "delivered", "reason": None, "nodes": ["gw-1", "gw-2"],
@@ -32,8 +34,12 @@ def record(
     value: bytes | None,
     key: bytes | None = b"alice",
     headers: Mapping[str, bytes | None] = MappingProxyType({}),
+    *,
+    timestamp: int = 1_000,
 ) -> Record:
-    fields = SimpleNamespace(key=key, value=value, timestamp=1_000, headers=tuple(headers.items()))
+    fields = SimpleNamespace(
+        key=key, value=value, timestamp=timestamp, headers=tuple(headers.items())
+    )
     return cast("Record", fields)
 
 
@@ -111,3 +117,32 @@ def test_a_letter_without_a_value_is_empty_and_another_writers_record_is_passed_
     assert line is not None
     assert line.parts == ["push-ttl", "push-2-40", "0 bytes", ""]
     assert _letter(record(b"x", headers={"push-ttl": b"soon"})) is None
+
+
+@pytest.mark.anyio
+async def test_older_records_and_other_users_records_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = [
+        record(msgspec.json.encode(REPORT | {"offset": offset}), key, timestamp=at_ms)
+        for offset, (key, at_ms) in enumerate([(b"alice", 999), (b"bob", 1_000), (b"alice", 1_000)])
+    ]
+
+    @asynccontextmanager
+    async def reading(*_: object, **__: object) -> AsyncIterator[AsyncIterator[Record]]:
+        async def each() -> AsyncIterator[Record]:
+            for one in records:
+                yield one
+
+        yield each()
+
+    monkeypatch.setattr("pushgate.commands.tail.reading", reading)
+    settings = TailSettings(outcomes_topic="o")
+
+    async def offsets(key: bytes | None, since_ms: int | None) -> list[int]:
+        lines = _lines(settings, "outcomes", key, since_ms)
+        return [line.value["offset"] async for line in lines]
+
+    assert await offsets(None, None) == [0, 1, 2]
+    assert await offsets(None, 1_000) == [1, 2]
+    assert await offsets(b"alice", 1_000) == [2]
