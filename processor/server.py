@@ -188,14 +188,14 @@ class Processor:
         settings = self._settings
         if settings.internal_auth == "bearer":
             log.warning(
-                "PUSHGATE_INTERNAL_AUTH=bearer shows the internal secret to every address in "
-                "Redis; set proof as soon as all gateways take proofs"
+                "PUSHGATE_INTERNAL_AUTH=bearer shows the internal secret to every address in Redis",
+                cure="set proof as soon as all gateways take proofs",
             )
         if self._port is None:
             log.warning(
-                "pushgate top does not find this processor: set "
-                "PUSHGATE_PROCESSOR_ADVERTISE_ADDRESS, or a PUSHGATE_PROCESSOR_HOST that other "
-                "hosts reach"
+                "pushgate top does not find this processor",
+                cure="set PUSHGATE_PROCESSOR_ADVERTISE_ADDRESS, or a PUSHGATE_PROCESSOR_HOST that "
+                "other hosts reach",
             )
         log.info("processor starts", topics=settings.topics, group=settings.kafka_group)
         async with asyncio.TaskGroup() as tasks:

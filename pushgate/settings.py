@@ -19,6 +19,7 @@ from processor.settings import (
     ProcessorSettings,
     RecordSettings,
 )
+from pushgate.logs import LogLevel
 from registry.calls import GatewayCalls
 from registry.networks import is_loopback, networks
 from registry.settings import REDIS_URL_PATTERN, CallSettings, InternalSecret, long_enough
@@ -115,6 +116,13 @@ class LogSettings(BaseSettings):
     log_json: Annotated[
         bool, Field(description="Log lines as JSON, for machines; otherwise for people.")
     ] = False
+    log_level: Annotated[
+        LogLevel,
+        Field(
+            description="The least level of log lines: debug (each connection has lines), info, "
+            "warning or error. Of libraries there are warnings and errors alone."
+        ),
+    ] = "info"
 
 
 class GatewayCommandSettings(GatewaySettings, LogSettings):
