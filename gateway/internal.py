@@ -1,13 +1,12 @@
 """The internal port: the secret, the routes, health, and listings. Never public.
 
 Processors push batches here; people and tools push single messages, list users, end connections,
-start a drain and read metrics.
+start a drain, and read metrics and the status.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -34,10 +33,12 @@ from gateway.http.direct import Direct, Respond
 from gateway.links import Links
 from gateway.push import BadBatch, Item, Pusher, Result
 from gateway.resume.links import ResumeLinks
+from registry.credentials import Credentials
 from registry.directory import Node
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
-from registry.proof import SCHEME, proof
+from registry.proof import SCHEME
 from registry.resume import RESUME_PATH
+from registry.status import Status, version
 
 #: How often a wrong credential is logged at most.
 _LOG_SECONDS: Final = 60.0
@@ -54,7 +55,6 @@ log = structlog.get_logger("gateway.internal")
 _OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 _NODE_HEADER: Final = NODE_HEADER.encode("ascii")
 _EPOCH_HEADER: Final = EPOCH_HEADER.encode("ascii")
-_PROOF_SCHEME: Final = SCHEME.lower().encode("ascii")
 #: What the paths of single pushes begin with; the user follows.
 _PUSH_TO: Final = "/push/"
 _PLAIN_TEXT: Final = b"text/plain; charset=utf-8"
@@ -119,14 +119,18 @@ def health_routes(node: GatewayNode) -> list[BaseRoute]:
         return JSONResponse({"status": "alive"})
 
     async def readyz(request: Request) -> Response:  # noqa: ARG001
-        status, warning = node.status, node.registrar.warning
-        warnings = {"warnings": [warning]} if warning else {}
-        return JSONResponse({"status": status, **warnings}, 200 if status == "ready" else 503)
+        status, warnings = node.status, _warnings(node)
+        answer = {"status": status} | ({"warnings": warnings} if warnings else {})
+        return JSONResponse(answer, 200 if status == "ready" else 503)
 
     return [
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
     ]
+
+
+def _warnings(node: GatewayNode) -> list[str]:
+    return [node.registrar.warning] if node.registrar.warning else []
 
 
 async def plain_text(request: Request, error: Exception) -> Response:  # noqa: ARG001
@@ -276,7 +280,7 @@ def _misdirected(node: Node) -> HTTPException:
 
 
 class _Operations:
-    """The routes for operators: metrics, drain, connected users."""
+    """The routes for operators: metrics, status, drain, connected users."""
 
     def __init__(
         self,
@@ -284,15 +288,20 @@ class _Operations:
         *,
         drain: Callable[[], None],
         now_ms: Callable[[], int] = lambda: int(time.time() * 1_000),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`drain` begins the node's drain, or hastens it; `clock` is the drain's, in seconds."""
         self._node = node
         self._drain = drain
+        self._clock = clock
         self._now_ms = now_ms
+        self._started_ms = now_ms()
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
         return [
             Route("/metrics", self.exposition, methods=["GET"]),
+            Route("/status", self.status, methods=["GET"]),
             Route("/drain", self.start_drain, methods=["POST"]),
             Route("/connections", self.connections, methods=["GET"]),
             Route(_CONNECTIONS_OF + "{user:path}", self.connections_of, methods=["GET"]),
@@ -302,6 +311,24 @@ class _Operations:
     async def exposition(self, request: Request) -> Response:  # noqa: ARG002
         """`GET /metrics`: all metrics, as Prometheus reads them."""
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+
+    async def status(self, request: Request) -> Response:  # noqa: ARG002
+        """`GET /status`: what the node says of itself, with its metrics, as JSON."""
+        node, drain = self._node, self._node.drain
+        told = Status(
+            kind="gateway",
+            name=node.identity.name,
+            epoch=node.identity.epoch,
+            address=node.identity.address,
+            version=version(),
+            status=node.status,
+            warnings=_warnings(node),
+            started_ms=self._started_ms,
+            now_ms=self._now_ms(),
+            drain_seconds=None if drain is None else drain.seconds_left(self._clock()),
+            metrics=metrics.samples(),
+        )
+        return Response(msgspec.json.encode(told), media_type="application/json")
 
     async def start_drain(self, request: Request) -> Response:  # noqa: ARG002
         """`POST /drain`: begin the node's drain, or hasten it."""
@@ -451,19 +478,14 @@ class _RequireSecret:
         self._open_paths = frozenset(open_paths)
         self._clock = clock
         self._log_after = clock()
-        # People and tools send the secret. Processes that learnt the address from the registry
-        # send a proof, which is good for no other node (registry/proof.py).
-        self._accepted = {
-            b"bearer": [secret.encode() for secret in secrets],
-            _PROOF_SCHEME: self._proofs(node),
-        }
+        self._credentials = Credentials(secrets, node)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on to the application, or refuse it."""
         headers = dict(scope["headers"])
         credential = headers.get(b"authorization")
         if scope["path"] in self._open_paths or (
-            credential is not None and _is_one_of(credential, self._accepted)
+            credential is not None and self._credentials.accept(credential)
         ):
             await self._app(scope, receive, send)
             return
@@ -475,7 +497,7 @@ class _RequireSecret:
     def direct(self, path: bytes, fields: Mapping[bytes, bytes]) -> Respond | None:
         """Pass a request on to what is answered without ASGI; None where it is to be refused."""
         credential = fields.get(b"authorization")
-        if credential is None or not _is_one_of(credential, self._accepted):
+        if credential is None or not self._credentials.accept(credential):
             return None
         return self._direct(path, fields)
 
@@ -513,15 +535,4 @@ class _RequireSecret:
             named = replace(self._node, name=name, epoch=epoch)
         except ValueError:
             return False
-        return _is_one_of(credential, {_PROOF_SCHEME: self._proofs(named)})
-
-    def _proofs(self, node: Node) -> list[bytes]:
-        return [proof(secret, node).encode() for secret in self._secrets]
-
-
-def _is_one_of(credential: bytes, accepted: Mapping[bytes, Sequence[bytes]]) -> bool:
-    """Whether the value of a field Authorization is among `accepted`, which is by scheme."""
-    scheme, _, given = credential.partition(b" ")  # the scheme has no case (RFC 9110 §11.1)
-    # Every one is compared, also after a match: the time taken tells nothing of any secret.
-    matches = [hmac.compare_digest(given, one) for one in accepted.get(scheme.lower(), ())]
-    return any(matches)
+        return Credentials(self._secrets, named).accept(credential)

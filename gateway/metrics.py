@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from gateway.latency import Latency
 from registry.metrics import ProcessCollector
+from registry.status import Samples, samples_of
 
 __all__ = ["CONTENT_TYPE_LATEST"]
 
@@ -300,3 +301,8 @@ for _collector in (STATES, _LatencyCollector(), ProcessCollector()):
 def exposition() -> bytes:
     """Return all metrics of this process in Prometheus's text format."""
     return generate_latest(_registry)
+
+
+def samples() -> Samples:
+    """Return all metrics of this process for the answer to `GET /status`."""
+    return samples_of(_registry.collect())

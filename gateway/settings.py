@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-from ipaddress import ip_address
 from typing import Annotated, Final, Literal, Self
 
 from jwt import InvalidKeyError
@@ -19,9 +18,22 @@ from gateway.entry.claims import ClaimRules
 from gateway.entry.jwks import KeyRing
 from gateway.entry.origin import Origins
 from gateway.wires.choice import Choice
-from registry.directory import Node, is_address
-from registry.networks import Network, network_list, networks, within
-from registry.settings import InternalSecret, RegistrySettings, long_enough, printable
+from registry.directory import Node, plain_name
+from registry.networks import (
+    Network,
+    is_ip_address,
+    is_wildcard,
+    network_list,
+    networks,
+    within,
+)
+from registry.settings import (
+    InternalSecret,
+    RegistrySettings,
+    long_enough,
+    printable,
+    reachable_address,
+)
 
 #: Signature algorithms that an operator can accept. A token's own header never chooses among the
 #: algorithms that the operator did not accept (RFC 8725 §3.1).
@@ -315,6 +327,7 @@ class GatewaySettings(
     ] = 8081
     advertise_address: Annotated[
         str | None,
+        AfterValidator(reachable_address),
         Field(
             description="host:port under which processors reach this node; the internal "
             "listener's, if that is a real address. Worker i adds i to the port.",
@@ -351,18 +364,9 @@ class GatewaySettings(
         ),
     ] = ""
 
-    @field_validator("advertise_address")
-    @classmethod
-    def _somebodys(cls, value: str | None) -> str | None:
-        if value is not None and not is_address(value):
-            raise ValueError("that is no host:port")
-        if value is not None and _is_wildcard(value.rpartition(":")[0]):
-            raise ValueError("that is nobody's address: processors could not reach it")
-        return value
-
     @model_validator(mode="after")
     def _reachable(self) -> Self:
-        if self.advertise_address is None and _is_wildcard(self.internal_host):
+        if self.advertise_address is None and is_wildcard(self.internal_host):
             raise ValueError(
                 f"internal_host {self.internal_host!r} is no address that processors could reach: "
                 "set PUSHGATE_ADVERTISE_ADDRESS to host:port"
@@ -375,7 +379,7 @@ class GatewaySettings(
         host = self.internal_host if advertised is None else advertised.rpartition(":")[0]
         host, allowed = host.strip("[]"), networks(self.gateway_networks)
         # A host name is judged by those who call: they may resolve the name otherwise.
-        if allowed and _is_ip_address(host) and not within(allowed)(host):
+        if allowed and is_ip_address(host) and not within(allowed)(host):
             raise ValueError(
                 f"the node's address {host} is in none of PUSHGATE_GATEWAY_NETWORKS "
                 f"{self.gateway_networks!r}: processors would send nothing there"
@@ -435,28 +439,4 @@ class GatewaySettings(
         if address is None:
             host = f"[{self.internal_host}]" if ":" in self.internal_host else self.internal_host
             address = f"{host}:{internal_port}"
-        return Node(_clean(name), secrets.token_hex(8), address)
-
-
-def _clean(name: str) -> str:
-    return "".join(
-        char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name
-    )
-
-
-def _is_ip_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_wildcard(host: str) -> bool:
-    host = host.strip("[]")
-    try:
-        # inet_aton() also knows that "0" is the address 0.0.0.0.
-        packed = socket.inet_pton(socket.AF_INET6, host) if ":" in host else socket.inet_aton(host)
-    except OSError:
-        return not host
-    return not any(packed)
+        return Node(plain_name(name), secrets.token_hex(8), address)

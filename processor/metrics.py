@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from registry.metrics import ProcessCollector
+from registry.status import Samples, samples_of
 
 __all__ = ["CONTENT_TYPE_LATEST"]
 
@@ -257,3 +258,8 @@ QUESTIONS = Counter(
 def exposition() -> bytes:
     """Return all metrics of the processor in Prometheus's text format."""
     return generate_latest(_registry)
+
+
+def samples() -> Samples:
+    """Return all metrics of this process for the answer to `GET /status`."""
+    return samples_of(_registry.collect())

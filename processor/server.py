@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from processor import metrics
@@ -32,14 +33,17 @@ from processor.sending.whereabouts import Whereabouts
 from processor.settings import ProcessorSettings
 from processor.tasks import Tasks
 from registry.calls import REFUSED, GatewayCalls
+from registry.credentials import Credentials
 from registry.directory import TIMINGS, Node, RegistryRefuses, RegistryUnavailable
+from registry.proof import SCHEME
 from registry.redis_store import RedisRegistry
+from registry.status import Status, version
 
 _REFRESH_SECONDS: Final = 1.0
 #: How long settling the messages in hand and leaving the group may take after `stop`.
 _LEAVE_SECONDS: Final = 10.0
 #: How long all of a stop may take, with the time-outs of Kafka clients that do not end (7 s), of
-#: the accessories' last rows (2 s) and of Redis (a second for each of three goodbyes). Below the
+#: the accessories' last rows (2 s) and of Redis (a second for each of four goodbyes). Below the
 #: 30 s after which Kubernetes kills.
 _STOP_SECONDS: Final = 25.0
 
@@ -111,6 +115,10 @@ class Processor:
         metrics.READY.set_function(lambda: self.ready)
         self._registry_seen = asyncio.Event()
         self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
+        #: How tools reach this process; None where no address is advertised.
+        self._port = settings.port_for_tools()
+        self._credentials = Credentials([settings.internal_secret.get_secret_value()], self._port)
+        self._started_ms = _now_ms()
         self._stopping = asyncio.Event()
         self._operators = _Server(
             uvicorn.Config(
@@ -185,6 +193,12 @@ class Processor:
                 "PUSHGATE_INTERNAL_AUTH=bearer shows the internal secret to every address in Redis",
                 cure="set proof as soon as all gateways take proofs",
             )
+        if self._port is None:
+            log.warning(
+                "pushgate top does not find this processor",
+                cure="set PUSHGATE_PROCESSOR_ADVERTISE_ADDRESS, or a PUSHGATE_PROCESSOR_HOST that "
+                "other hosts reach",
+            )
         log.info("processor starts", topics=settings.topics, group=settings.kafka_group)
         async with asyncio.TaskGroup() as tasks:
             self._tasks.group = tasks
@@ -204,6 +218,9 @@ class Processor:
             self._operators.should_exit = True
         if self._resume is not None:
             await self._resume.close()
+        if self._port is not None:
+            with contextlib.suppress(RegistryUnavailable):
+                await self._registry.retire_processor_port(self._port)
         await self._whereabouts.close()
         await self._forwarder.close()
         await self._registry.close()
@@ -227,7 +244,7 @@ class Processor:
         accessories = (self._dead_letters.accessory, self._outcomes.accessory)
         return [accessory for accessory in accessories if accessory is not None]
 
-    def _warnings(self) -> dict[str, list[str]]:
+    def _warnings(self) -> list[str]:
         """Return what an operator of a ready processor should see to; empty where all is well."""
         warnings = [
             f"topic {topic} does not exist; its messages will be read from its beginning"
@@ -236,7 +253,7 @@ class Processor:
         if self._registry_refusal is not None:
             warnings.append(self._registry_refusal.summary)
         warnings += filter(None, (accessory.warning for accessory in self._accessories))
-        return {"warnings": warnings} if warnings else {}
+        return warnings
 
     def _waits_for(self) -> str:
         if not self._dispatcher.accepted:
@@ -258,12 +275,13 @@ class Processor:
                 self._registry_seen.set()
                 await self._forwarder.retain(self._registry.present)
                 await self._probe_registry()
+                await self._keep_port()
             metrics.GATEWAYS.set(len(live_nodes))
             metrics.REGISTRY_IN_DOUBT.set(self._registry.in_doubt)
             if self._resume is not None:
                 await self._resume.observe(live_nodes)
             self._dispatcher.observe(live_nodes)
-            self._consumer.observe(int(time.time() * 1000))
+            self._consumer.observe(_now_ms())
             await asyncio.sleep(_REFRESH_SECONDS)
 
     async def _probe_registry(self) -> None:
@@ -284,13 +302,20 @@ class Processor:
         elif refusal is None and before is not None:
             log.info("the registry takes writes again")
 
+    async def _keep_port(self) -> None:
+        if self._port is not None:
+            with contextlib.suppress(RegistryUnavailable):  # tools alone miss this process
+                await self._registry.keep_processor_port(self._port)
+
     def _app(self) -> Starlette:
         async def healthz(request: Request) -> Response:  # noqa: ARG001
             return JSONResponse({"status": "alive"})
 
         async def readyz(request: Request) -> Response:  # noqa: ARG001
             if self.ready:
-                return JSONResponse({"status": "ready", **self._warnings()})
+                warnings = self._warnings()
+                answer = {"warnings": warnings} if warnings else {}
+                return JSONResponse({"status": "ready", **answer})
             return JSONResponse({"status": self._waits_for()}, 503)
 
         async def exposition(request: Request) -> Response:  # noqa: ARG001
@@ -301,8 +326,39 @@ class Processor:
                 Route("/healthz", healthz),
                 Route("/readyz", readyz),
                 Route("/metrics", exposition),
+                Route("/status", self._status),
             ]
         )
+
+    async def _status(self, request: Request) -> Response:
+        """`GET /status`: what the processor says of itself, with its metrics, as JSON."""
+        credential = request.headers.get("authorization")
+        if credential is None:
+            challenges = {"www-authenticate": f"Bearer, {SCHEME}"}
+            text = "send the internal secret, or a proof of it\n"
+            return PlainTextResponse(text, 401, challenges)
+        if not self._credentials.accept(credential.encode("latin-1")):
+            text = "neither the internal secret nor a proof of it for this processor\n"
+            return PlainTextResponse(text, 403)
+        port = self._port
+        told = Status(
+            kind="processor",
+            name=self._settings.processor_name,
+            epoch=None if port is None else port.epoch,
+            address=None if port is None else port.address,
+            version=version(),
+            status="ready" if self.ready else self._waits_for(),
+            warnings=self._warnings(),
+            started_ms=self._started_ms,
+            now_ms=_now_ms(),
+            drain_seconds=None,
+            metrics=metrics.samples(),
+        )
+        return Response(msgspec.json.encode(told), media_type="application/json")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 class _Server(uvicorn.Server):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
+import secrets
 import socket
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from registry.directory import is_address
-from registry.settings import CallSettings, readable_ca_file
+from registry.directory import Node, is_address, plain_name
+from registry.networks import (
+    is_ip_address,
+    is_loopback,
+    is_wildcard,
+    network_list,
+    networks,
+    within,
+)
+from registry.settings import CallSettings, reachable_address, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):
@@ -72,8 +81,8 @@ class KafkaSettings(BaseSettings):
         return self
 
 
-class RecordSettings(KafkaSettings):
-    """What publishers have to know of processors; `pushgate send` takes these settings too."""
+class OutcomesSettings(KafkaSettings):
+    """Where outcomes are told."""
 
     outcomes_topic: Annotated[
         str | None,
@@ -81,12 +90,38 @@ class RecordSettings(KafkaSettings):
             min_length=1, description="Topic that tells what became of each message; none if unset."
         ),
     ] = None
+
+
+class DeadLetterSettings(KafkaSettings):
+    """Where rejected records are kept."""
+
+    dead_letter_topic: Annotated[
+        str, Field(min_length=1, description="Topic that keeps records which break the rules.")
+    ] = "push.dead"
+
+
+class RecordSettings(OutcomesSettings):
+    """What publishers have to know of processors; `pushgate send` takes these settings too."""
+
     max_payload_bytes: Annotated[
         int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
     ] = 65_536
 
 
-class ProcessorSettings(CallSettings, RecordSettings):
+class PortSettings(CallSettings):
+    """Which processors' ports are known to tools."""
+
+    processor_networks: Annotated[
+        str,
+        AfterValidator(network_list),
+        Field(
+            description="Networks that a processor's advertised address must be in, a comma list "
+            "of CIDRs: tools ask no others. Empty: any."
+        ),
+    ] = ""
+
+
+class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings):
     """Flags and PUSHGATE_… variables of `pushgate processor`."""
 
     kafka_group: Annotated[
@@ -106,9 +141,6 @@ class ProcessorSettings(CallSettings, RecordSettings):
             "each topic has its share of every batch."
         ),
     ] = ""
-    dead_letter_topic: Annotated[
-        str, Field(min_length=1, description="Topic that keeps records which break the rules.")
-    ] = "push.dead"
     outcomes_sample: Annotated[
         float,
         Field(ge=0, le=1, description="Share of messages whose outcomes are told, by their ids."),
@@ -121,11 +153,19 @@ class ProcessorSettings(CallSettings, RecordSettings):
         ),
     ] = False
     processor_host: Annotated[
-        str, Field(description="Address of /healthz, /readyz and /metrics.")
+        str, Field(description="Address of /healthz, /readyz, /metrics and /status.")
     ] = "127.0.0.1"
     processor_port: Annotated[
-        int, Field(ge=0, le=65535, description="Port of /healthz, /readyz and /metrics.")
+        int, Field(ge=0, le=65535, description="Port of /healthz, /readyz, /metrics and /status.")
     ] = 8082
+    processor_advertise_address: Annotated[
+        str | None,
+        AfterValidator(reachable_address),
+        Field(
+            description="host:port under which pushgate top reaches this processor; if unset, the "
+            "address above where other hosts reach it, else none."
+        ),
+    ] = None
     resume_bytes: Annotated[
         int,
         Field(
@@ -163,6 +203,40 @@ class ProcessorSettings(CallSettings, RecordSettings):
     def processor_name(self) -> str:
         """This processor's name in reports: host name and port, as of a gateway."""
         return f"{socket.gethostname()[:50]}-{self.processor_port}"
+
+    def port_for_tools(self) -> Node | None:
+        """Return this start of the processor, for tools; None where they can't reach it.
+
+        Each call draws a new epoch.
+        """
+        address = self._advertised()
+        if address is None:
+            return None
+        return Node(plain_name(self.processor_name), secrets.token_hex(8), address)
+
+    def own_address(self) -> str:
+        """Return host:port of the processor's listener."""
+        host = self.processor_host
+        return f"{f'[{host}]' if ':' in host else host}:{self.processor_port}"
+
+    def _advertised(self) -> str | None:
+        host = self.processor_host
+        if self.processor_advertise_address is not None:
+            return self.processor_advertise_address
+        is_reached = not (is_wildcard(host) or is_loopback(host)) and self.processor_port
+        return self.own_address() if is_reached else None
+
+    @model_validator(mode="after")
+    def _port_in_the_networks(self) -> Self:
+        host = (self._advertised() or "").rpartition(":")[0].strip("[]")
+        allowed = networks(self.processor_networks)
+        # A host name is judged by those who call: they may resolve the name otherwise.
+        if allowed and is_ip_address(host) and not within(allowed)(host):
+            raise ValueError(
+                f"the processor's address {host} is in none of PUSHGATE_PROCESSOR_NETWORKS "
+                f"{self.processor_networks!r}: pushgate top would not ask it"
+            )
+        return self
 
     @property
     def weights(self) -> list[int]:

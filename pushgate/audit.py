@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-import httpx
 import msgspec
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from pushgate.errors import PushgateError
-from registry.calls import NO_TLS, REFUSED, GatewayCalls, OutsideNetworks, tls_fault
+from pushgate.ports import NoAnswer, Ports, calling
+from registry.calls import GatewayCalls
 from registry.directory import Node
 
 #: A user, and a node where the user is registered or connected.
@@ -71,12 +70,12 @@ async def audit(registry: Whole, calls: GatewayCalls, *, pause_seconds: float) -
         AuditError: a live node does not answer, or may not be asked.
         RegistryUnavailable: the registry does not answer.
     """
-    async with _client(calls) as http:
-        first = await _compare(registry, calls, http)
+    async with calling(calls, timeout_seconds=_TIMEOUT_SECONDS) as ports:
+        first = await _compare(registry, ports)
         if first.clean:
             return first
         await asyncio.sleep(pause_seconds)
-        second = await _compare(registry, calls, http)
+        second = await _compare(registry, ports)
     return Audit(
         second.nodes,
         second.users,
@@ -96,9 +95,9 @@ def write_metrics(found: Audit, path: Path) -> None:
     write_to_textfile(str(path), registry)
 
 
-async def _compare(registry: Whole, calls: GatewayCalls, http: httpx.AsyncClient) -> Audit:
+async def _compare(registry: Whole, ports: Ports) -> Audit:
     nodes = await registry.nodes()
-    places_by_node = await asyncio.gather(*(_places_of(calls, http, node) for node in nodes))
+    places_by_node = await asyncio.gather(*(_places_of(ports, node) for node in nodes))
     connected: set[Place] = {place for places in places_by_node for place in places}
     registered: set[Place] = set()
     async for user, live_nodes in registry.entries():
@@ -108,36 +107,11 @@ async def _compare(registry: Whole, calls: GatewayCalls, http: httpx.AsyncClient
     return Audit(len(nodes), len(users), phantoms, missing)
 
 
-async def _places_of(calls: GatewayCalls, http: httpx.AsyncClient, node: Node) -> Iterable[Place]:
+async def _places_of(ports: Ports, node: Node) -> Iterable[Place]:
     try:
-        url = await calls.url(node)
-        answer = await http.get(f"{url}/connections", headers=calls.headers(node))
-        answer.raise_for_status()
-        listing = msgspec.json.decode(answer.content, type=_Users)
-    except OutsideNetworks as error:
+        listing = await ports.ask("GET", node, "/connections", _Users)
+    except NoAnswer as error:
         raise AuditError(str(error)) from error
-    except (
-        httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, OSError, ValueError,
-    ) as error:  # fmt: skip
-        raise AuditError(f"node {node.name} at {node.address}: {_reason(error)}") from error
     if (listing.node, listing.epoch) != (node.name, node.epoch):
         raise AuditError(f"at {node.address} is node {listing.node}, not {node.name}")
     return [(user, node) for user in listing.users]
-
-
-def _reason(error: Exception) -> str:
-    """Return what is wrong, with the cure where it is a setting."""
-    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
-        return f"{error}: {REFUSED}"
-    if tls_fault(error) is not None:
-        return f"{error}: {NO_TLS}"
-    return str(error) or type(error).__name__
-
-
-@asynccontextmanager
-async def _client(calls: GatewayCalls) -> AsyncIterator[httpx.AsyncClient]:
-    timeout = httpx.Timeout(_TIMEOUT_SECONDS)
-    # Requests go to the address that the node registered, and nowhere else: httpx follows no
-    # redirects by default, and without trust_env no proxies of the environment either.
-    async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=calls.tls) as http:
-        yield http

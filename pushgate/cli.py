@@ -1,4 +1,4 @@
-"""The command line: `pushgate dev | gateway | processor | send | listen | token | audit | …`."""
+"""The command line: `pushgate dev | gateway | processor | send | listen | token | top | …`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import click
 
 #: The commands, each a file in `commands` with a command of its name.
 _COMMANDS: Final = (
-    "dev", "gateway", "processor", "send", "listen", "token", "audit", "completion",
+    "dev", "gateway", "processor", "send", "listen", "token", "top", "who", "kick", "drain", "tail",
+    "audit", "completion",
 )  # fmt: skip
 
 

@@ -257,7 +257,7 @@ def _with_secrets(settings: DevSettings, kept: Path) -> DevSettings:
 
 
 def _keep(kept: Path, settings: DevSettings, gateway: Gateway) -> None:
-    """Write the settings that `token`, `listen` and `send` need, readable by the owner alone."""
+    """Write the settings that tools need, readable by the owner alone."""
     values = {
         "JWT_SECRET": settings.jwt_secret.get_secret_value(),
         "JWT_ALGORITHMS": settings.jwt_algorithms,
@@ -270,6 +270,7 @@ def _keep(kept: Path, settings: DevSettings, gateway: Gateway) -> None:
         "KAFKA_FETCH_WAIT_MS": settings.kafka_fetch_wait_ms,
         "MAX_PAYLOAD_BYTES": settings.max_payload_bytes,
         "OUTCOMES_TOPIC": settings.outcomes_topic,
+        "DEAD_LETTER_TOPIC": settings.dead_letter_topic,
         "REDIS_URL": settings.redis_url,
         "URL": f"http://{settings.host}:{gateway.port}",
     }

@@ -1,21 +1,20 @@
-"""Reading the outcomes topic: what became of messages that have just been published."""
+"""Reports of the outcomes topic, and the wait for those of messages just published."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
 
-from processor.reading.kafka import AIOKafkaConsumer, log_consumer, partitions_of
-from processor.settings import RecordSettings
-from pushgate.errors import PushgateError
+from processor.outcomes.outcome import Kind
+from processor.reading.kafka import AIOKafkaConsumer
+from processor.settings import OutcomesSettings
+from pushgate.table import counted
+from pushgate.topics import UnreadableTopic, reading
 
-_FETCH_BYTES: Final = 1024 * 1024
-#: How long the outcomes topic is looked for.
-_LOOK_SECONDS: Final = 10.0
+_SETTING: Final = "PUSHGATE_OUTCOMES_TOPIC"
 #: How long a broker has to refuse a fetch.
 _PROBE_MS: Final = 200
 #: Reports of the user that are kept until they are asked for, at most; then the oldest is dropped.
@@ -23,10 +22,6 @@ _MOST_KEPT: Final = 65_536
 
 #: A report as the topic has it (docs/protocol.md, "Outcomes").
 Report = dict[str, Any]
-
-
-class UnreadableOutcomes(PushgateError):
-    """There is no outcomes topic to read; the text says what to do."""
 
 
 class Watch:
@@ -47,7 +42,7 @@ class Watch:
         """
         while coordinates not in self._reports:
             record = await self._consumer.getone()
-            report = _read(record.value) if record.key == self._user else None
+            report = read_report(record.value) if record.key == self._user else None
             if report is not None and not report.get("replayed"):
                 place = (report["topic"], report["partition"], report["offset"])
                 self._reports["-".join(map(str, place))] = report
@@ -57,56 +52,63 @@ class Watch:
 
 
 @asynccontextmanager
-async def watching(settings: RecordSettings, user: bytes) -> AsyncIterator[Watch]:
+async def watching(settings: OutcomesSettings, user: bytes) -> AsyncIterator[Watch]:
     """Yield a watch of the outcomes topic, from its end.
 
     Raises:
-        UnreadableOutcomes: no topic is set, it does not exist, or was not found in time.
+        UnreadableTopic: no topic is set, it does not exist, or was not found in time.
         KafkaError: no broker answers, or the topic may not be read.
     """
-    consumer = log_consumer(settings, fetch_bytes=_FETCH_BYTES)
-    try:
-        async with asyncio.timeout(_LOOK_SECONDS):
-            partitions = await _partitions(settings)
-            await consumer.start()
-            consumer.assign(partitions)
-            await consumer.seek_to_end(*partitions)
-            for partition in partitions:  # the ends as they are before anything is published
-                await consumer.position(partition)
-            await consumer.getmany(timeout_ms=_PROBE_MS)  # raises where reading is not allowed
+    async with reading(settings, outcomes_topic(settings), setting=_SETTING) as consumer:
+        await consumer.getmany(timeout_ms=_PROBE_MS)  # raises where reading is not allowed
         yield Watch(consumer, user)
-    except TimeoutError:
-        raise UnreadableOutcomes(
-            f"the outcomes topic {settings.outcomes_topic} could not be read within "
-            f"{_LOOK_SECONDS:g} s"
-        ) from None
-    finally:
-        await consumer.stop()
 
 
-async def _partitions(settings: RecordSettings) -> list[Any]:
-    topic = settings.outcomes_topic
-    if topic is None:
-        raise UnreadableOutcomes(
-            "without an outcomes topic there is nothing to wait for: set PUSHGATE_OUTCOMES_TOPIC, "
-            "here and for processors"
+def outcomes_topic(settings: OutcomesSettings) -> str:
+    """Return the name of the outcomes topic.
+
+    Raises:
+        UnreadableTopic: none is set.
+    """
+    if settings.outcomes_topic is None:
+        raise UnreadableTopic(
+            f"without an outcomes topic nothing is told of outcomes: set {_SETTING}, here and for "
+            "processors"
         )
-    partitions = await partitions_of(settings, [topic])
-    if not partitions:
-        raise UnreadableOutcomes(
-            f"the outcomes topic {topic} (PUSHGATE_OUTCOMES_TOPIC) does not exist: create it, or "
-            "set PUSHGATE_CREATE_TOPICS=true for processors"
-        )
-    return partitions
+    return settings.outcomes_topic
 
 
-def _read(value: bytes | None) -> Report | None:
+def in_words(report: Report) -> str:
+    """Return the outcome of a report, with its reason or its connections."""
+    outcome, reason = report["outcome"], report.get("reason")
+    if outcome != Kind.DELIVERED.value:
+        return ": ".join(filter(None, (outcome, reason)))
+    missed = report.get("missed")
+    lacking = f"; {counted(missed, 'node')} may lack it" if missed else ""
+    return f"{outcome} to {counted(report.get('connections') or 0, 'connection')}{lacking}"
+
+
+def read_report(value: bytes | None) -> Report | None:
     """Return a report; None for a record that is none."""
     try:
-        report = msgspec.json.decode(value or b"")
+        msgspec.json.decode(value or b"", type=_Form)
     except msgspec.DecodeError:
         return None
-    is_report = isinstance(report, dict) and {"outcome", "topic", "partition", "offset"} <= set(
-        report
-    )
-    return report if is_report else None
+    report: Report = msgspec.json.decode(value or b"")
+    return report
+
+
+class _Form(msgspec.Struct):
+    """The fields of a report that are read here; a report may have more."""
+
+    outcome: str
+    topic: str
+    partition: int
+    offset: int
+    id: str | None = None
+    reason: str | None = None
+    nodes: list[str] | None = None
+    connections: int | None = None
+    missed: int | None = None
+    settled_ms: int | None = None
+    ms: int | None = None

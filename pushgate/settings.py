@@ -12,8 +12,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gateway.entry.claims import ClaimRules
 from gateway.entry.origin import Origins
 from gateway.settings import AuthSettings, GatewaySettings
-from processor.settings import ProcessorSettings, RecordSettings
+from processor.settings import (
+    DeadLetterSettings,
+    OutcomesSettings,
+    PortSettings,
+    ProcessorSettings,
+    RecordSettings,
+)
 from pushgate.logs import LogLevel
+from registry.calls import GatewayCalls
+from registry.networks import is_loopback, networks
 from registry.settings import REDIS_URL_PATTERN, CallSettings, InternalSecret, long_enough
 
 #: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
@@ -75,6 +83,29 @@ class SendSettings(RecordSettings):
 
 class AuditSettings(CallSettings):
     """Settings of `pushgate audit`."""
+
+
+class OperatorSettings(CallSettings):
+    """Settings of `pushgate who`, `kick` and `drain`."""
+
+
+class TopSettings(PortSettings):
+    """Settings of `pushgate top`."""
+
+    def processor_calls(self) -> GatewayCalls:
+        """Return the calls to processors, whose ports speak no TLS.
+
+        They show a proof at any rate: processors that ask for it have always taken proofs.
+        """
+        return GatewayCalls(
+            secret=self.internal_secret.get_secret_value(),
+            allowed=networks(self.processor_networks),
+            setting="PUSHGATE_PROCESSOR_NETWORKS",
+        )
+
+
+class TailSettings(OutcomesSettings, DeadLetterSettings):
+    """Settings of `pushgate tail`."""
 
 
 class LogSettings(BaseSettings):
@@ -176,6 +207,13 @@ class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tools_on_this_machine(self) -> Self:
+        is_unset = self.processor_advertise_address is None
+        if is_unset and is_loopback(self.processor_host) and self.processor_port:
+            self.processor_advertise_address = self.own_address()
+        return self
+
     def allowed_origins(self) -> Origins:
         """Allow pages of this machine too: of any loopback origin, and opened from a file."""
         return Origins(self.origins, local_pages=True)
@@ -189,5 +227,10 @@ COMMAND_SETTINGS: Final[Mapping[str, type[BaseSettings]]] = {
     "send": SendSettings,
     "listen": ListenSettings,
     "token": TokenSettings,
+    "top": TopSettings,
+    "who": OperatorSettings,
+    "kick": OperatorSettings,
+    "drain": OperatorSettings,
+    "tail": TailSettings,
     "audit": AuditSettings,
 }

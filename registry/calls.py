@@ -21,10 +21,10 @@ from registry.networks import Network, networks, plain, within
 from registry.proof import SCHEME, proof
 from registry.settings import CallSettings, InternalAuth
 
-#: What an operator should know where a gateway answers 401 or 403.
+#: What an operator should know where a process answers 401 or 403.
 REFUSED: Final = (
-    "the gateway refuses the internal secret: it has another PUSHGATE_INTERNAL_SECRET, or is older "
-    "than this version and takes no proofs: upgrade gateways first (audits can go on with "
+    "the internal secret is refused: there is another PUSHGATE_INTERNAL_SECRET, or a gateway older "
+    "than this version, which takes no proofs: upgrade gateways first (tools can go on with "
     "PUSHGATE_INTERNAL_AUTH=bearer)"
 )
 #: What an operator should know where a TLS handshake with a gateway fails.
@@ -37,10 +37,10 @@ NO_TLS: Final = (
 class OutsideNetworks(RegistryError):
     """The address of a node is in none of the allowed networks: nothing may be sent there."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, setting: str) -> None:
         super().__init__(
             f"{node.address}, the address of node {node.name} in the registry, is in none of "
-            "PUSHGATE_GATEWAY_NETWORKS, and nothing is sent there"
+            f"{setting}, and nothing is sent there"
         )
 
 
@@ -58,8 +58,11 @@ class GatewayCalls:
         auth: InternalAuth = "proof",
         allowed: Sequence[Network] = (),
         ca_file: str | None = None,
+        setting: str = "PUSHGATE_GATEWAY_NETWORKS",
     ) -> None:
         """`allowed` are the networks of gateways, all where there are none; `ca_file` is for TLS.
+
+        `setting` names the setting of the networks in errors.
 
         Raises:
             OSError: the file can't be read, or has no certificate.
@@ -67,6 +70,7 @@ class GatewayCalls:
         self._secret = secret
         self._auth = auth
         self._is_within = within(allowed) if allowed else None
+        self._setting = setting
         self._scheme = "http" if ca_file is None else "https"
         self.tls = _tls_context(ca_file)
 
@@ -111,7 +115,7 @@ class GatewayCalls:
         for address in await _ip_addresses(host.strip("[]")):
             if self._is_within(address):
                 return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        raise OutsideNetworks(node)
+        raise OutsideNetworks(node, self._setting)
 
 
 async def _ip_addresses(host: str) -> list[str]:

@@ -25,7 +25,7 @@ _WRITE_ALL_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One start of one gateway process.
+    """One start of one gateway process; among processors' ports, one start of one processor.
 
     `epoch` is drawn at random at every start, so that nothing written by an earlier process of the
     same name counts. `address` is the internal listener as `host:port`: no scheme, no path.
@@ -54,6 +54,13 @@ class Node:
     def tag(self) -> bytes:
         """`name:epoch`: how this node is named in a user's entry."""
         return f"{self.name}:{self.epoch}".encode()
+
+
+def plain_name(text: str) -> str:
+    """Return `text` with a dash for each character that the name of a node can't have."""
+    return "".join(
+        char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in text
+    )
 
 
 def is_address(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -48,3 +49,28 @@ def plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """Return the IPv4 address of an IPv4-mapped IPv6 address, and any other address unchanged."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
+
+
+def is_ip_address(host: str) -> bool:
+    """Whether `host` is an IP address, without brackets."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is `localhost` or a loopback address: no other host reaches it."""
+    return host == "localhost" or (is_ip_address(host) and plain(ip_address(host)).is_loopback)
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether `host` stands for every address of a machine, as 0.0.0.0 does, or is empty."""
+    host = host.strip("[]")
+    try:
+        # inet_aton() also knows that "0" is the address 0.0.0.0.
+        packed = socket.inet_pton(socket.AF_INET6, host) if ":" in host else socket.inet_aton(host)
+    except OSError:
+        return not host
+    return not any(packed)

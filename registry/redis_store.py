@@ -13,6 +13,7 @@ Keys, laid out for Cluster (a hash tag first, so that a bucket is one slot):
     {pg-nodes}evicted     how many keys the server had evicted when it made the marker
     {pg-17}evicted        the same for the marker of one bucket
     {pg-nodes}processors  the names of live processors, by when their leases lapse
+    {pg-nodes}ports       the ports of processors for tools: "<name> <epoch> <address>", likewise
     {pg-nodes}probe:…     a node that is none, and
     {pg-17}probe          an entry of no user, which processors write to see whether they can
 
@@ -58,6 +59,7 @@ _NAMES_KEY: Final = b"{pg-nodes}names"
 _CHANGED_KEY: Final = b"{pg-nodes}changed"
 _GENERATION_KEY: Final = b"{pg-nodes}generation"
 _PROCESSORS_KEY: Final = b"{pg-nodes}processors"
+_PORTS_KEY: Final = b"{pg-nodes}ports"
 _PREFIXES: Final = tuple(b"{pg-%d}user:" % bucket for bucket in range(BUCKETS))
 _BUCKETS_GENERATION_KEYS: Final = tuple(b"{pg-%d}generation" % bucket for bucket in range(BUCKETS))
 #: Written by `probe`. Scripts for nodes and entries run on these keys, as they run for gateways.
@@ -232,11 +234,33 @@ class RedisRegistry:
         await self._processors(name, 0)
 
     async def _processors(self, name: str, lease_seconds: int) -> Processors:
-        call = _PROCESSOR.call([_PROCESSORS_KEY], name, lease_seconds)
+        now_ms, names = await self._leases(_PROCESSORS_KEY, name, lease_seconds)
+        return Processors(now_ms, frozenset(each.decode() for each in names))
+
+    async def processor_ports(self) -> list[Node]:
+        """Return where tools reach the processors that have registered a port.
+
+        At an address is the start whose lease lapses last: an earlier start there was killed.
+        """
+        _, ports = await self._leases(_PORTS_KEY, "", 0)  # in the order in which the leases lapse
+        nodes = (_node(*port.partition(b" ")[::2]) for port in ports)
+        return list({node.address: node for node in nodes if node is not None}.values())
+
+    async def keep_processor_port(self, processor: Node) -> None:
+        """Register where tools reach a processor, for as long as a lease lives."""
+        await self._leases(_PORTS_KEY, _port(processor), self._processor_lease_seconds)
+
+    async def retire_processor_port(self, processor: Node) -> None:
+        """Unregister where tools reach a processor."""
+        await self._leases(_PORTS_KEY, _port(processor), 0)
+
+    async def _leases(self, key: bytes, name: str, lease_seconds: int) -> tuple[int, list[bytes]]:
+        """Renew a lease of processor.lua, or give it up; return Redis's time, and the live ones."""
+        call = _PROCESSOR.call([key], name, lease_seconds)
         # Without a word to `Doubt`: an account that may not write this says nothing of entries.
         [reply] = await self._link.ask(lambda: self._link.evaluate([call]))
         now_ms, *names = reply
-        return Processors(int(now_ms), frozenset(each.decode() for each in names))
+        return int(now_ms), names
 
     async def probe(self) -> None:
         """Write as a gateway does; raise RegistryRefuses, with the cure, where that is refused."""
@@ -544,3 +568,7 @@ def _node(name: bytes, lease: bytes) -> Node | None:
         return Node(name.decode(), epoch, address)
     except ValueError:
         return None
+
+
+def _port(processor: Node) -> str:
+    return f"{processor.name} {processor.epoch} {processor.address}"

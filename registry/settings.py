@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from registry.networks import network_list
+from registry.directory import is_address
+from registry.networks import is_wildcard, network_list
 
 #: The least length of a secret, in bytes: the length of HS256's hash (RFC 7518 §3.2).
 MIN_SECRET_BYTES: Final = 32
@@ -45,6 +46,19 @@ def readable_ca_file(path: str | None) -> str | None:
         except OSError as error:  # ssl.SSLError is an OSError too
             raise ValueError(f"that is no PEM file of certificates: {error}") from error
     return path
+
+
+def reachable_address(value: str | None) -> str | None:
+    """Return the host:port under which other processes reach this one, or None for None.
+
+    Raises:
+        ValueError: that is no host:port, or stands for every address of a machine.
+    """
+    if value is not None and not is_address(value):
+        raise ValueError("that is no host:port")
+    if value is not None and is_wildcard(value.rpartition(":")[0]):
+        raise ValueError("that is nobody's address: other processes could not reach it")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

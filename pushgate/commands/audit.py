@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +16,11 @@ from pushgate.audit import Audit, AuditError, Place, write_metrics
 from pushgate.audit import audit as run_audit
 from pushgate.commands.running import json_option, load_settings, print_json
 from pushgate.options import settings_options
+from pushgate.ports import registry_of
 from pushgate.settings import DEV_FILE, AuditSettings
+from pushgate.standard_output import run_while_read
 from registry.calls import GatewayCalls
 from registry.directory import RegistryUnavailable
-from registry.redis_store import RedisRegistry
 
 #: How many findings of a kind `pushgate audit` prints.
 _SHOWN: Final = 20
@@ -30,34 +33,61 @@ _DIFFERENT: Final = 3
               help="Seconds between two looks at what seems wrong.")  # fmt: skip
 @click.option("--textfile", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the counts there as metrics, for the node exporter.")  # fmt: skip
+@click.option("--watch", is_flag=True, help="Compare again and again, until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(min=1), default=60.0, show_default=True,
+              help="Seconds between two comparisons of --watch.")  # fmt: skip
 @json_option
 @settings_options(AuditSettings)
-def audit(pause: float, textfile: Path | None, as_json: bool, **flags: Any) -> None:
+def audit(
+    pause: float, textfile: Path | None, watch: bool, every: float, as_json: bool, **flags: Any
+) -> None:
     """Compare the registry with every node's connections; exit with 3 where they differ."""
     settings = load_settings(AuditSettings, flags, files=(DEV_FILE,))
 
     async def compare() -> Audit:
-        registry = RedisRegistry(
-            settings.redis_url,
-            timeout_seconds=settings.redis_timeout_seconds,
-            access=settings.redis_access,
-        )
-        try:
-            return await run_audit(registry, GatewayCalls.of(settings), pause_seconds=pause)
-        finally:
-            await registry.close()
+        async with registry_of(settings) as registry:
+            comparison = await run_audit(registry, GatewayCalls.of(settings), pause_seconds=pause)
+        if textfile is not None:
+            write_metrics(comparison, textfile)
+        return comparison
 
+    if watch:
+        run_while_read(_watch(compare, every_seconds=every, as_json=as_json))
+        return
     try:
         comparison = uvloop.run(compare())
     except (AuditError, RegistryUnavailable) as error:
         raise click.ClickException(str(error)) from error
-    if textfile is not None:
-        write_metrics(comparison, textfile)
+    _tell(comparison, as_json=as_json)
+    sys.exit(0 if comparison.clean else _DIFFERENT)
+
+
+async def _watch(
+    compare: Callable[[], Awaitable[Audit]], *, every_seconds: float, as_json: bool
+) -> None:
+    """Compare for ever; a comparison that can't be made is told, and the next is tried."""
+    while True:
+        try:
+            comparison = await compare()
+        except (AuditError, RegistryUnavailable) as error:
+            click.echo(f"{_now()} Error: {error}", err=True)
+        else:
+            if not as_json:
+                click.echo(f"{_now()} ", nl=False)
+            _tell(comparison, as_json=as_json)
+            sys.stdout.flush()
+        await asyncio.sleep(every_seconds)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def _tell(comparison: Audit, *, as_json: bool) -> None:
     if as_json:
         print_json(_as_json(comparison))
     else:
         _print(comparison)
-    sys.exit(0 if comparison.clean else _DIFFERENT)
 
 
 def _print(comparison: Audit) -> None:

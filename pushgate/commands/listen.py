@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 import sys
-from base64 import b64encode
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
 
@@ -17,12 +13,13 @@ import httpx
 from websockets.exceptions import WebSocketException
 
 from pushgate.client import TRANSPORTS, Message, Place, Refused
-from pushgate.commands.running import json_option, load_settings, print_json, run
+from pushgate.commands.running import json_option, load_settings, print_json
 from pushgate.options import settings_options
+from pushgate.printable import payload_json, printable_payload
 from pushgate.settings import DEV_FILE, ListenSettings
+from pushgate.standard_output import run_while_read
 from pushgate.token import RefusedClaims, mint
 
-_STDOUT: Final = 1  # the descriptor of standard output
 _RECONNECT_SECONDS: Final = 1.0
 _TOKEN_SECONDS: Final = 3_600
 #: Refusals that another attempt does not change.
@@ -52,19 +49,16 @@ def listen(
     listener = _Listener(user, transport, device, settings, as_json=as_json)
 
     async def until_over() -> None:
-        async with _while_read():
-            remaining = count
-            async for message in listener.messages():
-                listener.show(message)
-                if remaining is not None:
-                    remaining -= 1
-                    if remaining == 0:
-                        return
+        remaining = count
+        async for message in listener.messages():
+            listener.show(message)
+            if remaining is not None:
+                remaining -= 1
+                if remaining == 0:
+                    return
 
     try:
-        run(until_over())
-    except BrokenPipeError:
-        _silence_output()
+        run_while_read(until_over())
     except RefusedClaims as error:
         raise click.ClickException(str(error)) from error
 
@@ -122,7 +116,7 @@ class _Listener:
             print_json(_as_json(message))
         elif sys.stdout.isatty():
             now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
-            fields = (now, message.id, message.type or "-", _readable(message.payload))
+            fields = (now, message.id, message.type or "-", printable_payload(message.payload))
             click.echo("  ".join(fields))
         else:
             sys.stdout.buffer.write(message.payload + b"\n")
@@ -141,52 +135,4 @@ class _Listener:
 
 def _as_json(message: Message) -> dict[str, object]:
     """Return a message in the JSON form of the protocol."""
-    form: dict[str, object] = {"id": message.id, "type": message.type}
-    try:
-        return {**form, "data": message.payload.decode()}
-    except UnicodeDecodeError:
-        return {**form, "data": b64encode(message.payload).decode(), "encoding": "base64"}
-
-
-def _readable(payload: bytes) -> str:
-    """Return a payload for a terminal, which control characters could take over."""
-    text = payload.decode(errors="backslashreplace")
-    return "".join(
-        character if character.isprintable() or character == "\t" else repr(character)[1:-1]
-        for character in text
-    )
-
-
-@asynccontextmanager
-async def _while_read() -> AsyncIterator[None]:
-    """End the body, with BrokenPipeError, when the pipe is closed that is written to.
-
-    A write would say so too, but the next message may never come.
-    """
-    if not stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
-        yield
-        return
-    loop, body = asyncio.get_running_loop(), asyncio.current_task()
-    is_closed = False
-
-    def closed() -> None:
-        nonlocal is_closed
-        is_closed = True
-        loop.remove_reader(_STDOUT)
-        if body is not None:
-            body.cancel()
-
-    loop.add_reader(_STDOUT, closed)  # nothing can be read there: it is the other end's close
-    try:
-        yield
-    except asyncio.CancelledError:
-        if is_closed:
-            raise BrokenPipeError from None
-        raise
-    finally:
-        loop.remove_reader(_STDOUT)
-
-
-def _silence_output() -> None:
-    """Let Python flush standard output into nothing at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return {"id": message.id, "type": message.type, **payload_json(message.payload)}

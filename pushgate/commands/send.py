@@ -19,9 +19,10 @@ from processor.reading.kafka import KafkaError
 from pushgate import standard_input
 from pushgate.commands.running import json_option, load_settings, print_json, run
 from pushgate.options import settings_options
-from pushgate.outcomes import Report, UnreadableOutcomes, watching
+from pushgate.outcomes import Report, in_words, watching
 from pushgate.publish import Publisher, as_bytes, check_record, coordinates_of, publisher
 from pushgate.settings import DEV_FILE, SendSettings
+from pushgate.topics import UnreadableTopic
 from registry.message import URGENCIES, RejectedRecord
 
 #: The exit status by outcome; 1 is the status of an error, 2 of wrong usage.
@@ -144,7 +145,7 @@ def send(  # noqa: PLR0917 - click passes options by keyword
         run(sending.send_and_wait(timeout) if wait else sending.send())
     except KafkaError as error:
         raise click.ClickException(f"Kafka at {settings.kafka_bootstrap}: {error}") from error
-    except UnreadableOutcomes as error:
+    except UnreadableTopic as error:
         raise click.ClickException(f"nothing was sent: {error}") from error
     sys.exit(sending.status)
 
@@ -232,7 +233,7 @@ class _Sending:
                     except TimeoutError:
                         report = _no_outcome(coordinates, timeout_seconds)
                     result = report["outcome"] or "without an outcome"
-                    results.add(coordinates, result, _in_words(report), report)
+                    results.add(coordinates, result, in_words(report), report)
                     # An outcome of a later version is no reason to say that all is well.
                     status = _STATUS.get(result, 1) if report["outcome"] else _NO_OUTCOME
                     self.status = max(self.status, status)
@@ -263,16 +264,3 @@ class _Sending:
 def _no_outcome(coordinates: str, timeout_seconds: float) -> Report:
     reason = f"no outcome within {timeout_seconds:g} s; does a processor run?"
     return {"coordinates": coordinates, "outcome": None, "reason": reason}
-
-
-def _in_words(report: Report) -> str:
-    outcome, reason = report["outcome"], report.get("reason")
-    if outcome != Kind.DELIVERED.value:
-        return ": ".join(filter(None, (outcome, reason)))
-    missed = report.get("missed")
-    lacking = f"; {missed} nodes may lack it" if missed else ""
-    return f"{outcome} to {_connections(report.get('connections', 0))}{lacking}"
-
-
-def _connections(number: int) -> str:
-    return "1 connection" if number == 1 else f"{number} connections"

@@ -17,10 +17,11 @@ from starlette.routing import BaseRoute, Route
 
 from pushgate.demo.endpoints import HEADERS, Endpoints
 from pushgate.demo.guard import own_page_only
-from pushgate.demo.nodes import Nodes, calling
 from pushgate.demo.reports import Reports
+from pushgate.ports import calling
 from pushgate.publish import Publisher
 from pushgate.settings import DevSettings
+from pushgate.users import Users
 from registry.calls import GatewayCalls
 from registry.directory import Registry
 
@@ -44,10 +45,9 @@ async def demo_routes(
     """Yield the routes: the page with its files, and the page's endpoints under `/demo/`."""
     topic = settings.outcomes_topic
     reports = Reports(settings, topic) if topic else None
-    calls = GatewayCalls.of(settings)
-    async with calling(calls) as http:
+    async with calling(GatewayCalls.of(settings)) as ports:
         endpoints = Endpoints(
-            settings, publisher=publisher, nodes=Nodes(registry, calls, http), reports=reports
+            settings, publisher=publisher, users=Users(registry, ports), reports=reports
         )
         routes = {
             ("GET", "/demo/about"): endpoints.about,

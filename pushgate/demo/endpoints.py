@@ -15,11 +15,11 @@ from gateway.connections.closes import CLOSES
 from processor import metrics as processor_metrics
 from processor.outcomes.outcome import Kind
 from processor.reading.kafka import KafkaError
-from pushgate.demo.nodes import Connections, Nodes
 from pushgate.demo.reports import News, Reports
 from pushgate.publish import Publisher
 from pushgate.settings import DevSettings
 from pushgate.token import mint
+from pushgate.users import Connections, Users
 from registry.directory import RegistryUnavailable
 from registry.message import URGENCIES, valid_device, valid_user
 
@@ -77,12 +77,12 @@ class Endpoints:
         settings: DevSettings,
         *,
         publisher: Publisher,
-        nodes: Nodes,
+        users: Users,
         reports: Reports | None,
     ) -> None:
         self._settings = settings
         self._publisher = publisher
-        self._nodes = nodes
+        self._users = users
         self._reports = reports
 
     async def about(self, request: Request) -> Response:  # noqa: ARG002
@@ -157,15 +157,13 @@ class Endpoints:
         _check_user(user)
         selection = {name: query[name] for name in ("device", "id", "code") if name in query}
         try:
-            closed, errors = await self._nodes.disconnect(user, selection)
+            return _json(await self._users.disconnect(user, selection))
         except RegistryUnavailable as error:
             raise HTTPException(503, str(error)) from error
-        return _json({"closed": closed, "errors": errors})
 
     async def _connections_of(self, users: list[str]) -> tuple[dict[str, Connections], str | None]:
         try:
-            await self._nodes.refresh()
-            found = await asyncio.gather(*map(self._nodes.connections_of, users))
+            found = await asyncio.gather(*map(self._users.connections_of, users))
         except RegistryUnavailable as error:
             return {}, str(error)
         return dict(zip(users, found, strict=True)), None

@@ -2,7 +2,7 @@
 
 Clients know the broker by this port alone: where the mock cluster names its own port, the proxy
 puts in this port. So all requests come by here, and the proxy makes good what the mock cluster
-lacks: a controller, and transactions (transactions.py).
+lacks: a controller, offsets by time, and transactions (transactions.py).
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ from functools import partial
 from typing import Final
 
 from pushgate.embedded import LOOPBACK
-from pushgate.embedded.kafka_wire import FIND_COORDINATOR, INT32, METADATA, Head, Reader
+from pushgate.embedded.kafka_wire import (
+    FIND_COORDINATOR,
+    INT32,
+    INT64,
+    LIST_OFFSETS,
+    METADATA,
+    Head,
+    Reader,
+)
 from pushgate.embedded.transactions import Change, Transactions
 
 #: The largest request or answer: Kafka's default of socket.request.max.bytes.
 _MAX_FRAME_BYTES: Final = 100 * 1024 * 1024
+#: The timestamp that stands for a partition's earliest offset (Kafka protocol guide, ListOffsets).
+_EARLIEST: Final = -2
 
 
 async def listen(preferred_port: int, *, upstream_port: int) -> asyncio.Server:
@@ -71,6 +81,8 @@ class _Proxy:
                     changes[head.correlation] = partial(self._metadata, head)
                 elif head.api_key == FIND_COORDINATOR:
                     changes[head.correlation] = self._with_own_port
+                elif head.api_key == LIST_OFFSETS:
+                    request = from_the_beginning(head, request)
                 else:
                     request, change = await self._transactions.requested(head, request)
                     if change is not None:
@@ -115,6 +127,32 @@ def _with_controller(head: Head, answer: bytes) -> bytes:
     if head.version >= 2:
         body.text()  # cluster id
     return answer[: body.at] + broker + answer[body.at + len(broker) :]
+
+
+def from_the_beginning(head: Head, request: bytes) -> bytes:
+    """Ask for the earliest offsets in place of offsets by time, for which the mock cluster has -1.
+
+    So a consumer that begins at a time gets older records too, and passes them over.
+    """
+    changed = bytearray(request)
+    body = Reader.of_body(request, head)
+    body.number(INT32)  # replica
+    if head.version >= 2:
+        body.raw(1)  # isolation
+    for _ in range(body.count()):
+        body.text()  # topic
+        for _ in range(body.count()):
+            body.number(INT32)  # partition
+            if head.version >= 4:
+                body.number(INT32)  # leader's epoch
+            at = body.at
+            if body.number(INT64) >= 0:
+                INT64.pack_into(changed, at, _EARLIEST)
+            if head.version == 0:
+                body.number(INT32)  # most offsets
+            body.skip_tags()
+        body.skip_tags()
+    return bytes(changed)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 #: Requests by their API key (Kafka protocol guide).
 PRODUCE: Final = 0
+LIST_OFFSETS: Final = 2
 METADATA: Final = 3
 FIND_COORDINATOR: Final = 10
 API_VERSIONS: Final = 18
@@ -18,7 +19,7 @@ INIT_PRODUCER_ID: Final = 22
 ADD_PARTITIONS_TO_TXN: Final = 24
 END_TXN: Final = 26
 #: From which version on a request has the flexible form.
-_FLEXIBLE: Final = {PRODUCE: 9, METADATA: 9, INIT_PRODUCER_ID: 2}
+_FLEXIBLE: Final = {PRODUCE: 9, LIST_OFFSETS: 6, METADATA: 9, INIT_PRODUCER_ID: 2}
 _NEVER: Final = 1 << 15
 
 INT16: Final = struct.Struct(">h")

@@ -1,4 +1,5 @@
--- Keep the list of live processors, and tell the time by which leases of processors lapse.
+-- Keep the list of live processors, and tell the time by which leases of processors lapse. The list
+-- of the processors' ports for tools is kept likewise.
 --
 -- KEYS[1]  live processors: a sorted set of their names by the second in which their leases lapse
 -- ARGV[1]  the name of the processor whose lease is renewed; "" to read alone

@@ -36,6 +36,7 @@ GUARDED = [
     ("GET", "/push"),
     ("POST", "/push/u"),
     ("GET", "/push/u"),
+    ("GET", "/status"),
     ("POST", "/drain"),
     ("GET", "/connections"),
     ("GET", "/connections/u"),

@@ -190,6 +190,40 @@ async def test_a_processors_lease_lapses_and_its_name_goes(store: Store) -> None
         assert store.raw.zrange("{pg-nodes}processors", 0, -1) == [b"p2"]
 
 
+async def test_processors_ports_are_found_until_they_leave_or_lapse(store: Store) -> None:
+    async with (
+        open_registry(store.url, lease_seconds=1.0, heartbeat_seconds=0.2) as short,
+        open_registry(store.url) as lasting,
+    ):
+        assert await lasting.processor_ports() == []
+        for port in (A, B):
+            await lasting.keep_processor_port(port)
+        assert set(await lasting.processor_ports()) == {A, B}
+        assert (await lasting.processors()).names == frozenset()
+        await lasting.retire_processor_port(A)
+        assert await lasting.processor_ports() == [B]
+        store.raw.zadd("{pg-nodes}ports", {b"a b": FAR, b"a b http://x": FAR, b"\xff": FAR})
+        await short.keep_processor_port(A)
+        assert set(await lasting.processor_ports()) == {A, B}
+
+        async def lapsed() -> bool:
+            return A not in await lasting.processor_ports()
+
+        await eventually(lapsed, "the port has lapsed")
+
+
+async def test_a_killed_start_of_a_processor_gives_way_to_the_next_at_its_port(
+    store: Store,
+) -> None:
+    async with (
+        open_registry(store.url, lease_seconds=5.0, heartbeat_seconds=1.0) as before,
+        open_registry(store.url) as registry,
+    ):
+        await before.keep_processor_port(A_AGAIN)
+        await registry.keep_processor_port(A)
+        assert await registry.processor_ports() == [A]
+
+
 async def test_a_processor_that_keeps_its_lease_stays(store: Store) -> None:
     async with open_registry(store.url, lease_seconds=1.0, heartbeat_seconds=0.2) as registry:
         deadline = time.monotonic() + 2.5

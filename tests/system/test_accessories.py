@@ -16,6 +16,7 @@ from tests.support.clients import connect, eventually
 from tests.support.kafka import RESTRICTED_USER, KafkaServer
 from tests.support.processes import GatewayProcess, ProcessorProcess
 from tests.support.proxy import KafkaProxy
+from tests.support.valkey import RedisServer
 from tests.system.conftest import StartProcessor
 from tests.system.steps import (
     administering,
@@ -27,6 +28,7 @@ from tests.system.steps import (
     until_outcomes,
 )
 from tests.system.test_dead_letters import read
+from tests.system.tools import tool
 from tests.system.traffic import measure
 
 pytestmark = pytest.mark.anyio
@@ -114,6 +116,18 @@ async def test_without_a_dead_letter_topic_all_messages_flow_and_the_loss_is_tol
     assert dict(letter.headers)["push-id"] == b"bad"
     await until_well(processor)
     assert await measure(processor, LOST) == 0
+
+
+async def test_tail_names_a_topic_that_is_not_there_with_its_setting(
+    valkey: RedisServer, strict_kafka: KafkaServer
+) -> None:
+    kafka = {"kafka_bootstrap": strict_kafka.bootstrap}
+    missing = await tool(valkey.url, "tail", "dead", **kafka)
+    assert (missing.exit_code, "PUSHGATE_DEAD_LETTER_TOPIC" in missing.stderr) == (1, True)
+    unset = await tool(valkey.url, "tail", "outcomes", **kafka)
+    assert (unset.exit_code, "set PUSHGATE_OUTCOMES_TOPIC" in unset.stderr) == (1, True)
+    nowhere = await tool(valkey.url, "tail", "dead", kafka_bootstrap="127.0.0.1:1")
+    assert (nowhere.exit_code, "Kafka at 127.0.0.1:1" in nowhere.stderr) == (1, True)
 
 
 async def test_without_an_outcomes_topic_all_messages_flow(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,27 +10,17 @@ from redis.asyncio import Redis
 
 from registry.redis_store import _key
 from tests.support.clients import connect
-from tests.support.processes import INTERNAL_SECRET
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartGateway
+from tests.system.tools import tool
 
 pytestmark = pytest.mark.anyio
 
 
 async def audit(redis_url: str, *arguments: str) -> tuple[int, str]:
     """Run the command; give its exit status and what it printed."""
-    inherited = {name: v for name, v in os.environ.items() if not name.startswith("PUSHGATE_")}
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "pushgate", "audit", "--pause", "0.2", *arguments],
-        env=inherited
-        | {"PUSHGATE_REDIS_URL": redis_url, "PUSHGATE_INTERNAL_SECRET": INTERNAL_SECRET},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    done = await tool(redis_url, "audit", "--pause", "0.2", *arguments)
+    return done.exit_code, done.stdout + done.stderr
 
 
 async def test_a_registry_that_agrees_with_its_nodes_is_clean(

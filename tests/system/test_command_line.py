@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -158,6 +158,37 @@ def on_terminal(dev: Dev, *words: str) -> str:
         os.close(ours)
         assert process.wait(20) == 0, shown
     return shown.decode()
+
+
+# top, who, tail
+
+
+def test_tools_for_operators_find_dev_by_its_file(dev: Dev) -> None:
+    assert dev.run("send", "operated", "x", "--wait").returncode == 3  # offline
+    (picture,) = lines(dev, "top", "--every", "0.2", "--count", "1", "--json")
+    processes = [*picture["gateways"], *picture["processors"]]
+    assert [(p["status"], p["remarks"]) for p in processes] == [("ready", [])] * 2
+    assert dev.run("who", "operated").returncode == 3
+    words = ("--user", "operated", "--since", "600", "--count", "1", "--json")
+    assert [report["outcome"] for report in lines(dev, "tail", "outcomes", *words)] == ["offline"]
+
+
+def lines(dev: Dev, *words: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in dev.command(*words).splitlines()]
+
+
+def test_tail_ends_when_its_pipe_is_closed(dev: Dev) -> None:
+    words = ("tail", "dead", "--since", "600")
+    publish(dev, (b"piped", b"x", {"push-ttl": b"soon"}))
+    with subprocess.Popen(
+        tied_to_parent([sys.executable, "-m", "pushgate", *words]),
+        env=dev.inherited, cwd=dev.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as tail:  # fmt: skip
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        assert b"  piped  push-ttl" in tail.stdout.readline()
+        tail.stdout.close()  # as `head -1` does; no further record comes
+        assert (tail.wait(10), tail.stderr.read()) == (0, b"")
 
 
 # listen

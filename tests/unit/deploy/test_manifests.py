@@ -88,7 +88,7 @@ def test_every_manifest_is_valid(file: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_pod_of_the_docs_is_valid_and_may_reach_gateways(version: str) -> None:
+def test_the_pod_of_the_docs_is_valid_and_may_reach_gateways_and_processors(version: str) -> None:
     (text,) = (
         block.text
         for block in Page(ROOT / "docs/kubernetes.md").blocks
@@ -96,9 +96,10 @@ def test_the_pod_of_the_docs_is_valid_and_may_reach_gateways(version: str) -> No
     )
     (pod,) = manifests(text)
     assert list(faults([pod], version)) == []
-    policy = OBJECTS["NetworkPolicy pushgate-gateway"]["spec"]
-    (parts, _) = policy["ingress"][1]["from"]
-    assert chosen(parts["podSelector"], pod["metadata"]["labels"])
+    for kind, rule in (("gateway", 1), ("processor", 0)):
+        policy = OBJECTS[f"NetworkPolicy pushgate-{kind}"]["spec"]
+        (parts, _) = policy["ingress"][rule]["from"]
+        assert chosen(parts["podSelector"], pod["metadata"]["labels"])
 
 
 @DEPLOYMENTS
@@ -117,7 +118,9 @@ def test_a_gateway_starts_with_its_variables_and_is_reached_at_its_pod(
     assert settings.node_name == "pushgate-gateway-7d9c9c7b5d-x2x4z"
 
 
-def test_a_processor_starts_with_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_starts_with_its_variables_and_tools_reach_its_pod(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in variables_of(PROCESSOR).items():
         monkeypatch.setenv(name, value)
     settings = ProcessorCommandSettings.model_validate({})
@@ -125,6 +128,9 @@ def test_a_processor_starts_with_its_variables(monkeypatch: pytest.MonkeyPatch) 
         {"name": "internal", "containerPort": settings.processor_port}
     ]
     assert settings.processor_host == "0.0.0.0"
+    port = settings.port_for_tools()
+    assert port is not None
+    assert port.address == f"10.1.2.3:{settings.processor_port}"
 
 
 @DEPLOYMENTS

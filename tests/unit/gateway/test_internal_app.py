@@ -15,6 +15,7 @@ from gateway.links import Links
 from gateway.push import Pusher
 from registry.directory import RegistryRefuses
 from registry.refusals import CURES
+from registry.status import Status
 from tests.support.clients import eventually
 from tests.unit.gateway.connections.test_node import Rig
 from tests.unit.gateway.fakes import NODE, FakeConnection, identity
@@ -173,3 +174,14 @@ async def test_readyz_names_what_is_wrong_with_the_registry() -> None:
         "warnings": [f"the registry refuses writes (OOM): {CURES['OOM']}"],
     }
     assert warned.status == 200, "a node that is ready stays ready"
+
+
+async def test_the_status_has_what_readyz_says_and_all_metrics() -> None:
+    rig = Rig()
+    request = Request(rig, "/status")
+    status = msgspec.json.decode(await request.answer(), type=Status)
+    assert (request.status, status.kind) == (200, "gateway")
+    assert (status.name, status.epoch, status.address) == (NODE.name, NODE.epoch, NODE.address)
+    assert (status.status, status.drain_seconds) == (rig.node.status, None)
+    assert 0 <= status.now_ms - status.started_ms < 60_000
+    assert "pushgate_gateway_links" in status.metrics

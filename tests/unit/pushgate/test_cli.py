@@ -17,7 +17,8 @@ def test_the_help_lists_every_command_with_a_sentence() -> None:
     listed = result.output.partition("Commands:")[2].split("\n")
     sentences = {line.split()[0]: line.split()[1:] for line in listed if line.strip()}
     servers, tools = {"dev", "gateway", "processor"}, {"send", "listen", "token", "audit"}
-    assert set(sentences) == {*servers, *tools, "completion"}
+    operators = {"top", "who", "kick", "drain", "tail"}
+    assert set(sentences) == {*servers, *tools, *operators, "completion"}
     assert all(sentences.values())
 
 
@@ -33,6 +34,8 @@ def test_a_name_that_is_no_commands_is_refused() -> None:
         ("gateway", ("aiokafka", "httpx", "processor.server", "pushgate.client")),
         ("processor", ("sse_starlette", "httpx", "gateway.server", "pushgate.client")),
         ("token", ("aiokafka", "redis", "gateway.server", "processor.server")),
+        ("top", ("aiokafka", "gateway.server", "processor.server")),
+        ("who", ("aiokafka", "gateway.server", "processor.server", "pushgate.top")),
     ],
 )
 def test_a_command_imports_no_other_commands_packages(

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from pushgate.cli import cli
 from pushgate.commands import listen as listen_module
+from pushgate.printable import printable_payload
 
 CURSOR: Final = b"event: pushgate.cursor\ndata: 25000\nid: %b\n\n"
 BARE: Final = b"event: pushgate.cursor\ndata: 25000\n\n"
@@ -120,5 +121,5 @@ def test_a_token_that_the_gateway_would_refuse_is_not_tried(
 
 
 def test_a_payload_takes_no_terminal_over() -> None:
-    readable = listen_module._readable("a\tb\x1b[2J\n\u202eé".encode() + b"\xff")
+    readable = printable_payload("a\tb\x1b[2J\n\u202eé".encode() + b"\xff")
     assert readable == "a\tb\\x1b[2J\\n\\u202eé\\xff"

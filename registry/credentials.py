@@ -1,0 +1,36 @@
+"""What opens the port of one process: the internal secret, or a proof of it for this process."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Final
+
+from registry.directory import Node
+from registry.proof import SCHEME, proof
+
+_PROOF_SCHEME: Final = SCHEME.lower().encode("ascii")
+
+
+class Credentials:
+    """The values of a field Authorization that one process accepts.
+
+    People and tools send the secret. Processes that learnt the address from the registry send a
+    proof, which is good for no other process (proof.py).
+    """
+
+    def __init__(self, secrets: Sequence[str], node: Node | None) -> None:
+        """Any of `secrets` is accepted (for rotation), and so is a proof of it for `node`."""
+        proofs = [] if node is None else [proof(secret, node).encode() for secret in secrets]
+        self._accepted = {
+            b"bearer": [secret.encode() for secret in secrets],
+            _PROOF_SCHEME: proofs,
+        }
+
+    def accept(self, credential: bytes) -> bool:
+        """Whether the value of a field Authorization is among the accepted ones."""
+        scheme, _, given = credential.partition(b" ")  # the scheme has no case (RFC 9110 §11.1)
+        # Every one is compared, also after a match: the time taken tells nothing of any secret.
+        accepted = self._accepted.get(scheme.lower(), ())
+        matches = [hmac.compare_digest(given, one) for one in accepted]
+        return any(matches)

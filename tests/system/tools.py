@@ -1,0 +1,70 @@
+"""The command line's tools beside gateways and processors that tests have started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from click.testing import CliRunner, Result
+
+from pushgate.cli import cli
+from pushgate.embedded import tied_to_parent
+from tests.support.processes import INTERNAL_SECRET
+
+
+def environment(redis_url: str, **settings: object) -> dict[str, str]:
+    """Give the variables of a tool."""
+    own = {"PUSHGATE_REDIS_URL": redis_url, "PUSHGATE_INTERNAL_SECRET": INTERNAL_SECRET}
+    return own | {f"PUSHGATE_{name.upper()}": str(v) for name, v in settings.items()}
+
+
+async def tool(redis_url: str, *words: str, **settings: object) -> Result:
+    """Run a tool to its end, in a thread: a process of its own takes a second to start."""
+    none = {name: None for name in os.environ if name.startswith("PUSHGATE_")}
+    env: Mapping[str, str | None] = {**none, **environment(redis_url, **settings)}
+    return await asyncio.to_thread(CliRunner().invoke, cli, words, env=env, catch_exceptions=False)
+
+
+@contextmanager
+def running(redis_url: str, *words: str, **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """Give a tool that goes on, in a process of its own whose output is a pipe."""
+    command = tied_to_parent([sys.executable, "-m", "pushgate", *words])
+    with subprocess.Popen(
+        command, env=_inherited() | environment(redis_url, **settings), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def on_terminal(redis_url: str, *words: str, columns: int, rows: int) -> bytes:
+    """Run a tool to its end on a terminal of this size; give all that it shows."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (rows, columns))
+    with subprocess.Popen(
+        [sys.executable, "-m", "pushgate", *words],
+        env=_inherited() | environment(redis_url) | {"TERM": "xterm-256color"},
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # Linux: nobody has the terminal open any more
+            while chunk := os.read(ours, 65_536):
+                shown += chunk
+        os.close(ours)
+        assert process.wait(20) == 0, shown
+    return shown
+
+
+def _inherited() -> dict[str, str]:
+    # A worker of pytest-xdist has COLUMNS, which programs believe before the terminal.
+    foreign = ("PUSHGATE_", "COLUMNS", "LINES")
+    return {name: v for name, v in os.environ.items() if not name.startswith(foreign)}
