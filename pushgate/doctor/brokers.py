@@ -1,0 +1,110 @@
+"""What Kafka's brokers say of themselves, of topics and of a group.
+
+Uses privates of aiokafka: `_client`, for the leader of a partition and for a broker's addresses, and
+`_send_request_to_node`, since its admin client sends no Produce request (tests/unit/test_privates.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka.errors import NoError, for_code
+from aiokafka.protocol.produce import ProduceRequest
+
+from processor.reading.kafka import AIOKafkaAdminClient
+
+_ACKS_OF_ALL: Final = -1
+_NOBODY: Final = -1  # the leader of a partition without one
+_PRODUCE_MS: Final = 2_000
+#: A broker refuses an empty set of records with one of these (INVALID_RECORD, CORRUPT_MESSAGE,
+#: UNKNOWN_SERVER_ERROR of older versions) after it has seen that the account may write.
+_REFUSED_AS_EMPTY: Final = frozenset({87, 2, -1, 0})
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition: broker ids of its leader (None without one), of replicas, and of those in sync."""
+
+    number: int
+    leader: int | None
+    replicas: Sequence[int]
+    in_sync: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Brokers with their addresses, by id, and the partitions of topics that this account may see."""
+
+    brokers: Mapping[int, tuple[str, int]]
+    topics: Mapping[str, Sequence[Partition]]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consumer group: its state in Kafka's words, and its number of members."""
+
+    state: str
+    members: int
+
+
+async def cluster_of(admin: AIOKafkaAdminClient) -> Cluster:
+    """Return the cluster; asking for all topics creates none.
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    topics = await admin.describe_topics()
+    return Cluster(
+        brokers_of(admin),
+        {topic["topic"]: [_partition(each) for each in topic["partitions"]] for topic in topics},
+    )
+
+
+def brokers_of(admin: AIOKafkaAdminClient) -> dict[int, tuple[str, int]]:
+    """Return the addresses that brokers advertise, by id; known once the client has started."""
+    client: Any = admin._client
+    return {broker.nodeId: (broker.host, broker.port) for broker in client.cluster.brokers()}
+
+
+async def group_of(admin: AIOKafkaAdminClient, name: str) -> Group:
+    """Return a consumer group.
+
+    Raises:
+        KafkaError: no broker answers, or the account may not know.
+    """
+    (response,) = await admin.describe_consumer_groups([name])
+    (group,) = response.to_object()["groups"]
+    error = for_code(group["error_code"])
+    if error is not NoError:
+        raise error(name)
+    return Group(group["state"], len(group["members"]))
+
+
+async def refusal_of_writes(
+    admin: AIOKafkaAdminClient, topic: str, partition: Partition
+) -> str | None:
+    """Return how the leader of a partition refuses writes; None where this account may write.
+
+    Nothing is written: the set of records is empty, and a broker refuses it for that, once it has
+    seen that the account may write.
+
+    Raises:
+        KafkaError: the leader does not answer.
+    """
+    request = ProduceRequest(None, _ACKS_OF_ALL, _PRODUCE_MS, [(topic, [(partition.number, b"")])])
+    sender: Any = admin
+    response = await sender._send_request_to_node(partition.leader, request)
+    _, [(_, code, *_)] = response.topics[0]
+    return None if code in _REFUSED_AS_EMPTY else str(for_code(code).__name__)
+
+
+def _partition(described: Mapping[str, Any]) -> Partition:
+    leader = described["leader"]
+    return Partition(
+        described["partition"],
+        None if leader == _NOBODY else leader,
+        described["replicas"],
+        described["isr"],
+    )
