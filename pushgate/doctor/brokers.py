@@ -1,6 +1,6 @@
 """What Kafka's brokers say of themselves, of topics and of a group.
 
-Uses privates of aiokafka: `_client`, for the leader of a partition and for a broker's addresses, and
+Uses privates of aiokafka: `_client`, which knows the addresses of brokers, and
 `_send_request_to_node`, since its admin client sends no Produce request (tests/unit/test_privates.py).
 """
 
@@ -56,16 +56,11 @@ async def cluster_of(admin: AIOKafkaAdminClient) -> Cluster:
         KafkaError: no broker answers.
     """
     topics = await admin.describe_topics()
+    client: Any = admin._client
     return Cluster(
-        brokers_of(admin),
+        {each.nodeId: (each.host, each.port) for each in client.cluster.brokers()},
         {topic["topic"]: [_partition(each) for each in topic["partitions"]] for topic in topics},
     )
-
-
-def brokers_of(admin: AIOKafkaAdminClient) -> dict[int, tuple[str, int]]:
-    """Return the addresses that brokers advertise, by id; known once the client has started."""
-    client: Any = admin._client
-    return {broker.nodeId: (broker.host, broker.port) for broker in client.cluster.brokers()}
 
 
 async def group_of(admin: AIOKafkaAdminClient, name: str) -> Group:
