@@ -71,7 +71,7 @@ async def audit(registry: Whole, calls: GatewayCalls, *, pause_seconds: float) -
         AuditError: a live node does not answer, or may not be asked.
         RegistryUnavailable: the registry does not answer.
     """
-    async with _client(calls) as http:
+    async with http_client(calls, timeout_seconds=_TIMEOUT_SECONDS) as http:
         first = await _compare(registry, calls, http)
         if first.clean:
             return first
@@ -135,8 +135,11 @@ def _reason(error: Exception) -> str:
 
 
 @asynccontextmanager
-async def _client(calls: GatewayCalls) -> AsyncIterator[httpx.AsyncClient]:
-    timeout = httpx.Timeout(_TIMEOUT_SECONDS)
+async def http_client(
+    calls: GatewayCalls, *, timeout_seconds: float
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client for questions to nodes; each step of one takes at most `timeout_seconds`."""
+    timeout = httpx.Timeout(timeout_seconds)
     # Requests go to the address that the node registered, and nowhere else: httpx follows no
     # redirects by default, and without trust_env no proxies of the environment either.
     async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=calls.tls) as http:

@@ -91,7 +91,9 @@ async def _check_cluster(
     """Ask all questions at once."""
     topics = [name for name in settings.topics if name in cluster.topics]
     checks = [
-        _check(lambda: _check_addresses(settings, cluster, listeners), "addresses"),
+        Check(
+            KAFKA, lambda: _check_addresses(settings, cluster, listeners), _QUESTIONS_SECONDS
+        ),
         _check(lambda: _check_group(settings, admin, cluster), "the group"),
         *(_check(partial(_check_topic, settings, admin, topic), topic) for topic in topics),
         *(
