@@ -10,7 +10,7 @@ import click
 
 #: The commands, each a file in `commands` with a command of its name.
 _COMMANDS: Final = (
-    "dev", "gateway", "processor", "send", "listen", "token", "audit", "completion",
+    "dev", "gateway", "processor", "send", "listen", "token", "audit", "doctor", "completion",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -15,11 +16,13 @@ from starlette.exceptions import HTTPException
 from gateway import metrics
 from processor.outcomes.outcome import Kind, Outcome, outcome_of
 from processor.reading.message import Message, Rejection
+from pushgate.printable import printable
 from pushgate.settings import DevSettings
 
 _PAUSE_SECONDS: Final = 1.0
 #: How much of a name that a publisher or a client has chosen is shown.
 _MOST_CHARACTERS: Final = 200
+_shown = partial(printable, most=_MOST_CHARACTERS)
 
 #: What to do about a failed message, by the reason of the outcome (docs/protocol.md, "Outcomes").
 _FAILURES: Final = {
@@ -122,15 +125,6 @@ class Console:
 
     def _tell(self, kind: str, event: str, cure: str) -> None:
         self._lines.tell(kind, f"{_shown(event)}: {_shown(cure)}", now=self._clock())
-
-
-def _shown(text: str) -> str:
-    """Return a line's part, cut where it is too long.
-
-    Names are a publisher's or a client's choice: no line feed or escape reaches the terminal.
-    """
-    cut = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
-    return "".join(character if character.isprintable() else "�" for character in cut)
 
 
 def _gaps_told() -> float:

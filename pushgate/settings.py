@@ -76,6 +76,22 @@ class AuditSettings(CallSettings):
     """Settings of `pushgate audit`."""
 
 
+class DoctorSettings(GatewaySettings, ProcessorSettings):
+    """Settings of `pushgate doctor`: all of gateways and processors.
+
+    Secrets may be missing, which is a finding (and stops every other command).
+    """
+
+    jwt_secret: Annotated[
+        SecretStr | None,
+        Field(validate_default=False, description="Key of HS256 tokens, of 32 bytes at least."),
+    ] = None
+    internal_secret: Annotated[
+        InternalSecret,
+        Field(validate_default=False, description="The gateways' internal secret."),
+    ] = SecretStr("")
+
+
 class LogSettings(BaseSettings):
     """Settings of every server command."""
 

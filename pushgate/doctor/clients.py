@@ -77,31 +77,35 @@ async def check_token(settings: DoctorSettings, token: str | None, *, now: float
     if settings.jwt_secret is None and "HS256" in settings.algorithms:
         return []  # said of the secrets
     keys = settings.key_ring()
-    if keys is not None and not await keys.renew():
-        return [
-            TOKENS.fault(
-                "the key set can't be read",
-                why="tokens with RS256 or ES256 are refused",
-                cure="correct PUSHGATE_JWKS_URL or PUSHGATE_JWKS_FILE: a JSON Web Key Set with an RSA key "
-                "of 2,048 to 8,192 bits, or an EC key of P-256",
-            )
-        ]
-    if token is None:
-        return [TOKENS.ok(f"keys for {settings.jwt_algorithms} are there; --token checks a token")]
     try:
+        if keys is not None and not (await keys.renew() and keys.loaded.is_set()):
+            return [_keyless()]
+        if token is None:
+            return [TOKENS.ok(f"keys for {settings.jwt_algorithms} are there; --token checks a token")]
         identity = await Authenticator(settings.token_rules, keys).authenticate(token)
     except Unauthenticated as error:
-        return [
-            TOKENS.fault(
-                str(error),
-                why="gateways with these settings answer 401 to this token",
-                cure="see PUSHGATE_JWT_ALGORITHMS, PUSHGATE_JWT_SECRET or PUSHGATE_JWKS_URL, "
-                "PUSHGATE_JWT_AUDIENCE, PUSHGATE_JWT_ISSUER, and docs/troubleshooting.md",
-            )
-        ]
+        return [_refused(error)]
+    finally:
+        if keys is not None:
+            await keys.close()
     device = "any device" if identity.device is None else f"device {identity.device!r}"
-    return [
-        TOKENS.ok(
-            f"the token is good for user {identity.user!r}, {device}, for {identity.expires_at - now:,.0f} s"
-        )
-    ]
+    seconds = identity.expires_at - now
+    return [TOKENS.ok(f"the token is good for user {identity.user!r}, {device}, for {seconds:,.0f} s")]
+
+
+def _keyless() -> Finding:
+    return TOKENS.fault(
+        "the key set can't be read, or has no usable key",
+        why="tokens with RS256 or ES256 are refused",
+        cure="correct PUSHGATE_JWKS_URL or PUSHGATE_JWKS_FILE: a JSON Web Key Set with an RSA key of "
+        "2,048 to 8,192 bits, or an EC key of P-256",
+    )
+
+
+def _refused(error: Unauthenticated) -> Finding:
+    return TOKENS.fault(
+        str(error),
+        why="gateways with these settings answer 401 to this token",
+        cure="see PUSHGATE_JWT_ALGORITHMS, PUSHGATE_JWT_SECRET or PUSHGATE_JWKS_URL, "
+        "PUSHGATE_JWT_AUDIENCE and PUSHGATE_JWT_ISSUER; docs/troubleshooting.md has each reason",
+    )

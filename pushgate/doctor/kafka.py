@@ -59,7 +59,8 @@ async def check_kafka(
     settings: ProcessorSettings, *, wall: Callable[[], float]
 ) -> Sequence[Finding]:
     """Look at Kafka; `wall` gives Unix time in seconds."""
-    bootstrap = dict(zip(listed := _bootstrap(settings), await _listeners(listed), strict=True))
+    listed = settings.bootstrap_addresses
+    bootstrap = dict(zip(listed, await _listeners(listed), strict=True))
     working = [address for address, listener in bootstrap.items() if listener is _expected(settings)]
     if not working:
         return [_absence(settings, address, listener) for address, listener in bootstrap.items()]
@@ -390,11 +391,6 @@ def _refusal(settings: ProcessorSettings, address: tuple[str, int], reason: str)
         "listener has this protocol, and that PUSHGATE_KAFKA_SASL_MECHANISM, "
         "PUSHGATE_KAFKA_SASL_USERNAME and _PASSWORD, and PUSHGATE_KAFKA_CA_FILE are right",
     )
-
-
-def _bootstrap(settings: ProcessorSettings) -> list[tuple[str, int]]:
-    parts = (each.strip().rpartition(":") for each in settings.kafka_bootstrap.split(","))
-    return [(host.strip("[]"), int(port)) for host, _, port in parts]
 
 
 def _host(host: str) -> str:

@@ -16,8 +16,9 @@ def test_the_help_lists_every_command_with_a_sentence() -> None:
     assert result.exit_code == 0
     listed = result.output.partition("Commands:")[2].split("\n")
     sentences = {line.split()[0]: line.split()[1:] for line in listed if line.strip()}
-    servers, tools = {"dev", "gateway", "processor"}, {"send", "listen", "token", "audit"}
-    assert set(sentences) == {*servers, *tools, "completion"}
+    servers = {"dev", "gateway", "processor"}
+    tools = {"send", "listen", "token", "audit", "doctor", "completion"}
+    assert set(sentences) == {*servers, *tools}
     assert all(sentences.values())
 
 
