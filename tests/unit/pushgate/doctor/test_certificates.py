@@ -1,0 +1,56 @@
+"""Certificates in files, judged at times before, within and after their validity."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pushgate.doctor.certificates import check_files
+from pushgate.doctor.finding import Severity
+from pushgate.settings import DoctorSettings
+from tests.support.certificate import write_certificate
+from tests.support.findings import only
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> DoctorSettings:
+    """Settings with a certificate that is good for an hour, and began five minutes ago."""
+    cert_file, key_file = map(str, write_certificate(tmp_path))
+    return DoctorSettings(internal_tls_cert=cert_file, internal_tls_key=key_file)
+
+
+@pytest.mark.parametrize(
+    ("later", "severity", "words"),
+    [
+        (timedelta(), Severity.WARNING, "in 0 days"),
+        (timedelta(hours=2), Severity.FAULT, "expired on"),
+        (timedelta(minutes=-10), Severity.FAULT, "not valid before"),
+    ],
+)
+def test_a_certificate_is_judged_by_its_dates(
+    settings: DoctorSettings, later: timedelta, severity: Severity, words: str
+) -> None:
+    finding = only(check_files(settings, now=datetime.now(UTC) + later))
+    assert finding.severity is severity
+    assert "PUSHGATE_INTERNAL_TLS_CERT" in finding.what
+    assert words in finding.what
+
+
+def test_a_certificate_with_time_is_well(tmp_path: Path) -> None:
+    cert_file, key_file = map(str, write_certificate(tmp_path, valid=timedelta(days=60)))
+    settings = DoctorSettings(tls_cert=cert_file, tls_key=key_file)
+    (finding,) = check_files(settings, now=datetime.now(UTC))
+    assert finding.severity is Severity.OK
+
+
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+def test_a_file_that_is_none_is_a_fault(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "cert.pem"
+    if content is not None:
+        file.write_bytes(content)
+    settings = DoctorSettings(tls_cert=str(file), tls_key=str(file))
+    finding = only(check_files(settings, now=datetime.now(UTC)))
+    assert finding.severity is Severity.FAULT
+    assert "PUSHGATE_TLS_CERT" in finding.what

@@ -1,0 +1,43 @@
+"""The lives of connections through a balancer, judged. tests/system/test_doctor.py has real ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from pushgate.doctor.finding import Severity
+from pushgate.doctor.through import End, Life, judge
+
+
+def life(
+    transport: str = "ws",
+    end: End = End.OPEN,
+    *,
+    opened_at: float | None = 0.0,
+    beats: tuple[float, ...] = (),
+    ended_at: float = 60.0,
+) -> Life:
+    return Life(transport, 0.0, opened_at, list(beats), end, ended_at, "a reason")
+
+
+@pytest.mark.parametrize(
+    ("given", "severity", "words"),
+    [
+        (life(beats=(0.1, 25.0, 50.0)), Severity.OK, "WebSocket: open for 60 s"),
+        (life("poll"), Severity.OK, "long poll: open for 60 s"),
+        (life("sse", beats=()), Severity.FAULT, "0 signs of life"),
+        (life("sse", beats=(0.1,)), Severity.FAULT, "1 signs of life"),
+        (life(end=End.ENDED, beats=(0.1,), ended_at=10.1), Severity.WARNING, "10 s after the last"),
+        (life(end=End.NEVER_OPEN, opened_at=None), Severity.FAULT, "no connection in 60 s"),
+        (life(end=End.REFUSED, opened_at=None), Severity.FAULT, "refused with a reason"),
+    ],
+)
+def test_each_life_is_judged(given: Life, severity: Severity, words: str) -> None:
+    finding = judge(given, seconds=60.0, heartbeat_seconds=25.0)
+    assert finding.severity is severity
+    assert words in finding.what
+
+
+def test_a_look_shorter_than_a_heartbeat_proves_nothing() -> None:
+    finding = judge(life(beats=(0.1,), ended_at=20.0), seconds=20.0, heartbeat_seconds=25.0)
+    assert finding.severity is Severity.NOTE
+    assert "--for" in finding.cure
