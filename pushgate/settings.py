@@ -91,6 +91,11 @@ class DoctorSettings(GatewaySettings, ProcessorSettings):
         Field(validate_default=False, description="The gateways' internal secret."),
     ] = SecretStr("")
 
+    @model_validator(mode="after")
+    def _in_the_networks(self) -> Self:
+        """Take any address as this host's: a gateway's rule, and no gateway starts here."""
+        return self
+
 
 class LogSettings(BaseSettings):
     """Settings of every server command."""
