@@ -41,6 +41,8 @@ async def _findings(check: Check) -> Sequence[Finding]:
         task.cancel()
         await asyncio.wait((task,), timeout=_END_SECONDS)
         return [_late(check)]
+    if task.cancelled():  # by a library, as aiokafka's stop() may
+        return [_late(check)]
     try:
         return task.result()
     except Exception as error:  # of this command or of a library: the other checks count all the same

@@ -29,7 +29,7 @@ from pushgate.doctor.brokers import (
 from pushgate.doctor.deadlines import Check, findings_of
 from pushgate.doctor.finding import Finding, Subject
 from pushgate.doctor.ports import Listener, listener_at
-from pushgate.doctor.records import check_records
+from pushgate.doctor.records import MOST_SECONDS, RECORDS, check_records
 
 KAFKA: Final = Subject("kafka")
 
@@ -37,6 +37,7 @@ KAFKA: Final = Subject("kafka")
 _REQUEST_MS: Final = 3_000
 #: How long the questions may take that are asked at once.
 _QUESTIONS_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 0.3
 _TOPIC_KEYS: Final = (
     "cleanup.policy", "min.compaction.lag.ms", "retention.ms", "retention.bytes", "max.message.bytes",
     "min.insync.replicas",
@@ -103,7 +104,7 @@ async def _check_cluster(
             if topic in cluster.topics
         ),
         *(_check(partial(_check_broker, admin, each), f"broker {each}") for each in cluster.brokers),
-        Check(KAFKA, lambda: check_records(settings, cluster, wall=wall), _QUESTIONS_SECONDS),
+        Check(RECORDS, lambda: check_records(settings, cluster, wall=wall), MOST_SECONDS),
     ]
     return [*judge_topics(settings, cluster), *dict.fromkeys(await findings_of(checks))]
 
@@ -114,11 +115,22 @@ def _check(find: Callable[[], Awaitable[Sequence[Finding]]], whose: str) -> Chec
     async def answered() -> Sequence[Finding]:
         try:
             async with asyncio.timeout(_REQUEST_MS / 1_000):
-                return await find()
+                return await _until_answered(find)
         except (KafkaError, TimeoutError) as error:
             return [_unanswered(f"question about {whose}", error)]
 
     return Check(KAFKA, answered, _QUESTIONS_SECONDS)
+
+
+async def _until_answered(find: Callable[[], Awaitable[Sequence[Finding]]]) -> Sequence[Finding]:
+    """Ask again while a broker says "not yet": the first question about groups makes a topic."""
+    while True:
+        try:
+            return await find()
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
 def _unanswered(question: str, error: Exception) -> Finding:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
+from cryptography import x509
 
 from processor.settings import ProcessorSettings
 from pushgate.audit import http_client
+from pushgate.doctor.certificates import judge as judge_certificates
 from pushgate.doctor.clocks import Reading, judge
-from pushgate.doctor.finding import Finding, Subject
-from pushgate.doctor.ports import listener_at
+from pushgate.doctor.finding import Finding, Severity, Subject
+from pushgate.doctor.ports import certificate_at, listener_at
 from registry.calls import NO_TLS, REFUSED, GatewayCalls, OutsideNetworks, tls_fault
 from registry.directory import Node, RegistryUnavailable
 from registry.redis_store import RedisRegistry
@@ -128,6 +132,8 @@ class _Visit:
             url = await self._calls.url(self.node)
             await self._ask_identity(url)
             await self._ask_readiness(url)
+            if url.startswith("https:"):
+                await self._judge_certificate(url)
         except OutsideNetworks as error:
             self._fault(str(error), "correct PUSHGATE_GATEWAY_NETWORKS, or find who writes to Redis")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
@@ -179,6 +185,15 @@ class _Visit:
                     cure="do what the warning says",
                 )
             )
+
+    async def _judge_certificate(self, url: str) -> None:
+        address = urlsplit(url)
+        shown = await certificate_at(address.hostname or "", address.port or 443)
+        place = f"the internal port of node {self.node.name}"
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        finding = judge_certificates(place, [x509.load_der_x509_certificate(shown)], now=now)
+        if finding.severity is not Severity.OK:
+            self.findings.append(finding)
 
     async def _be_unreachable(self, error: Exception) -> None:
         if tls_fault(error) is not None:

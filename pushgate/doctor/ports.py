@@ -24,7 +24,10 @@ _KAFKA: Final = struct.pack(">ihhih", 10, 18, 0, _CORRELATION, -1)
 #: A handshake may take a round trip more than an answer.
 _TLS_SECONDS: Final = 2.0
 #: How the errors begin by which OpenSSL says that a peer speaks no TLS.
-_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE"})
+_NO_TLS: Final = frozenset(
+    {"WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE"}
+    | {"PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+)
 
 
 class Listener(enum.Enum):

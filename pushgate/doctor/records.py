@@ -30,8 +30,10 @@ _FETCH_BYTES: Final = 64 * 1024
 _WAIT_MS: Final = 300
 #: How long the ends of partitions are looked for, and then records are read. A partition's last
 #: ones may be transaction markers, which nobody gets.
-_SECONDS: Final = 2.0
+_SECONDS: Final = 3.0
 _READ_SECONDS: Final = 1.5
+#: How long all of this check may take.
+MOST_SECONDS: Final = 6.0
 
 
 async def check_records(

@@ -10,16 +10,19 @@ import asyncio
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import httpx
 from websockets.exceptions import WebSocketException
 
-from pushgate.client import TRANSPORTS, Place, Refused
+from pushgate.client import TRANSPORTS, Place, Refused, websocket
 from pushgate.doctor.finding import Finding, Subject
 
 BALANCER: Final = Subject("balancer")
 
+#: How to connect, as a browser: a client's own pings would keep connections open.
+_TRANSPORTS: Final = {**TRANSPORTS, "ws": partial(websocket, ping_seconds=None)}
 #: How long a connection may take to open.
 _OPEN_SECONDS: Final = 10.0
 #: How much later than its interval a heartbeat may come.
@@ -83,7 +86,7 @@ async def check_through(
 ) -> Sequence[Finding]:
     """Hold a connection of each transport to `url` for `seconds`; `clock` gives monotonic seconds."""
     lives = await asyncio.gather(
-        *(_live(url.rstrip("/"), token, each, seconds, clock) for each in TRANSPORTS)
+        *(_live(url.rstrip("/"), token, each, seconds, clock) for each in _TRANSPORTS)
     )
     return [judge(life, seconds=seconds, heartbeat_seconds=heartbeat_seconds) for life in lives]
 
@@ -100,7 +103,7 @@ async def _live(
                 lambda: life.opened_at is None and limit.reschedule(0.0),
             )
             try:
-                async for _ in TRANSPORTS[transport](url, token, place):
+                async for _ in _TRANSPORTS[transport](url, token, place):
                     pass
             finally:
                 opening.cancel()
