@@ -142,9 +142,7 @@ async def websocket(
     subprotocols = [Subprotocol("pushgate.v1"), Subprotocol(f"bearer.{token}")]
     if place.cursor is not None:
         subprotocols.append(Subprotocol(f"cursor.{place.cursor.replace(',', '~')}"))
-    connecting = connect(
-        address, subprotocols=subprotocols, proxy=None, ping_interval=ping_seconds
-    )
+    connecting = connect(address, subprotocols=subprotocols, proxy=None, ping_interval=ping_seconds)
     try:
         connection = await connecting
     except InvalidStatus as error:

@@ -303,7 +303,7 @@ class RedisLink:
 
 
 def addresses(url: str) -> list[tuple[str, int]]:
-    """Return host and port of each server that `url` names; of each Sentinel where it names these."""
+    """Return host and port of each server, or each Sentinel, that `url` names."""
     default = _SENTINEL_PORT if urlsplit(url).scheme.endswith("+sentinel") else _REDIS_PORT
     return [_host_port(host, default) for host in _without_credentials(url).split(",")]
 

@@ -37,11 +37,11 @@ _TOKEN_SECONDS: Final = 600
 _USER: Final = "pushgate-doctor"
 
 
-@click.command(epilog="Exit status: 0 nothing to mend, 3 warnings, 4 faults; 1 error, 2 wrong usage, "
-               "130 Ctrl-C.")  # fmt: skip
+@click.command(epilog="Exit status: 0 nothing to mend, 3 warnings, 4 faults; 1 error, 2 wrong "
+               "usage, 130 Ctrl-C.")  # fmt: skip
 @click.option("--token", help="A client's token to verify; - reads standard input.")
 @click.option("--through", metavar="URL",
-              help="Hold connections through a balancer too: the gateways' public address.")  # fmt: skip
+              help="Hold connections through a balancer: the gateways' public address.")  # fmt: skip
 @click.option("--for", "seconds", type=click.FloatRange(min=1), default=90.0, show_default=True,
               metavar="SECONDS", help="How long, with --through.")  # fmt: skip
 @json_option
@@ -73,9 +73,7 @@ def doctor(
     sys.exit(worst)
 
 
-async def _examine(
-    settings: DoctorSettings, token: str | None, path: Path | None
-) -> list[Finding]:
+async def _examine(settings: DoctorSettings, token: str | None, path: Path | None) -> list[Finding]:
     # Libraries leave errors in futures that nobody awaits; the findings say what is wrong.
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     return await examine(settings, token=token, path=path)
@@ -138,9 +136,7 @@ def _wrapped(text: str, width: int) -> str:
     shown = printable(text, most=_MOST_CHARACTERS)
     if not width:
         return shown
-    wrapped = click.wrap_text(
-        shown, width, initial_indent=_INDENT, subsequent_indent=_INDENT
-    )
+    wrapped = click.wrap_text(shown, width, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return wrapped.removeprefix(_INDENT)
 
 

@@ -1,7 +1,8 @@
 """What Kafka's brokers say of themselves, of topics and of a group.
 
 Uses privates of aiokafka: `_client`, which knows the addresses of brokers, and
-`_send_request_to_node`, since its admin client sends no Produce request (tests/unit/test_privates.py).
+`_send_request_to_node`, since its admin client sends no Produce request
+(tests/unit/test_privates.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _REFUSED_AS_EMPTY: Final = frozenset({87, 2, -1, 0})
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition: broker ids of its leader (None without one), of replicas, and of those in sync."""
+    """A partition: ids of its leader (None without one), of replicas, and of those in sync."""
 
     number: int
     leader: int | None
@@ -35,7 +36,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Brokers with their addresses, by id, and the partitions of topics that this account may see."""
+    """Addresses of brokers, by id, and the partitions of topics that this account may see."""
 
     brokers: Mapping[int, tuple[str, int]]
     topics: Mapping[str, Sequence[Partition]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +19,13 @@ CERTIFICATES: Final = Subject("certificates")
 
 _SOON: Final = timedelta(days=21)
 #: The settings that are files of certificates.
-_FILES: Final = ("tls_cert", "internal_tls_cert", "internal_tls_ca", "redis_ca_file", "kafka_ca_file")
-_SYSTEM: Final = "the server's certificate"
+_FILES: Final = (
+    "tls_cert",
+    "internal_tls_cert",
+    "internal_tls_ca",
+    "redis_ca_file",
+    "kafka_ca_file",
+)
 
 
 def check_files(settings: DoctorSettings, *, now: datetime) -> list[Finding]:

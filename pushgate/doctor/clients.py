@@ -81,7 +81,9 @@ async def check_token(settings: DoctorSettings, token: str | None, *, now: float
         if keys is not None and not (await keys.renew() and keys.loaded.is_set()):
             return [_keyless()]
         if token is None:
-            return [TOKENS.ok(f"keys for {settings.jwt_algorithms} are there; --token checks a token")]
+            return [
+                TOKENS.ok(f"keys for {settings.jwt_algorithms} are there; --token checks a token")
+            ]
         identity = await Authenticator(settings.token_rules, keys).authenticate(token)
     except Unauthenticated as error:
         return [_refused(error)]
@@ -90,14 +92,17 @@ async def check_token(settings: DoctorSettings, token: str | None, *, now: float
             await keys.close()
     device = "any device" if identity.device is None else f"device {identity.device!r}"
     seconds = identity.expires_at - now
-    return [TOKENS.ok(f"the token is good for user {identity.user!r}, {device}, for {seconds:,.0f} s")]
+    return [
+        TOKENS.ok(f"the token is good for user {identity.user!r}, {device}, for {seconds:,.0f} s")
+    ]
 
 
 def _keyless() -> Finding:
     return TOKENS.fault(
         "the key set can't be read, or has no usable key",
         why="tokens with RS256 or ES256 are refused",
-        cure="correct PUSHGATE_JWKS_URL or PUSHGATE_JWKS_FILE: a JSON Web Key Set with an RSA key of "
+        cure="correct PUSHGATE_JWKS_URL or PUSHGATE_JWKS_FILE: a JSON Web Key Set with an RSA key "
+        "of "
         "2,048 to 8,192 bits, or an EC key of P-256",
     )
 

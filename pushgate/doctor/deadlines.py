@@ -45,7 +45,9 @@ async def _findings(check: Check) -> Sequence[Finding]:
         return [_late(check)]
     try:
         return task.result()
-    except Exception as error:  # of this command or of a library: the other checks count all the same
+    except (
+        Exception
+    ) as error:  # of this command or of a library: the other checks count all the same
         return [_failed(check, error)]
 
 

@@ -62,7 +62,10 @@ async def examine(
     async def of_certificates() -> Sequence[Finding]:
         now = datetime.fromtimestamp(wall(), UTC)
         url = None if path is None else path.url
-        return [*check_files(settings, now=now), *await check_servers(settings, through=url, now=now)]
+        return [
+            *check_files(settings, now=now),
+            *await check_servers(settings, through=url, now=now),
+        ]
 
     async def of_origins() -> Sequence[Finding]:
         return list(judge_origins(settings))

@@ -24,8 +24,8 @@ class Severity(enum.Enum):
 class Finding:
     """One line of the doctor's report.
 
-    `subject` is what was looked at, such as `redis`. `why` says why the finding matters, `cure` what
-    to do, with the setting's name; both are empty where all is well.
+    `subject` is the part looked at, such as `redis`. `why` says why the finding matters, `cure` how
+    to mend it, with the setting's name; both are empty where all is well.
     """
 
     severity: Severity

@@ -16,12 +16,13 @@ _LEAST_BYTES: Final = 128 * 1024 * 1024
 
 
 def judge_descriptors(settings: GatewaySettings, *, most: int) -> Finding:
-    """Judge how many connections a process may hold here: `most`, by its hard limit of open files."""
+    """Judge how many connections a process may hold here: `most`, by the limit of open files."""
     wanted = settings.max_connections
-    cure = "raise the hard limit of open files (ulimit -Hn): LimitNOFILE in systemd, ulimits in a container"
+    cure = "raise the hard limit of open files (ulimit -Hn; LimitNOFILE, a container's ulimits)"
     if wanted is not None and wanted > most:
         return HOST.fault(
-            f"PUSHGATE_MAX_CONNECTIONS is {wanted:,}, and the limit of open files here allows {most:,}",
+            f"PUSHGATE_MAX_CONNECTIONS is {wanted:,}, and the limit of open files here allows "
+            f"{most:,}",
             why="clients beyond that are cut off without an answer",
             cure=f"{cure}; or lower PUSHGATE_MAX_CONNECTIONS",
         )
@@ -39,7 +40,9 @@ def judge_memory(settings: GatewaySettings, *, limit: int | None) -> Finding:
     mark = settings.max_memory_bytes
     if limit is None:
         if mark:
-            return HOST.ok(f"no limit of memory is found here; PUSHGATE_MAX_MEMORY_BYTES is {mark:,}")
+            return HOST.ok(
+                f"no limit of memory is found here; PUSHGATE_MAX_MEMORY_BYTES is {mark:,}"
+            )
         return HOST.note(
             "no limit of memory is found here (control groups, v1 and v2)",
             why="a gateway takes clients until the kernel kills it",
@@ -47,10 +50,12 @@ def judge_memory(settings: GatewaySettings, *, limit: int | None) -> Finding:
         )
     if mark == 0 or (mark is not None and mark * settings.workers > limit):
         return HOST.warning(
-            f"PUSHGATE_MAX_MEMORY_BYTES is {mark:,} for each of {settings.workers} workers, the limit of "
+            f"PUSHGATE_MAX_MEMORY_BYTES is {mark:,} for each of {settings.workers} workers, the "
+            "limit of "
             f"memory here {limit:,}",
             why="the kernel kills the gateway before it refuses clients",
-            cure="leave PUSHGATE_MAX_MEMORY_BYTES unset: nine tenths of the limit, shared by the workers",
+            cure="leave PUSHGATE_MAX_MEMORY_BYTES unset: nine tenths of the limit, shared by the "
+            "workers",
         )
     if limit < _LEAST_BYTES * settings.workers:
         return HOST.warning(

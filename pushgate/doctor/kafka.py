@@ -1,4 +1,4 @@
-"""Checks of Kafka: brokers, topics, the group of the processors, and whether topics can be written to."""
+"""Checks of Kafka: brokers, topics, the processors' group, and whether topics take writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ _REQUEST_MS: Final = 3_000
 _QUESTIONS_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.3
 _TOPIC_KEYS: Final = (
-    "cleanup.policy", "min.compaction.lag.ms", "retention.ms", "retention.bytes", "max.message.bytes",
+    "cleanup.policy", "min.compaction.lag.ms", "retention.ms", "retention.bytes", "
+    ""max.message.bytes",
     "min.insync.replicas",
 )  # fmt: skip
 _BROKER_KEYS: Final = (
@@ -62,7 +63,9 @@ async def check_kafka(
     """Look at Kafka; `wall` gives Unix time in seconds."""
     listed = settings.bootstrap_addresses
     bootstrap = dict(zip(listed, await _listeners(listed), strict=True))
-    working = [address for address, listener in bootstrap.items() if listener is _expected(settings)]
+    working = [
+        address for address, listener in bootstrap.items() if listener is _expected(settings)
+    ]
     if not working:
         return [_absence(settings, address, listener) for address, listener in bootstrap.items()]
     away = [_away(*each) for each in bootstrap.items() if each[0] not in working]
@@ -93,9 +96,7 @@ async def _check_cluster(
     """Ask all questions at once."""
     topics = [name for name in settings.topics if name in cluster.topics]
     checks = [
-        Check(
-            KAFKA, lambda: _check_addresses(settings, cluster, listeners), _QUESTIONS_SECONDS
-        ),
+        Check(KAFKA, lambda: _check_addresses(settings, cluster, listeners), _QUESTIONS_SECONDS),
         _check(lambda: _check_group(settings, admin, cluster), "the group"),
         *(_check(partial(_check_topic, settings, admin, topic), topic) for topic in topics),
         *(
@@ -103,7 +104,10 @@ async def _check_cluster(
             for name, topic in _accessories(settings)
             if topic in cluster.topics
         ),
-        *(_check(partial(_check_broker, admin, each), f"broker {each}") for each in cluster.brokers),
+        *(
+            _check(partial(_check_broker, admin, each), f"broker {each}")
+            for each in cluster.brokers
+        ),
         Check(RECORDS, lambda: check_records(settings, cluster, wall=wall), MOST_SECONDS),
     ]
     return [*judge_topics(settings, cluster), *dict.fromkeys(await findings_of(checks))]
@@ -157,7 +161,8 @@ def judge_topics(settings: ProcessorSettings, cluster: Cluster) -> list[Finding]
                 KAFKA.fault(
                     f"topic {topic} does not exist, or this account may not describe it",
                     why="no message of this topic is pushed until it exists",
-                    cure="create the topic, correct PUSHGATE_KAFKA_TOPICS, or allow Describe and Read",
+                    cure="create the topic, correct PUSHGATE_KAFKA_TOPICS, or allow Describe and "
+                    "Read",
                 )
             )
         else:
@@ -179,7 +184,8 @@ def _missing_accessory(settings: ProcessorSettings, name: str, topic: str) -> Fi
     lost = "rejected records" if name == "dead-letter" else "reports"
     return KAFKA.warning(
         f"{name} topic {topic} does not exist, or this account may not describe it",
-        why=f"{lost} are lost once 65,536 wait, or a processor ends, unless the broker creates topics",
+        why=f"{lost} are lost once 65,536 wait, or a processor ends, unless the broker creates "
+        "topics",
         cure=f"create the topic, or set PUSHGATE_CREATE_TOPICS=true; "
         f"PUSHGATE_{name.upper().replace('-', '_')}_TOPIC names it",
     )
@@ -222,7 +228,9 @@ async def _check_group(
 
 def judge_group(name: str, group: Group, *, partitions: int, most_of_a_topic: int) -> Finding:
     """Judge the members of the processors' group against the partitions of their topics."""
-    members = f"group {name}: {_counted(group.members, 'processor')}, {_counted(partitions, 'partition')}"
+    members = (
+        f"group {name}: {_counted(group.members, 'processor')}, {_counted(partitions, 'partition')}"
+    )
     if group.state in _AT_REST or not group.members:
         return KAFKA.warning(
             f"group {name} has no members: no processor runs",
@@ -238,7 +246,8 @@ def judge_group(name: str, group: Group, *, partitions: int, most_of_a_topic: in
     if most_of_a_topic == 1:
         return KAFKA.warning(
             members,
-            why="one partition is one processor's: another one can't share the load, only take over",
+            why="one partition is one processor's: another one can't share the load, only take "
+            "over",
             cure="give the topic as many partitions as you may ever want processors",
         )
     return KAFKA.ok(members)
@@ -271,8 +280,10 @@ def judge_configuration(
         yield KAFKA.warning(
             f"topic {topic}: retention.ms is {retention_ms:,}",
             why=f"clients resume over PUSHGATE_RESUME_SECONDS ({resume:g}), and messages wait for "
-            f"PUSHGATE_LOST_NODE_SECONDS ({settings.lost_node_seconds:g}) more: by then they are gone",
-            cure=f"raise the topic's retention.ms to {int(needed * 1_000):,} at least; an hour also "
+            f"PUSHGATE_LOST_NODE_SECONDS ({settings.lost_node_seconds:g}) more: by then they are "
+            "gone",
+            cure=f"raise the topic's retention.ms to {int(needed * 1_000):,} at least; an hour "
+            "also "
             "outlives an outage of all processors",
         )
     if (size := values.get("retention.bytes", _ENDLESS)) != _ENDLESS and "delete" in policy:
@@ -285,9 +296,11 @@ def judge_configuration(
     if "compact" in policy and lag_ms < resume * 1_000:
         yield KAFKA.warning(
             f"topic {topic} is compacted, and min.compaction.lag.ms is {lag_ms:,}",
-            why="the key is the user: compaction leaves a user's newest message alone, so clients that "
+            why="the key is the user: compaction leaves a user's newest message alone, so clients "
+            "that "
             "resume are told of gaps",
-            cure="set cleanup.policy=delete, or min.compaction.lag.ms above PUSHGATE_RESUME_SECONDS",
+            cure="set cleanup.policy=delete, or min.compaction.lag.ms above "
+            "PUSHGATE_RESUME_SECONDS",
         )
 
 
@@ -317,7 +330,8 @@ def judge_accessory(
     return KAFKA.fault(
         f"{name} topic {topic} takes no writes: {refusal}",
         why="rejected records, or reports, are lost once 65,536 wait or a processor ends",
-        cure="allow Describe and Write on the topic to the account in PUSHGATE_KAFKA_SASL_USERNAME; "
+        cure="allow Describe and Write on the topic to the account in "
+        "PUSHGATE_KAFKA_SASL_USERNAME; "
         "mend replicas that are behind",
     )
 
@@ -356,7 +370,8 @@ async def _check_addresses(
         KAFKA.fault(
             f"broker {broker} advertises {address[0]}:{address[1]}: {known[address].value}",
             why="clients go on to the advertised address, and their partitions stand still",
-            cure="start the broker, or set its advertised.listeners to an address that processors reach",
+            cure="start the broker, or set its advertised.listeners to an address that processors "
+            "reach",
         )
         for broker, address in cluster.brokers.items()
         if known[address] is not _expected(settings)
@@ -385,7 +400,8 @@ def _absence(settings: ProcessorSettings, address: tuple[str, int], listener: Li
     cure = "start Kafka, or correct PUSHGATE_KAFKA_BOOTSTRAP"
     if listener in (Listener.TLS, Listener.KAFKA):
         cure = (
-            f"PUSHGATE_KAFKA_SECURITY_PROTOCOL is {settings.kafka_security_protocol}: SSL and SASL_SSL "
+            f"PUSHGATE_KAFKA_SECURITY_PROTOCOL is {settings.kafka_security_protocol}: SSL and "
+            "SASL_SSL "
             "are for TLS, PLAINTEXT and SASL_PLAINTEXT for none"
         )
     return KAFKA.fault(
@@ -399,7 +415,8 @@ def _refusal(settings: ProcessorSettings, address: tuple[str, int], reason: str)
     return KAFKA.fault(
         f"Kafka at {address[0]}:{address[1]} gives no answer that counts: {reason}",
         why="no message is read",
-        cure=f"PUSHGATE_KAFKA_SECURITY_PROTOCOL is {settings.kafka_security_protocol}: see that the "
+        cure=f"PUSHGATE_KAFKA_SECURITY_PROTOCOL is {settings.kafka_security_protocol}: see that "
+        "the "
         "listener has this protocol, and that PUSHGATE_KAFKA_SASL_MECHANISM, "
         "PUSHGATE_KAFKA_SASL_USERNAME and _PASSWORD, and PUSHGATE_KAFKA_CA_FILE are right",
     )

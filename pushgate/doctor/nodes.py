@@ -57,7 +57,8 @@ async def check_nodes(
             NODES.fault(
                 "PUSHGATE_INTERNAL_SECRET is not set",
                 why="gateways and processors don't start without, and nodes can't be asked",
-                cure="set PUSHGATE_INTERNAL_SECRET to the same secret everywhere, of 32 bytes at least",
+                cure="set PUSHGATE_INTERNAL_SECRET to the same secret everywhere, of 32 bytes at "
+                "least",
             )
         ]
     try:
@@ -102,12 +103,14 @@ def _summary(visits: Sequence[_Visit]) -> list[Finding]:
     if names:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         nodes = ", ".join(names[:_NAMED]) + more
-        found.insert(0, NODES.ok(f"{len(names)} of {len(visits)} answer, with the right secret: {nodes}"))
+        found.insert(
+            0, NODES.ok(f"{len(names)} of {len(visits)} answer, with the right secret: {nodes}")
+        )
     return found
 
 
 class _Visit:
-    """The questions to one node; afterwards `findings` has the faults, `clock_reading` the clock."""
+    """The questions to one node; `findings` and `clock_reading` have what came of them."""
 
     def __init__(
         self,
@@ -135,7 +138,9 @@ class _Visit:
             if url.startswith("https:"):
                 await self._judge_certificate(url)
         except OutsideNetworks as error:
-            self._fault(str(error), "correct PUSHGATE_GATEWAY_NETWORKS, or find who writes to Redis")
+            self._fault(
+                str(error), "correct PUSHGATE_GATEWAY_NETWORKS, or find who writes to Redis"
+            )
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             await self._be_unreachable(error)
 
@@ -144,7 +149,9 @@ class _Visit:
         answer = await self._http.get(f"{url}/connections/{_USER}", headers=headers)
         seconds = self._clock() - began
         if answer.status_code in (401, 403):
-            self._fault(f"answers {answer.status_code}: {REFUSED}", "set the same secret everywhere")
+            self._fault(
+                f"answers {answer.status_code}: {REFUSED}", "set the same secret everywhere"
+            )
             return
         listing = _decoded(answer)
         if answer.status_code == 421 or (
@@ -152,12 +159,14 @@ class _Visit:
         ):
             self._fault(
                 "another gateway answers at this address",
-                "see that PUSHGATE_ADVERTISE_ADDRESS is each gateway's own; after a restart try again",
+                "see that PUSHGATE_ADVERTISE_ADDRESS is each gateway's own; after a restart try "
+                "again",
             )
         elif listing is None:
             self._fault(
                 f"no gateway answers at this address (status {answer.status_code})",
-                "correct PUSHGATE_ADVERTISE_ADDRESS of this gateway: host:port of its internal port",
+                "correct PUSHGATE_ADVERTISE_ADDRESS of this gateway: host:port of its internal "
+                "port",
             )
         elif listing.now_ms is not None:
             ahead = listing.now_ms / 1_000 - (self._wall() - seconds / 2)
@@ -197,15 +206,20 @@ class _Visit:
 
     async def _be_unreachable(self, error: Exception) -> None:
         if tls_fault(error) is not None:
-            self._fault(f"{error}: {NO_TLS}", "set PUSHGATE_INTERNAL_TLS_CERT there and _CA here, or neither")
+            self._fault(
+                f"{error}: {NO_TLS}",
+                "set PUSHGATE_INTERNAL_TLS_CERT there and _CA here, or neither",
+            )
             return
         host, _, port = self.node.address.rpartition(":")
         listener = await listener_at(host.strip("[]"), int(port))
         reason = str(error) or type(error).__name__
         self._fault(
             f"no answer: {listener.value} ({reason})",
-            "start the gateway; if it runs, let PUSHGATE_ADVERTISE_ADDRESS be an address that processors "
-            "reach (a loopback address is for one host), and the firewall let its internal port through; "
+            "start the gateway; if it runs, let PUSHGATE_ADVERTISE_ADDRESS be an address that "
+            "processors "
+            "reach (a loopback address is for one host), and the firewall let its internal port "
+            "through; "
             "PUSHGATE_INTERNAL_TLS_CA is for gateways with TLS there",
         )
 

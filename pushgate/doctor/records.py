@@ -40,7 +40,9 @@ async def check_records(
     settings: ProcessorSettings, cluster: Cluster, *, wall: Callable[[], float]
 ) -> Sequence[Finding]:
     """Look at the newest records of each topic; `wall` gives Unix time in seconds."""
-    counts = {topic: len(cluster.topics[topic]) for topic in settings.topics if topic in cluster.topics}
+    counts = {
+        topic: len(cluster.topics[topic]) for topic in settings.topics if topic in cluster.topics
+    }
     partitions = [
         TopicPartition(topic, each.number)
         for topic in counts
@@ -63,9 +65,11 @@ async def check_records(
 
 
 def judge_partitions(records: Sequence[Record], counts: dict[str, int]) -> list[Finding]:
-    """Judge whether each record is in the partition of its key; `counts` are partitions by topic."""
+    """Judge whether records are in the partitions of their keys; `counts` are those by topic."""
     keyed = [record for record in records if record.key]
-    astray = [each for each in keyed if each.partition != partition_of(each.key, counts[each.topic])]
+    astray = [
+        each for each in keyed if each.partition != partition_of(each.key, counts[each.topic])
+    ]
     found: list[Finding] = []
     if len(keyed) < len(records):
         found.append(
@@ -89,10 +93,13 @@ def _astray(astray: Sequence[Record], keyed: Sequence[Record], counts: dict[str,
     fits = all(crc32(each.key or b"") % counts[each.topic] == each.partition for each in astray)
     guess = "; they fit crc32, librdkafka's default" if fits else ""
     return RECORDS.warning(
-        f"{len(astray)} of {len(keyed)} recent records are not in the partition of their key by murmur2"
+        f"{len(astray)} of {len(keyed)} recent records are not in the partition of their key by "
+        "murmur2"
         f"{guess} (such as {example.topic}-{example.partition}-{example.offset})",
-        why="producers that choose differently publish one user's messages to two partitions, out of order",
-        cure="set partitioner=murmur2_random in librdkafka clients (confluent-kafka, Go, Node), or the "
+        why="producers that choose differently publish one user's messages to two partitions, out "
+        "of order",
+        cure="set partitioner=murmur2_random in librdkafka clients (confluent-kafka, Go, Node), or "
+        "the "
         "same partitioner in all producers (docs/publishing.md)",
     )
 

@@ -1,4 +1,4 @@
-"""Checks of Redis: version, eviction, memory, replication, Cluster, latency, and whether it takes writes."""
+"""Checks of Redis: version, memory, replication, Cluster, latency, and whether it takes writes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ _FULL: Final = 0.8
 #: Any key: a Cluster's clock is the clock of this key's master, as for the registry.
 _KEY: Final = b"{pg-nodes}names"
 #: How an error says that the login is wrong or missing (Redis's, and redis-py's own words).
-_LOGIN_ERRORS: Final = ("WRONGPASS", "NOAUTH", "uthentication", "invalid username-password", "invalid password")
+_LOGIN_ERRORS: Final = (
+    "WRONGPASS",
+    "NOAUTH",
+    "uthentication",
+    "invalid username-password",
+    "invalid password",
+)
 
 _Info = Mapping[str, Any]
 
@@ -56,7 +62,10 @@ async def check_redis(
     except RegistryUnavailable as error:
         return await _absence(settings, error)
     else:
-        return [*judge_servers(settings.redis_url, infos), *await _checked_live(link, settings, clock, wall)]
+        return [
+            *judge_servers(settings.redis_url, infos),
+            *await _checked_live(link, settings, clock, wall),
+        ]
     finally:
         await link.close()
 
@@ -107,6 +116,12 @@ def _of_the_system(url: str, infos: Sequence[_Info]) -> Iterator[Finding]:
             )
 
 
+def _name(info: _Info) -> str:
+    """Return name and version of a server; Valkey gives a version of Redis beside its own."""
+    valkey = info.get("valkey_version")
+    return f"Redis {info.get('redis_version', '?')}" if valkey is None else f"Valkey {valkey}"
+
+
 def _of_memory(info: _Info) -> Iterator[Finding]:
     policy, most = info.get("maxmemory_policy", "noeviction"), int(info.get("maxmemory", 0))
     evicted = int(info.get("evicted_keys", 0))
@@ -144,7 +159,8 @@ def _of_replication(info: _Info) -> Iterator[Finding]:
         yield REDIS.note(
             "a master has no replica",
             why="when its host is lost no message finds a user, until another Redis is at the URL",
-            cure="run a replica behind Sentinels (redis+sentinel://) or a Cluster; entries need no backup",
+            cure="run a replica behind Sentinels (redis+sentinel://) or a Cluster; entries need no "
+            "backup",
         )
 
 
@@ -160,7 +176,8 @@ def _of_disk(info: _Info) -> Iterator[Finding]:
 def judge_latency(seconds: Sequence[float], timeout_seconds: float) -> Finding:
     """Judge the round trips of short commands, in seconds."""
     median, slowest = statistics.median(seconds), max(seconds)
-    figures = f"{median * 1e3:.1f} ms for a short command (the slowest of {len(seconds)}: {slowest * 1e3:.1f})"
+    slow = f"the slowest of {len(seconds)}: {slowest * 1e3:.1f}"
+    figures = f"{median * 1e3:.1f} ms for a short command ({slow})"
     if median <= _SLOW_SECONDS and slowest < timeout_seconds / 2:
         return REDIS.ok(figures)
     return REDIS.warning(
@@ -214,7 +231,10 @@ async def _check_cluster(link: RedisLink) -> Sequence[Finding]:
 
 def judge_cluster(state: _Info) -> list[Finding]:
     """Judge the answer to CLUSTER INFO."""
-    slots, failed = int(state.get("cluster_slots_assigned", 0)), int(state.get("cluster_slots_fail", 0))
+    slots, failed = (
+        int(state.get("cluster_slots_assigned", 0)),
+        int(state.get("cluster_slots_fail", 0)),
+    )
     in_doubt = int(state.get("cluster_slots_pfail", 0))
     if state.get("cluster_state") == "ok" and not in_doubt:
         return [REDIS.ok(f"the Cluster is whole: {slots} slots")]
@@ -223,7 +243,8 @@ def judge_cluster(state: _Info) -> list[Finding]:
             f"cluster_state is {state.get('cluster_state')}: {slots} of 16384 slots are assigned, "
             f"{failed} have failed, {in_doubt} are in doubt",
             why="users in these slots are neither found nor registered; their messages wait",
-            cure="CLUSTER NODES names the master that is gone: start it, or fail over to its replica",
+            cure="CLUSTER NODES names the master that is gone: start it, or fail over to its "
+            "replica",
         )
     ]
 
@@ -271,12 +292,16 @@ def _cure(url: str, listener: Listener) -> str:
     if listener is Listener.TLS and not url.startswith("rediss"):
         return "write rediss in PUSHGATE_REDIS_URL: the server wants TLS"
     if listener is Listener.TLS:
-        return "set PUSHGATE_REDIS_CA_FILE to the CA of the server's certificate, which names the host"
+        return (
+            "set PUSHGATE_REDIS_CA_FILE to the CA of the server's certificate, which names the host"
+        )
     if listener is Listener.REDIS and url.startswith("rediss"):
         return "write redis in PUSHGATE_REDIS_URL: the server has no TLS on this port"
     if listener is Listener.REDIS:
-        return "see that the scheme of PUSHGATE_REDIS_URL is that of the server: redis://, " \
+        return (
+            "see that the scheme of PUSHGATE_REDIS_URL is that of the server: redis://, "
             "redis+sentinel://, redis+cluster://"
+        )
     return "start Redis, or correct PUSHGATE_REDIS_URL"
 
 

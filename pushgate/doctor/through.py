@@ -1,7 +1,7 @@
 """Connections through a balancer: do they stay, and do heartbeats come through?
 
-One WebSocket, one event stream and one client that polls, for as long as the operator says. Heartbeats
-have to come more often than the idle time-outs of all balancers and proxies on the way.
+One WebSocket, one event stream and one client that polls, for as long as the operator says.
+Heartbeats have to come more often than the idle time-outs of all balancers and proxies on the way.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class End(enum.Enum):
 
 @dataclass(slots=True)
 class Life:
-    """One connection: when it opened, when a heartbeat came last, how it ended. Times are of one clock."""
+    """One connection: when it opened, its heartbeats, its end. Times are of one clock."""
 
     transport: str
     began_at: float
@@ -84,7 +84,7 @@ async def check_through(
     heartbeat_seconds: float,
     clock: Callable[[], float],
 ) -> Sequence[Finding]:
-    """Hold a connection of each transport to `url` for `seconds`; `clock` gives monotonic seconds."""
+    """Hold a connection of each transport for `seconds`; `clock` gives monotonic seconds."""
     lives = await asyncio.gather(
         *(_live(url.rstrip("/"), token, each, seconds, clock) for each in _TRANSPORTS)
     )
@@ -127,14 +127,16 @@ def judge(life: Life, *, seconds: float, heartbeat_seconds: float) -> Finding:
         return BALANCER.fault(
             f"{name}: refused with {life.reason}",
             why="clients can't connect here",
-            cure="docs/troubleshooting.md has each refusal; a status that is not there is a proxy's",
+            cure="docs/troubleshooting.md has each refusal; a status that is not there is a "
+            "proxy's",
         )
     if life.end is End.NEVER_OPEN:
         return BALANCER.fault(
             f"{name}: no connection in {life.ended_at - life.began_at:.0f} s "
             f"({life.reason or 'no answer'})",
             why="clients can't connect here",
-            cure="see that --through is the gateways' public address, and that a proxy on the way passes "
+            cure="see that --through is the gateways' public address, and that a proxy on the way "
+            "passes "
             "Upgrade, and streams",
         )
     if life.end is End.ENDED:
@@ -165,10 +167,13 @@ def _lacks_beats(life: Life, heartbeat_seconds: float) -> bool:
 def _ended(life: Life, name: str, heartbeat_seconds: float) -> Finding:
     held = life.ended_at - (life.opened_at or life.began_at)
     return BALANCER.warning(
-        f"{name}: ended after {held:.0f} s, {life.silent_seconds:.0f} s after the last sign of life "
+        f"{name}: ended after {held:.0f} s, {life.silent_seconds:.0f} s after the last sign of "
+        "life "
         f"({life.reason})",
         why="clients connect again and again, all day",
-        cure=f"where the silence is a round time below PUSHGATE_HEARTBEAT_SECONDS ({heartbeat_seconds:g}), "
-        "an idle time-out on the way is shorter: raise it, or lower the setting. Else a balancer limits "
+        cure="where the silence is a round time below PUSHGATE_HEARTBEAT_SECONDS "
+        f"({heartbeat_seconds:g}), "
+        "an idle time-out on the way is shorter: raise it, or lower the setting. Else a balancer "
+        "limits "
         "the life of connections, or a gateway drains (try again)",
     )

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def listening(answer: bytes | None, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def listening(
+    answer: bytes | None, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """Give the port of a server that gives one answer; None: no answer, and no end."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

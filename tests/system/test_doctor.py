@@ -1,4 +1,4 @@
-"""`pushgate doctor`: a system in good health, nothing at all, the wrong thing everywhere, half of it broken."""
+"""`pushgate doctor`: in good health, against nothing or the wrong thing, with half of it broken."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_a_system_in_good_health_has_nothing_to_mend(
     assert run.status == (3 if told else 0)
     assert run.errors == ""
     assert run.seconds < MOST_SECONDS
-    assert SUBJECTS <= {each["subject"] for each in run.findings}
+    assert not SUBJECTS - {each["subject"] for each in run.findings}
     for words in (
         f"1 of 1 answer, with the right secret: {gateway.name}",
         "1 processor, 4 partitions",
@@ -278,8 +278,7 @@ async def test_half_of_kafka_is_broken(
 async def test_a_frozen_kafka_is_named_in_time(
     own_valkey: RedisServer, kafka: KafkaServer, topic: str
 ) -> None:
-    host, _, port = kafka.bootstrap.rpartition(":")
-    async with Proxy(int(port)) as proxy:
+    async with Proxy(int(kafka.bootstrap.rpartition(":")[2])) as proxy:
         proxy.silence(Direction.TO_CLIENT)
         given = settings_of(own_valkey, kafka, topic) | {"kafka_bootstrap": proxy.address}
         began = time.monotonic()
@@ -293,7 +292,9 @@ async def test_connections_through_a_balancer_stay_or_are_cut(start_gateway: Sta
     given = {"jwt_secret": JWT_SECRET, "heartbeat_seconds": 1, "internal_secret": INTERNAL_SECRET}
     async with IdleProxy(gateway.port) as proxy:
         direct, cut = await asyncio.gather(
-            doctor("--json", "--through", f"http://127.0.0.1:{gateway.port}", "--for", "3", **given),
+            doctor(
+                "--json", "--through", f"http://127.0.0.1:{gateway.port}", "--for", "3", **given
+            ),
             doctor("--json", "--through", f"http://{proxy.address}", "--for", "3", **given),
         )
     assert [each["severity"] for each in direct.findings if each["subject"] == "balancer"] == [
@@ -333,7 +334,9 @@ async def test_a_gateway_that_refuses_the_client_is_named(start_gateway: StartGa
 @pytest.mark.parametrize(
     "arguments", [("--through", "127.0.0.1:8080"), ("--through", "http://127.0.0.1:8080")]
 )
-async def test_a_look_without_an_address_or_a_token_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+async def test_a_look_without_an_address_or_a_token_is_wrong_usage(
+    arguments: tuple[str, ...],
+) -> None:
     run = await doctor(*arguments)
     assert run.status == 2
     assert "--through" in run.errors

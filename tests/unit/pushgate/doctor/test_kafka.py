@@ -1,4 +1,4 @@
-"""What brokers say of topics, groups and themselves, judged. tests/system/test_doctor.py asks real ones."""
+"""What brokers say, judged. tests/system/test_doctor.py asks real ones."""
 
 from __future__ import annotations
 
@@ -103,7 +103,11 @@ def test_a_good_configuration_has_no_finding() -> None:
 @pytest.mark.parametrize(
     ("values", "words", "cure"),
     [
-        ({"max.message.bytes": "60000"}, "max.message.bytes is 60,000", "PUSHGATE_MAX_PAYLOAD_BYTES"),
+        (
+            {"max.message.bytes": "60000"},
+            "max.message.bytes is 60,000",
+            "PUSHGATE_MAX_PAYLOAD_BYTES",
+        ),
         ({"retention.ms": "149999"}, "retention.ms is 149,999", "150,000 at least"),
         ({"cleanup.policy": "compact"}, "is compacted", "PUSHGATE_RESUME_SECONDS"),
         (

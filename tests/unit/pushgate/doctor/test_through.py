@@ -1,11 +1,17 @@
-"""The lives of connections through a balancer, judged. tests/system/test_doctor.py has real ones."""
+"""Connections through a balancer, judged. tests/system/test_doctor.py has real ones."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from pushgate import client
 from pushgate.doctor.finding import Severity
-from pushgate.doctor.through import End, Life, judge
+from pushgate.doctor.through import End, Life, check_through, judge
+from tests.support.processes import free_port
+
+pytestmark = pytest.mark.anyio
 
 
 def life(
@@ -41,3 +47,21 @@ def test_a_look_shorter_than_a_heartbeat_proves_nothing() -> None:
     finding = judge(life(beats=(0.1,), ended_at=20.0), seconds=20.0, heartbeat_seconds=25.0)
     assert finding.severity is Severity.NOTE
     assert "--for" in finding.cure
+
+
+async def test_the_websocket_sends_no_pings_which_would_keep_a_connection_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: dict[str, object] = {}
+
+    def connect(*_address: object, **given: object) -> None:
+        options.update(given)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(client, "connect", connect)
+    url = f"http://127.0.0.1:{free_port()}"
+    found = await check_through(
+        url, "token", seconds=1.0, heartbeat_seconds=25.0, clock=time.monotonic
+    )
+    assert ["no connection" in each.what for each in found] == [True] * 3
+    assert options["ping_interval"] is None
