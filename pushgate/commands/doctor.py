@@ -41,7 +41,7 @@ _USER: Final = "pushgate-doctor"
                "usage, 130 Ctrl-C.")  # fmt: skip
 @click.option("--token", help="A client's token to verify; - reads standard input.")
 @click.option("--through", metavar="URL",
-              help="Hold connections through a balancer: the gateways' public address.")  # fmt: skip
+              help="Hold connections through a balancer: gateways' public address.")  # fmt: skip
 @click.option("--for", "seconds", type=click.FloatRange(min=1), default=90.0, show_default=True,
               metavar="SECONDS", help="How long, with --through.")  # fmt: skip
 @json_option

@@ -39,10 +39,13 @@ _REQUEST_MS: Final = 3_000
 _QUESTIONS_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.3
 _TOPIC_KEYS: Final = (
-    "cleanup.policy", "min.compaction.lag.ms", "retention.ms", "retention.bytes", "
-    ""max.message.bytes",
+    "cleanup.policy",
+    "min.compaction.lag.ms",
+    "retention.ms",
+    "retention.bytes",
+    "max.message.bytes",
     "min.insync.replicas",
-)  # fmt: skip
+)
 _BROKER_KEYS: Final = (
     "group.min.session.timeout.ms", "group.max.session.timeout.ms", "offset.metadata.max.bytes",
 )  # fmt: skip
