@@ -33,9 +33,9 @@ from pushgate.doctor.records import MOST_SECONDS, RECORDS, check_records
 
 KAFKA: Final = Subject("kafka")
 
-#: How long the connection with the list of topics, and each question after it, may take.
+#: How long the connection with the list of topics may take, and every further question.
 _REQUEST_MS: Final = 3_000
-#: How long the questions may take that are asked at once.
+#: How long all questions together may take, asked at once.
 _QUESTIONS_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.3
 _TOPIC_KEYS: Final = (
@@ -49,14 +49,14 @@ _TOPIC_KEYS: Final = (
 _BROKER_KEYS: Final = (
     "group.min.session.timeout.ms", "group.max.session.timeout.ms", "offset.metadata.max.bytes",
 )  # fmt: skip
-#: Kafka's limit counts a batch with its key, its headers and its own 61 bytes.
+#: Kafka's limit counts a batch: key, headers and 61 bytes beside the payload.
 _RECORD_BYTES: Final = 1_024
 _ENDLESS: Final = "-1"
 #: Kafka's states of a group without members.
 _AT_REST: Final = frozenset({"Empty", "Dead"})
 
 _Settings = Mapping[str, str]
-#: What is at addresses that were tried.
+#: Listeners at addresses.
 _Listeners = Mapping[tuple[str, int], Listener]
 
 
@@ -72,7 +72,7 @@ async def check_kafka(
     if not working:
         return [_absence(settings, address, listener) for address, listener in bootstrap.items()]
     away = [_away(*each) for each in bootstrap.items() if each[0] not in working]
-    # aiokafka tries one address after the other, each for the whole time-out.
+    # aiokafka tries addresses in turn, and a silent address takes the whole time-out.
     reached = settings.model_copy(
         update={"kafka_bootstrap": ",".join(f"{_host(host)}:{port}" for host, port in working)}
     )
@@ -117,7 +117,7 @@ async def _check_cluster(
 
 
 def _check(find: Callable[[], Awaitable[Sequence[Finding]]], whose: str) -> Check:
-    """Return a check that says so where Kafka does not answer its question."""
+    """Return a check with a finding where Kafka gives no answer."""
 
     async def answered() -> Sequence[Finding]:
         try:
@@ -150,13 +150,13 @@ def _unanswered(question: str, error: Exception) -> Finding:
 
 
 def _accessories(settings: ProcessorSettings) -> list[tuple[str, str]]:
-    """Return name and topic of what processors write to."""
+    """Return names and topics of the accessories."""
     named = [("dead-letter", settings.dead_letter_topic), ("outcomes", settings.outcomes_topic)]
     return [(name, topic) for name, topic in named if topic is not None]
 
 
 def judge_topics(settings: ProcessorSettings, cluster: Cluster) -> list[Finding]:
-    """Judge which topics there are, and the partitions of each."""
+    """Judge the topics: missing ones, and partitions."""
     found: list[Finding] = []
     for topic in settings.topics:
         if topic not in cluster.topics:
@@ -266,7 +266,7 @@ async def _check_topic(
 def judge_configuration(
     settings: ProcessorSettings, topic: str, values: _Settings
 ) -> Iterator[Finding]:
-    """Judge a topic's message size, retention and compaction, by Kafka's names of them."""
+    """Judge a topic's message size, retention and compaction, in Kafka's words."""
     largest = int(values.get("max.message.bytes", _ENDLESS))
     if 0 <= largest < settings.max_payload_bytes + _RECORD_BYTES:
         yield KAFKA.warning(
@@ -345,7 +345,7 @@ async def _check_broker(admin: AIOKafkaAdminClient, broker: int) -> Sequence[Fin
 
 
 def judge_broker(broker: int, values: _Settings) -> Iterator[Finding]:
-    """Judge a broker's bounds for members and commits, by Kafka's names of them."""
+    """Judge a broker's bounds for members and commits, in Kafka's words."""
     least = int(values.get("group.min.session.timeout.ms", "0"))
     most = int(values.get("group.max.session.timeout.ms", str(SESSION_TIMEOUT_MS)))
     if not least <= SESSION_TIMEOUT_MS <= most:
@@ -366,7 +366,7 @@ def judge_broker(broker: int, values: _Settings) -> Iterator[Finding]:
 async def _check_addresses(
     settings: ProcessorSettings, cluster: Cluster, listeners: _Listeners
 ) -> list[Finding]:
-    """Try the addresses that brokers advertise; `listeners` are known already."""
+    """Try the addresses advertised by brokers, but for the known `listeners`."""
     others = [address for address in cluster.brokers.values() if address not in listeners]
     known = {**listeners, **dict(zip(others, await _listeners(others), strict=True))}
     found = [

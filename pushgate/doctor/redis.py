@@ -1,4 +1,4 @@
-"""Checks of Redis: version, memory, replication, Cluster, latency, and whether it takes writes."""
+"""Checks of Redis: version, memory, replication, Cluster, latency, writes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from registry.settings import RegistrySettings
 
 REDIS: Final = Subject("redis")
 
-#: Commands of the registry are limited to those of this version.
+#: The version to whose commands the registry is limited.
 _OLDEST: Final = (6, 2)
-#: How long one question may take here, whatever PUSHGATE_REDIS_TIMEOUT_SECONDS allows.
+#: How long a question may take here, even if PUSHGATE_REDIS_TIMEOUT_SECONDS allows more.
 _MOST_SECONDS: Final = 3.0
 _ROUND_TRIPS: Final = 9
 #: A look-up is on the way of every message: above this, latency is felt.
 _SLOW_SECONDS: Final = 0.02
 _FULL: Final = 0.8
-#: Any key: a Cluster's clock is the clock of this key's master, as for the registry.
+#: Any key of the registry: on a Cluster the master with the key is asked for the time.
 _KEY: Final = b"{pg-nodes}names"
-#: How an error says that the login is wrong or missing (Redis's, and redis-py's own words).
+#: Words of errors about a wrong or missing login (Redis's, and redis-py's own words).
 _LOGIN_ERRORS: Final = (
     "WRONGPASS",
     "NOAUTH",
@@ -76,7 +76,7 @@ async def _checked_live(
     clock: Callable[[], float],
     wall: Callable[[], float],
 ) -> list[Finding]:
-    """Look at what Redis does now, beside what INFO says."""
+    """Look at the behaviour of Redis, beside the words of INFO."""
     seconds = 2 * _MOST_SECONDS
     checks = [
         Check(REDIS, lambda: _check_answers(link, clock, wall), seconds),
@@ -89,7 +89,7 @@ async def _checked_live(
 
 
 def judge_servers(url: str, infos: Sequence[_Info]) -> list[Finding]:
-    """Judge a server's INFO, or those of the masters of a Cluster that answer."""
+    """Judge the INFO of a server, or of the masters of a Cluster."""
     found = list(_of_the_system(url, infos))
     for info in infos:
         found += [*_of_memory(info), *_of_replication(info), *_of_disk(info)]
@@ -207,7 +207,7 @@ async def _check_answers(
 
 
 async def _check_writes(settings: RegistrySettings) -> Sequence[Finding]:
-    """Write as a gateway does, to keys that no look-up reads and that lapse."""
+    """Write as a gateway does, to keys without readers, with a short life."""
     registry = RedisRegistry(
         settings.redis_url,
         timeout_seconds=min(settings.redis_timeout_seconds, _MOST_SECONDS),
@@ -250,7 +250,7 @@ def judge_cluster(state: _Info) -> list[Finding]:
 
 
 async def _check_addresses(url: str) -> Sequence[Finding]:
-    """Find listed servers that are away while another one answers."""
+    """Find servers of the URL that are away while another answers."""
     listed = addresses(url)
     listeners = await asyncio.gather(*(listener_at(*address) for address in listed))
     working = {Listener.TLS} if url.startswith("rediss") else {Listener.REDIS}
@@ -266,7 +266,7 @@ async def _check_addresses(url: str) -> Sequence[Finding]:
 
 
 async def _absence(settings: RegistrySettings, error: RegistryUnavailable) -> list[Finding]:
-    """Say what is at the addresses of a Redis that gives no answer."""
+    """Explain why Redis gives no answer, by the listeners at the addresses."""
     if any(words in error.reason for words in _LOGIN_ERRORS):
         return [
             REDIS.fault(

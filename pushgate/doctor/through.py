@@ -1,6 +1,6 @@
 """Connections through a balancer: do they stay, and do heartbeats come through?
 
-One WebSocket, one event stream and one client that polls, for as long as the operator says.
+A WebSocket, an event stream and a long poll, for as long as the operator says.
 Heartbeats have to come more often than the idle time-outs of all balancers and proxies on the way.
 """
 
@@ -25,7 +25,7 @@ BALANCER: Final = Subject("balancer")
 _TRANSPORTS: Final = {**TRANSPORTS, "ws": partial(websocket, ping_seconds=None)}
 #: How long a connection may take to open.
 _OPEN_SECONDS: Final = 10.0
-#: How much later than its interval a heartbeat may come.
+#: How late a heartbeat may be.
 _LATE_SECONDS: Final = 5.0
 #: The transports whose heartbeats a client sees.
 _BEATING: Final = ("ws", "sse")
@@ -43,7 +43,7 @@ class End(enum.Enum):
 
 @dataclass(slots=True)
 class Life:
-    """One connection: when it opened, its heartbeats, its end. Times are of one clock."""
+    """A connection: its opening, heartbeats and end. Times are of the same clock."""
 
     transport: str
     began_at: float
@@ -61,7 +61,7 @@ class Life:
 
 
 class _Watched(Place):
-    """A client's place that notes the time of its opening and of each heartbeat."""
+    """A client's place with the times of the opening and of heartbeats."""
 
     def __init__(self, life: Life, clock: Callable[[], float]) -> None:
         super().__init__(told_open=self._opened)
@@ -84,7 +84,7 @@ async def check_through(
     heartbeat_seconds: float,
     clock: Callable[[], float],
 ) -> Sequence[Finding]:
-    """Hold a connection of each transport for `seconds`; `clock` gives monotonic seconds."""
+    """Hold a connection by every transport for `seconds`; `clock` gives monotonic seconds."""
     lives = await asyncio.gather(
         *(_live(url.rstrip("/"), token, each, seconds, clock) for each in _TRANSPORTS)
     )
@@ -121,7 +121,7 @@ async def _live(
 
 
 def judge(life: Life, *, seconds: float, heartbeat_seconds: float) -> Finding:
-    """Judge a connection that was to be held for `seconds`."""
+    """Judge a connection, to be held for `seconds`."""
     name = _NAMES[life.transport]
     if life.end is End.REFUSED:
         return BALANCER.fault(
@@ -159,7 +159,7 @@ def judge(life: Life, *, seconds: float, heartbeat_seconds: float) -> Finding:
 
 
 def _lacks_beats(life: Life, heartbeat_seconds: float) -> bool:
-    """Whether the sign of life at the opening, or a later one, is overdue."""
+    """Whether the sign of life at the opening, or a heartbeat, is overdue."""
     late = _LATE_SECONDS if not life.beats else heartbeat_seconds + _LATE_SECONDS
     return life.silent_seconds > late
 
