@@ -1,7 +1,7 @@
 """The console of `pushgate dev`: a line for whatever would else fail in silence.
 
-A line has the kind, what happened, and what to do about it. A kind has one line a second at most;
-further events of the second are counted, and told in one line when it is over.
+A line has the kind, what happened, and what to do about it. A kind has a line a second at most;
+further events are counted, and told in a line at the second's end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Kafka's brokers say of themselves, of topics and of a group.
+"""Answers of Kafka's brokers: about themselves, topics and a group.
 
 Uses privates of aiokafka: `_client`, which knows the addresses of brokers, and
 `_send_request_to_node`, since its admin client sends no Produce request
@@ -19,14 +19,14 @@ from processor.reading.kafka import AIOKafkaAdminClient
 _ACKS_OF_ALL: Final = -1
 _NOBODY: Final = -1  # the leader of a partition without one
 _PRODUCE_MS: Final = 2_000
-#: A broker refuses an empty set of records with one of these (INVALID_RECORD, CORRUPT_MESSAGE,
-#: UNKNOWN_SERVER_ERROR of older versions) after it has seen that the account may write.
+#: Refusals of an empty set of records (INVALID_RECORD, CORRUPT_MESSAGE, UNKNOWN_SERVER_ERROR of
+#: older versions): a broker gives them after the check of the account's rights.
 _REFUSED_AS_EMPTY: Final = frozenset({87, 2, -1, 0})
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition: ids of its leader (None without one), of replicas, and of those in sync."""
+    """A partition: ids of the leader (None: no leader), of replicas, of replicas in sync."""
 
     number: int
     leader: int | None
@@ -36,7 +36,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Addresses of brokers, by id, and the partitions of topics that this account may see."""
+    """Addresses of brokers, by id, and partitions of topics, as far as the account may see."""
 
     brokers: Mapping[int, tuple[str, int]]
     topics: Mapping[str, Sequence[Partition]]
@@ -44,7 +44,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A consumer group: its state in Kafka's words, and its number of members."""
+    """A consumer group: the state in Kafka's words, and the number of members."""
 
     state: str
     members: int
@@ -83,8 +83,8 @@ async def refusal_of_writes(
 ) -> str | None:
     """Return how the leader of a partition refuses writes; None where this account may write.
 
-    Nothing is written: the set of records is empty, and a broker refuses it for that, once it has
-    seen that the account may write.
+    Nothing is written: the set of records is empty, which a broker refuses after the check of the
+    account's rights.
 
     Raises:
         KafkaError: the leader does not answer.
