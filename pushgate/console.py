@@ -20,7 +20,7 @@ from pushgate.printable import printable
 from pushgate.settings import DevSettings
 
 _PAUSE_SECONDS: Final = 1.0
-#: How much of a name that a publisher or a client has chosen is shown.
+#: Characters of a name, chosen by a publisher or a client, on a line.
 _MOST_CHARACTERS: Final = 200
 _shown = partial(printable, most=_MOST_CHARACTERS)
 
