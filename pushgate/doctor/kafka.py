@@ -142,7 +142,7 @@ async def _until_answered(find: Callable[[], Awaitable[Sequence[Finding]]]) -> S
 
 def _unanswered(question: str, error: Exception) -> Finding:
     return KAFKA.note(
-        f"a {question} is not answered: {error or type(error).__name__}",
+        f"a {question} is not answered: {str(error) or type(error).__name__}",
         why="this part is unknown",
         cure="let the account in PUSHGATE_KAFKA_SASL_USERNAME Describe and DescribeConfigs topics, "
         "groups and the cluster",

@@ -56,7 +56,7 @@ async def check_records(
     except (KafkaError, TimeoutError) as error:
         return [
             RECORDS.note(
-                f"recent records can't be read: {error or 'no answer in time'}",
+                f"recent records can't be read: {str(error) or 'no answer in time'}",
                 why="whether producers agree about partitions and the time is unknown",
                 cure="allow Read on the topics to the account in PUSHGATE_KAFKA_SASL_USERNAME",
             )
