@@ -2,15 +2,16 @@
 //
 //   node build.mjs [FILE]     FILE: where pushgate.js goes, by default ../gateway/pushgate.js
 
-import {readFile} from 'node:fs/promises';
+import {writeFile} from 'node:fs/promises';
 import {fileURLToPath} from 'node:url';
 import {gzipSync} from 'node:zlib';
 
 import {build} from 'esbuild';
+import {minify} from 'terser';
 
 // The script with everything in it, minified and compressed with `gzip -9`. 6 KiB are the goal: this bound
 // is where the script stands, so that it can only shrink.
-const MOST_GZIPPED_BYTES = 7.25 * 1024;
+const MOST_GZIPPED_BYTES = 6.4 * 1024;
 // What browsers of 2020 know.
 const TARGET = 'es2020';
 const BANNER = '/*! pushgate.js, built from client/ in pushgate. SPDX-License-Identifier: Apache-2.0 */';
@@ -39,17 +40,31 @@ await build({
   outdir: 'dist',
   external: ['react', 'pushgate-client'],
 });
-await build({
+const bundle = await build({
   ...shared,
   entryPoints: ['src/script.ts'],
   format: 'iife',
   // A worker's file comes from the page's own origin: with the package, not with a gateway's script.
   define: {'globalThis.SharedWorker': 'undefined'},
-  minify: true,
+  minifySyntax: true,
   mangleProps: new RegExp(`^(${INTERNAL.trim().split(/\s+/).join('|')})$`),
-  banner: {js: BANNER},
-  outfile: script,
+  write: false,
 });
+// terser inlines functions that are called once; esbuild does not: a tenth less, compressed.
+const {code} = await minify(bundle.outputFiles[0].text, {
+  ecma: 2020,
+  compress: {
+    passes: 5,
+    pure_getters: true,
+    unsafe_arrows: true,
+    unsafe_methods: true,
+    booleans_as_integers: true,
+    lhs_constants: false,
+    sequences: false,
+  },
+  format: {preamble: BANNER},
+});
+await writeFile(script, `${code}\n`);
 const minified = await build({
   ...shared,
   entryPoints: ['src/index.ts', 'src/react.ts', 'src/worker.ts'],
@@ -61,7 +76,7 @@ const minified = await build({
 });
 
 const sizes = minified.outputFiles.map(({path, contents}) => [path.split(/[/\\]/).pop(), contents]);
-sizes.push(['pushgate.js', await readFile(script)]);
+sizes.push(['pushgate.js', Buffer.from(code)]);
 for (const [name, contents] of sizes) {
   const gzipped = gzipSync(contents, {level: 9}).length;
   console.log(`${name}: ${contents.length} bytes minified, ${gzipped} gzipped`);
