@@ -56,7 +56,7 @@ def doctor(
     """
     settings = load_settings(DoctorSettings, flags, files=(DEV_FILE,))
     if token == "-":  # noqa: S105 - no token, but where one is
-        token = click.get_text_stream("stdin").readline().strip()
+        token = sys.stdin.readline().strip()
     path = None if through is None else _path(settings, through, token, seconds)
     raise_limit()  # as a gateway does
     began = time.monotonic()

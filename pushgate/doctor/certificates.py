@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from cryptography import x509
 
@@ -100,5 +101,5 @@ def _servers(settings: DoctorSettings, through: str | None) -> Iterator[tuple[st
         for host, port in settings.bootstrap_addresses:
             yield "PUSHGATE_KAFKA_BOOTSTRAP", host, port
     if through is not None and through.startswith("https://"):
-        host, _, port = through.removeprefix("https://").rstrip("/").partition(":")
-        yield "--through", host, int(port or 443)
+        gateway = urlsplit(through)
+        yield "--through", gateway.hostname or "", gateway.port or 443

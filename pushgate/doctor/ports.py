@@ -44,22 +44,29 @@ class Listener(enum.Enum):
     OTHER = "a server answers there that is neither Kafka nor Redis nor HTTP"
 
 
+#: Found by a probe of the server's own protocol; others leave further probes their time.
+_CERTAIN: Final = frozenset({Listener.REDIS, Listener.KAFKA, Listener.HTTP, Listener.TLS})
+
+
 async def listener_at(host: str, port: int) -> Listener:
-    """Return what listens at `host:port`; within four seconds."""
+    """Return what listens at `host:port`; within four seconds, and mostly at once."""
     if (refusal := await _refusal(host, port)) is not None:
         return refusal
-    to_http, to_kafka, has_tls = await asyncio.gather(
-        _answer(host, port, _HTTP), _answer(host, port, _KAFKA), _has_tls(host, port)
-    )
-    if has_tls:
-        return Listener.TLS
-    if to_kafka is not None and to_kafka[4:8] == struct.pack(">i", _CORRELATION):
-        return Listener.KAFKA
-    if to_http is None:
-        return Listener.SILENT
-    if to_http.startswith(b"HTTP/"):
-        return Listener.HTTP
-    return Listener.REDIS if to_http.startswith((b"-", b"+", b"$")) else Listener.OTHER
+    to_http = asyncio.create_task(_by_http(host, port))
+    probes = [
+        to_http,
+        asyncio.create_task(_by_kafka(host, port)),
+        asyncio.create_task(_by_tls(host, port)),
+    ]
+    try:
+        for probe in asyncio.as_completed(probes):
+            if (listener := await probe) in _CERTAIN:
+                return listener
+        return to_http.result()
+    finally:
+        for each in probes:
+            each.cancel()
+        await asyncio.wait(probes)
 
 
 async def _refusal(host: str, port: int) -> Listener | None:
@@ -79,6 +86,33 @@ async def _refusal(host: str, port: int) -> Listener | None:
     return None
 
 
+async def _by_http(host: str, port: int) -> Listener:
+    answer = await _answer(host, port, _HTTP)
+    if answer is None:
+        return Listener.SILENT
+    if answer.startswith(b"HTTP/"):
+        return Listener.HTTP
+    return Listener.REDIS if answer.startswith((b"-", b"+", b"$")) else Listener.OTHER
+
+
+async def _by_kafka(host: str, port: int) -> Listener:
+    answer = await _answer(host, port, _KAFKA)
+    is_kafka = answer is not None and answer[4:8] == struct.pack(">i", _CORRELATION)
+    return Listener.KAFKA if is_kafka else Listener.OTHER
+
+
+async def _by_tls(host: str, port: int) -> Listener:
+    """Find TLS: a handshake succeeds, or is refused as TLS refuses."""
+    try:
+        await certificate_at(host, port)
+    except ssl.SSLError as error:
+        has_tls = error.reason is not None and error.reason not in _NO_TLS
+        return Listener.TLS if has_tls else Listener.OTHER
+    except OSError:  # TimeoutError is one
+        return Listener.OTHER
+    return Listener.TLS
+
+
 async def _answer(host: str, port: int, request: bytes) -> bytes | None:
     """Return the first bytes of an answer, none where the connection ends; None for silence."""
     writer: asyncio.StreamWriter | None = None
@@ -93,18 +127,7 @@ async def _answer(host: str, port: int, request: bytes) -> bytes | None:
         return b""
     finally:
         if writer is not None:
-            writer.close()
-
-
-async def _has_tls(host: str, port: int) -> bool:
-    """Whether the server takes part in a TLS handshake, or refuses it as TLS does."""
-    try:
-        await certificate_at(host, port)
-    except ssl.SSLError as error:
-        return error.reason is not None and error.reason not in _NO_TLS
-    except OSError:  # TimeoutError is one
-        return False
-    return True
+            writer.transport.abort()
 
 
 async def certificate_at(host: str, port: int) -> bytes:

@@ -36,6 +36,7 @@ _LOGIN_ERRORS: Final = (
     "uthentication",
     "invalid username-password",
     "invalid password",
+    "client already authenticated",
 )
 
 _Info = Mapping[str, Any]
@@ -108,7 +109,7 @@ def _of_the_system(url: str, infos: Sequence[_Info]) -> Iterator[Finding]:
                 why="scripts of the registry use commands of Redis 6.2",
                 cure="upgrade to Redis 6.2 or later, or Valkey",
             )
-        if info.get("redis_mode") == "cluster" and "+cluster" not in url:
+        if info.get("cluster_enabled") and "+cluster" not in url:
             yield REDIS.fault(
                 "the server is part of a Cluster, and PUSHGATE_REDIS_URL names a single server",
                 why="keys of other masters are refused, so most users are never found",

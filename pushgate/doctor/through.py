@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -16,13 +16,16 @@ from typing import Final
 import httpx
 from websockets.exceptions import WebSocketException
 
-from pushgate.client import TRANSPORTS, Place, Refused, websocket
+from pushgate.client import TRANSPORTS, Message, Place, Refused, websocket
 from pushgate.doctor.finding import Finding, Subject
 
 BALANCER: Final = Subject("balancer")
 
 #: How to connect, as a browser: a client's own pings would keep connections open.
-_TRANSPORTS: Final = {**TRANSPORTS, "ws": partial(websocket, ping_seconds=None)}
+_TRANSPORTS: Final[dict[str, Callable[[str, str, Place], AsyncIterator[Message]]]] = {
+    **TRANSPORTS,
+    "ws": partial(websocket, ping_seconds=None),
+}
 #: How long a connection may take to open.
 _OPEN_SECONDS: Final = 10.0
 #: How late a heartbeat may be.
@@ -98,10 +101,7 @@ async def _live(
     place = _Watched(life, clock)
     try:
         async with asyncio.timeout(seconds) as limit:
-            opening = asyncio.get_running_loop().call_later(
-                min(seconds, _OPEN_SECONDS),
-                lambda: life.opened_at is None and limit.reschedule(0.0),
-            )
+            opening = asyncio.get_running_loop().call_later(_OPEN_SECONDS, _give_up, life, limit)
             try:
                 async for _ in _TRANSPORTS[transport](url, token, place):
                     pass
@@ -118,6 +118,12 @@ async def _live(
             life.end = End.ENDED
     life.ended_at = clock()
     return life
+
+
+def _give_up(life: Life, limit: asyncio.Timeout) -> None:
+    """End the attempt to open a connection."""
+    if life.opened_at is None:
+        limit.reschedule(0.0)
 
 
 def judge(life: Life, *, seconds: float, heartbeat_seconds: float) -> Finding:

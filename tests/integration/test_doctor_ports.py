@@ -27,10 +27,10 @@ async def listening(
     """Give the port of a server that gives one answer; None: no answer, and no end."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
+        await (reader.read() if answer is None else reader.read(1))
         if answer is not None:
             writer.write(answer)
-            writer.close()
+        writer.close()
 
     server = await asyncio.start_server(serve, LOOPBACK, ssl=tls)
     try:

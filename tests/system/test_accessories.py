@@ -262,7 +262,7 @@ async def test_the_doctor_finds_topics_that_refuse_writes_and_writes_nothing_its
         kafka_bootstrap=strict_kafka.sasl_bootstrap,
         kafka_security_protocol="SASL_PLAINTEXT",
         kafka_sasl_username=RESTRICTED_USER,
-        kafka_sasl_password=RESTRICTED_USER,
+        kafka_sasl_password=SecretStr(RESTRICTED_USER),
     )
     with refusing(strict_kafka, dead):
         found = await check_kafka(settings, wall=time.time)

@@ -289,7 +289,9 @@ async def test_a_frozen_kafka_is_named_in_time(
 
 async def test_connections_through_a_balancer_stay_or_are_cut(start_gateway: StartGateway) -> None:
     gateway = start_gateway(heartbeat_seconds=1)
-    given = {"jwt_secret": JWT_SECRET, "heartbeat_seconds": 1, "internal_secret": INTERNAL_SECRET}
+    given: dict[str, Any] = {
+        "jwt_secret": JWT_SECRET, "internal_secret": INTERNAL_SECRET, "heartbeat_seconds": 1,
+    }  # fmt: skip
     async with IdleProxy(gateway.port) as proxy:
         direct, cut = await asyncio.gather(
             doctor(

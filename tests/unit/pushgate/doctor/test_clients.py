@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from pushgate.doctor.clients import check_token, judge_origins, judge_secrets
 from pushgate.doctor.finding import Severity
@@ -54,7 +55,9 @@ def test_secrets(secrets: dict[str, Any], severity: Severity, words: str) -> Non
 
 
 def test_two_secrets_are_well() -> None:
-    settings = DoctorSettings(jwt_secret=JWT_SECRET, internal_secret=INTERNAL_SECRET)
+    settings = DoctorSettings(
+        jwt_secret=SecretStr(JWT_SECRET), internal_secret=SecretStr(INTERNAL_SECRET)
+    )
     assert list(judge_secrets(settings)) == []
 
 
@@ -67,7 +70,7 @@ def test_two_secrets_are_well() -> None:
 )
 async def test_a_token(secret: str, severity: Severity, words: str) -> None:
     token, now = mint("alice", secret, ttl_seconds=60, device="phone"), int(time.time())
-    (finding,) = await check_token(DoctorSettings(jwt_secret=JWT_SECRET), token, now=now)
+    (finding,) = await check_token(DoctorSettings(jwt_secret=SecretStr(JWT_SECRET)), token, now=now)
     assert finding.severity is severity
     assert words in finding.what
     assert token not in str(finding)

@@ -14,7 +14,7 @@ URL: Final = "redis://127.0.0.1:6379/0"
 REPLICA: Final = {"ip": "10.0.0.2", "state": "online", "lag": 0}
 GOOD: Final[dict[str, Any]] = {
     "redis_version": "7.4.1",
-    "redis_mode": "standalone",
+    "cluster_enabled": 0,
     "role": "master",
     "maxmemory": 1_000,
     "maxmemory_policy": "noeviction",
@@ -34,7 +34,7 @@ def test_a_good_server_has_no_finding() -> None:
     ("info", "severity", "words"),
     [
         ({"redis_version": "6.0.16"}, Severity.FAULT, "version 6.0.16"),
-        ({"redis_mode": "cluster"}, Severity.FAULT, "part of a Cluster"),
+        ({"cluster_enabled": 1}, Severity.FAULT, "part of a Cluster"),
         ({"maxmemory_policy": "allkeys-lru", "evicted_keys": 7}, Severity.WARNING, "7 keys were"),
         ({"used_memory": 900}, Severity.WARNING, "90% of maxmemory"),
         ({"role": "slave"}, Severity.FAULT, "is a replica"),
@@ -57,7 +57,7 @@ def test_a_master_without_a_replica_is_noted() -> None:
 
 
 def test_equal_findings_of_the_masters_of_a_cluster_are_one() -> None:
-    info = GOOD | {"redis_mode": "cluster", "maxmemory_policy": "volatile-ttl"}
+    info = GOOD | {"cluster_enabled": 1, "maxmemory_policy": "volatile-ttl"}
     found = judge_servers("redis+cluster://127.0.0.1:7000", [info] * 3)
     assert "a Cluster, 3 masters" in found[0].what
     assert "volatile-ttl" in only(found).what
