@@ -6,10 +6,11 @@ import asyncio
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pushgate.doctor.clocks import Reading, judge
 from pushgate.doctor.deadlines import Check, findings_of
-from pushgate.doctor.finding import Finding, Subject
+from pushgate.doctor.finding import Finding, Severity, Subject
 from pushgate.doctor.ports import Listener, listener_at
 from registry.directory import RegistryRefuses, RegistryUnavailable
 from registry.redis_link import RedisLink, addresses
@@ -254,7 +255,6 @@ async def _check_addresses(url: str) -> Sequence[Finding]:
     """Find servers of the URL that are away while another answers."""
     listed = addresses(url)
     listeners = await asyncio.gather(*(listener_at(*address) for address in listed))
-    working = {Listener.TLS} if url.startswith("rediss") else {Listener.REDIS}
     return [
         REDIS.warning(
             f"{host}:{port} of PUSHGATE_REDIS_URL: {listener.value}",
@@ -262,7 +262,7 @@ async def _check_addresses(url: str) -> Sequence[Finding]:
             cure="start the server, or correct PUSHGATE_REDIS_URL",
         )
         for (host, port), listener in zip(listed, listeners, strict=True)
-        if listener not in working
+        if listener is not _expected(url)
     ]
 
 
@@ -279,14 +279,50 @@ async def _absence(settings: RegistrySettings, error: RegistryUnavailable) -> li
         ]
     listed = addresses(settings.redis_url)
     listeners = await asyncio.gather(*(listener_at(*address) for address in listed))
-    return [
+    troubles = list(zip(listed, listeners, strict=True))
+    of_cluster = await _part_of_cluster(settings, troubles)
+    if of_cluster:
+        troubles = [each for each in troubles if each[1] is not _expected(settings.redis_url)]
+    absences = [
         REDIS.fault(
             f"no Redis at {host}:{port}: {listener.value} ({error.reason})",
             why="no user can be registered, and messages wait",
             cure=_cure(settings.redis_url, listener),
         )
-        for (host, port), listener in zip(listed, listeners, strict=True)
+        for (host, port), listener in troubles
     ]
+    return [*of_cluster, *absences]
+
+
+async def _part_of_cluster(
+    settings: RegistrySettings, listeners: Sequence[tuple[tuple[str, int], Listener]]
+) -> list[Finding]:
+    """Ask a server of a Cluster by itself: a client needs more of them than one.
+
+    Nothing is found where no server answers, or the Cluster is whole.
+    """
+    parts, expected = urlsplit(settings.redis_url), _expected(settings.redis_url)
+    working = [address for address, listener in listeners if listener is expected]
+    if not parts.scheme.endswith("+cluster") or not working:
+        return []
+    login, at, _ = parts.netloc.rpartition("@")
+    host = f"[{working[0][0]}]" if ":" in working[0][0] else working[0][0]
+    link = RedisLink(
+        f"{parts.scheme.removesuffix('+cluster')}://{login}{at}{host}:{working[0][1]}",
+        timeout_seconds=min(settings.redis_timeout_seconds, _MOST_SECONDS),
+        access=settings.redis_access,
+    )
+    try:
+        found = await _check_cluster(link)
+    except RegistryUnavailable:
+        return []
+    finally:
+        await link.close()
+    return [finding for finding in found if finding.severity is Severity.FAULT]
+
+
+def _expected(url: str) -> Listener:
+    return Listener.TLS if url.startswith("rediss") else Listener.REDIS
 
 
 def _cure(url: str, listener: Listener) -> str:

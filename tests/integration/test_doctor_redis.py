@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,6 +117,7 @@ async def test_a_cluster_is_told_from_a_single_server_and_its_loss_is_found() ->
         single = await check(cluster.masters[0].url)
         assert any("redis+cluster://" in each.cure for each in bad(single))
         cluster.masters[0].kill()
+        await asyncio.to_thread(cluster.await_loss, cluster.masters[1])
         lost = bad(await check(cluster.url))
     assert any("slots" in each.what for each in lost if each.severity is Severity.FAULT)
     assert any("nothing listens there" in each.what for each in lost)
