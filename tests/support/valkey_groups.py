@@ -194,12 +194,6 @@ class RedisCluster:
             move(round(share * asked[source].cluster("COUNTKEYSINSLOT", slot)))
             yield complete
 
-    def await_loss(self, server: RedisServer) -> None:
-        """Return once a server doubts that every slot is served."""
-        every = str(REDIS_CLUSTER_HASH_SLOTS)
-        with server.client() as asked:
-            wait_until(lambda: _cluster_info(asked)["cluster_slots_ok"] != every, "slots are lost")
-
     def await_ok(self, servers: Sequence[RedisServer]) -> None:
         """Return once these see every slot served."""
         for server in servers:

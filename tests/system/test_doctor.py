@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from processor.reading.kafka import partition_of
 from pushgate.doctor.examination import examine
 from pushgate.doctor.finding import Finding, Severity
 from pushgate.doctor.through import check_through
+from pushgate.embedded import LOOPBACK
 from pushgate.settings import DoctorSettings
 from pushgate.token import mint
 from registry.directory import Node
@@ -148,24 +150,22 @@ async def test_against_nothing_each_part_that_is_missing_is_named() -> None:
 
 
 async def test_the_wrong_thing_on_each_port_is_named(
-    start_gateway: StartGateway, own_valkey: RedisServer, kafka: KafkaServer
+    gateways: list[GatewayProcess], valkey: RedisServer, kafka: KafkaServer
 ) -> None:
-    gateway = start_gateway(redis_url=own_valkey.url)
-    run = await doctor(
-        redis_url=f"redis://127.0.0.1:{gateway.port}/0",
-        kafka_bootstrap=f"127.0.0.1:{own_valkey.port}",
-    )
-    assert run.status == 4
-    assert run.seconds < MOST_SECONDS
-    assert f"no Redis at 127.0.0.1:{gateway.port}: an HTTP server answers there" in run.output
-    assert f"no Kafka at 127.0.0.1:{own_valkey.port}: a Redis answers there" in run.output
-    run = await doctor(
-        redis_url=f"redis://{kafka.bootstrap}/0", kafka_bootstrap=f"127.0.0.1:{gateway.port}"
-    )
-    assert run.status == 4
-    assert run.seconds < MOST_SECONDS
-    assert f"no Redis at {kafka.bootstrap}: a Kafka broker answers there" in run.output
-    assert f"no Kafka at 127.0.0.1:{gateway.port}: an HTTP server answers there" in run.output
+    places = {
+        "an HTTP server": f"127.0.0.1:{gateways[0].port}",
+        "a Redis": f"127.0.0.1:{valkey.port}",
+        "a Kafka broker": kafka.bootstrap,
+    }
+    for of_redis, of_kafka in (("an HTTP server", "a Redis"), ("a Kafka broker", "an HTTP server")):
+        settings = DoctorSettings(
+            redis_url=f"redis://{places[of_redis]}/0", kafka_bootstrap=places[of_kafka]
+        )
+        began = time.monotonic()
+        found = await examine(settings)
+        assert time.monotonic() - began < MOST_SECONDS
+        among(found, f"no Redis at {places[of_redis]}: {of_redis} answers there")
+        among(found, f"no Kafka at {places[of_kafka]}: {of_kafka} answers there")
 
 
 @pytest.fixture
@@ -183,31 +183,33 @@ async def test_each_node_that_cannot_be_used_is_named_with_the_cause(
     topic: str,
     registry: RedisRegistry,
 ) -> None:
-    fine, other_secret, frozen, dead, draining = (
-        start_gateway(redis_url=own_valkey.url, **settings)
-        for settings in ({}, {"internal_secret": "another" * 6}, {}, {}, {"drain_seconds": 60})
-    )
-    await registry.heartbeat(Node("stranger", "e1", f"127.0.0.1:{own_valkey.port}"), claim=True)
-    await registry.heartbeat(Node("twin", "e1", f"127.0.0.1:{fine.internal_port}"), claim=True)
-    frozen.freeze()
-    dead.kill()
-    await drain(draining)
-    began = time.monotonic()
-    settings = DoctorSettings(**settings_of(own_valkey, kafka, topic))
-    found = bad(await examine(settings))
-    assert time.monotonic() - began < MOST_SECONDS
+    fine = start_gateway(redis_url=own_valkey.url)
+    other_secret = start_gateway(redis_url=own_valkey.url, internal_secret="another" * 6)
+    draining = start_gateway(redis_url=own_valkey.url, drain_seconds=60)
+    with socket.create_server((LOOPBACK, 0)) as silent:
+        for name, port in {
+            "silent": silent.getsockname()[1],
+            "gone": free_port(),
+            "stranger": own_valkey.port,
+            "twin": fine.internal_port,
+        }.items():
+            await registry.heartbeat(Node(name, "e1", f"{LOOPBACK}:{port}"), claim=True)
+        await drain(draining)
+        began = time.monotonic()
+        found = bad(await examine(DoctorSettings(**settings_of(own_valkey, kafka, topic))))
+        assert time.monotonic() - began < MOST_SECONDS
     told = {each.what.split()[1]: each for each in found if each.subject == "nodes"}
     assert "403" in told[other_secret.name].what
     assert "PUSHGATE_INTERNAL_SECRET" in told[other_secret.name].what
-    assert "answers nothing" in told[frozen.name].what
-    assert "nothing listens there" in told[dead.name].what
     assert "is not ready: draining" in told[draining.name].what
     assert told[draining.name].severity is Severity.WARNING
+    assert "answers nothing" in told["silent"].what
+    assert "nothing listens there" in told["gone"].what
     assert "a Redis answers there" in told["stranger"].what
     assert "another gateway answers" in told["twin"].what
     assert fine.name not in told
     faults = {name for name, each in told.items() if each.severity is Severity.FAULT}
-    assert faults == {other_secret.name, frozen.name, dead.name, "stranger", "twin"}
+    assert faults == {other_secret.name, "silent", "gone", "stranger", "twin"}
 
 
 async def drain(gateway: GatewayProcess) -> None:
@@ -235,12 +237,12 @@ async def test_tls_at_one_end_of_the_internal_port_alone_is_named(
 
 
 async def test_a_node_outside_the_networks_is_named(
-    start_gateway: StartGateway, own_valkey: RedisServer, kafka: KafkaServer, topic: str
+    own_valkey: RedisServer, kafka: KafkaServer, topic: str, registry: RedisRegistry
 ) -> None:
-    gateway = start_gateway(redis_url=own_valkey.url)
+    await registry.heartbeat(Node("outside", "e1", f"{LOOPBACK}:{free_port()}"), claim=True)
     given = settings_of(own_valkey, kafka, topic) | {"gateway_networks": "10.0.0.0/8"}
     found = await examine(DoctorSettings(**given))
-    assert "PUSHGATE_GATEWAY_NETWORKS" in among(found, f"127.0.0.1:{gateway.internal_port}").what
+    assert "PUSHGATE_GATEWAY_NETWORKS" in among(found, "node outside at").what
 
 
 async def test_half_of_kafka_is_broken(
@@ -298,15 +300,23 @@ async def test_connections_through_a_balancer_stay(start_gateway: StartGateway) 
     assert 3.0 < run.seconds < 3.0 + MOST_SECONDS
 
 
-async def test_a_balancer_that_cuts_what_is_idle_is_found(start_gateway: StartGateway) -> None:
-    token = mint("alice", JWT_SECRET, ttl_seconds=60)
-    async with IdleProxy(start_gateway().port) as proxy:
-        url = f"http://{proxy.address}"
-        told = await check_through(
-            url, token, seconds=30.0, heartbeat_seconds=25.0, clock=time.monotonic
-        )
+async def test_a_balancer_that_cuts_what_is_idle_is_found(gateways: list[GatewayProcess]) -> None:
+    async with IdleProxy(gateways[0].port) as proxy:
+        told = await look_through(f"http://{proxy.address}", JWT_SECRET)
     assert all("ended after" in each.what for each in told), told
     assert all("PUSHGATE_HEARTBEAT_SECONDS" in each.cure for each in told)
+
+
+async def test_a_gateway_that_refuses_the_client_is_named(gateways: list[GatewayProcess]) -> None:
+    told = await look_through(f"http://127.0.0.1:{gateways[0].port}", INTERNAL_SECRET)
+    assert all("refused with 401" in each.what for each in told), told
+
+
+async def look_through(url: str, secret: str) -> Sequence[Finding]:
+    token = mint("alice", secret, ttl_seconds=60)
+    return await check_through(
+        url, token, seconds=30.0, heartbeat_seconds=25.0, clock=time.monotonic
+    )
 
 
 class IdleProxy(Proxy):
@@ -324,14 +334,6 @@ class IdleProxy(Proxy):
             if not chunk:
                 return
             yield chunk
-
-
-async def test_a_gateway_that_refuses_the_client_is_named(start_gateway: StartGateway) -> None:
-    gateway = start_gateway()
-    url = f"http://127.0.0.1:{gateway.port}"
-    run = await doctor("--json", "--through", url, "--for", "3", jwt_secret="another" * 6)
-    told = [each for each in run.findings if each["subject"] == "balancer"]
-    assert all("refused with 401" in each["what"] for each in told), told
 
 
 @pytest.mark.parametrize(
