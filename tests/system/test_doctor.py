@@ -334,14 +334,3 @@ class IdleProxy(Proxy):
             if not chunk:
                 return
             yield chunk
-
-
-@pytest.mark.parametrize(
-    "arguments", [("--through", "127.0.0.1:8080"), ("--through", "http://127.0.0.1:8080")]
-)
-async def test_a_look_without_an_address_or_a_token_is_wrong_usage(
-    arguments: tuple[str, ...],
-) -> None:
-    run = await doctor(*arguments)
-    assert run.status == 2
-    assert "--through" in run.errors
