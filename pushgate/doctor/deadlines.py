@@ -41,14 +41,9 @@ async def _findings(check: Check) -> Sequence[Finding]:
         task.cancel()
         await asyncio.wait((task,), timeout=_END_SECONDS)
         return [_late(check)]
-    if task.cancelled():  # by a library, as aiokafka's stop() may
-        return [_late(check)]
-    try:
-        return task.result()
-    except (
-        Exception
-    ) as error:  # of this command or of a library: the other checks count all the same
-        return [_failed(check, error)]
+    # A library may cancel its caller, as aiokafka's stop() does; the other checks count all the same.
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    return task.result() if error is None else [_failed(check, error)]
 
 
 def _late(check: Check) -> Finding:
@@ -59,7 +54,7 @@ def _late(check: Check) -> Finding:
     )
 
 
-def _failed(check: Check, error: Exception) -> Finding:
+def _failed(check: Check, error: BaseException) -> Finding:
     return check.subject.fault(
         f"this check failed by itself: {error!r}",
         why="the doctor does not know the answer that it got",

@@ -120,7 +120,9 @@ async def test_an_account_without_rights_is_found(own_valkey: RedisServer) -> No
 
 async def test_a_cluster_is_told_from_a_single_server_and_its_losses_are_found() -> None:
     with RedisCluster() as cluster:
-        assert bad(await check(cluster.url)) == []
+        whole = await check(cluster.url)
+        assert bad(whole) == []
+        assert any("the Cluster is whole: 16384 slots" in each.what for each in whole)
         single = await check(cluster.masters[0].url)
         assert any("redis+cluster://" in each.cure for each in bad(single))
         for server in cluster.masters:

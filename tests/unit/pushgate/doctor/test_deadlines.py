@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -26,6 +26,10 @@ async def never() -> Sequence[Finding]:
 
 async def failing() -> Sequence[Finding]:
     raise KeyError("a library's")
+
+
+async def cancelling_itself() -> Sequence[Finding]:
+    raise asyncio.CancelledError
 
 
 async def test_a_check_without_an_end_is_named_and_the_others_count() -> None:
@@ -52,8 +56,13 @@ async def test_a_check_that_swallows_its_cancellation_holds_nobody_up() -> None:
     assert (late.subject, fine) == ("there", HERE.ok("well"))
 
 
-async def test_a_check_that_fails_by_itself_is_named_and_the_others_count() -> None:
-    failed, fine = await findings_of([Check(THERE, failing), Check(HERE, well)])
+@pytest.mark.parametrize(
+    ("find", "words"), [(failing, "KeyError"), (cancelling_itself, "CancelledError")]
+)
+async def test_a_check_that_fails_by_itself_is_named_and_the_others_count(
+    find: Callable[[], Awaitable[Sequence[Finding]]], words: str
+) -> None:
+    failed, fine = await findings_of([Check(THERE, find), Check(HERE, well)])
     assert (failed.subject, failed.severity) == ("there", Severity.FAULT)
-    assert "KeyError" in failed.what
+    assert words in failed.what
     assert fine == HERE.ok("well")
