@@ -41,7 +41,7 @@ async def _findings(check: Check) -> Sequence[Finding]:
         task.cancel()
         await asyncio.wait((task,), timeout=_END_SECONDS)
         return [_late(check)]
-    # A library may cancel its caller, as aiokafka's stop() does; the other checks count all the same.
+    # A library may cancel its caller, as aiokafka's stop() does; other checks count all the same.
     error = asyncio.CancelledError() if task.cancelled() else task.exception()
     return task.result() if error is None else [_failed(check, error)]
 
