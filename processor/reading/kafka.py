@@ -30,6 +30,7 @@ from aiokafka.coordinator.protocol import (
 )
 from aiokafka.errors import (
     CommitFailedError,
+    IncompatibleBrokerVersion,
     KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
@@ -58,6 +59,7 @@ __all__ = [
     "ConsumerProtocolMemberAssignment",
     "ConsumerProtocolMemberMetadata",
     "ConsumerRebalanceListener",
+    "IncompatibleBrokerVersion",
     "KafkaError",
     "MessageSizeTooLargeError",
     "Record",
@@ -138,8 +140,8 @@ class _Connection(AIOKafkaConnection):
     def send(self: Any, request: Any, expect_response: bool = True) -> Any:
         try:
             return super().send(request, expect_response)  # type: ignore[no-untyped-call]
-        except NotImplementedError:
-            raise  # a RuntimeError, but of a broker that knows no such request
+        except (NotImplementedError, KafkaError):
+            raise  # RuntimeErrors, but of a broker that knows no such request, or Kafka's already
         except RuntimeError as error:
             self.close(reason=CloseReason.CONNECTION_BROKEN)
             where = f"{self.host}:{self.port}"

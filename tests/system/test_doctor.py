@@ -132,7 +132,10 @@ async def test_a_system_in_good_health_has_nothing_to_mend(
 async def test_against_nothing_each_part_that_is_missing_is_named() -> None:
     redis_port, kafka_port = free_port(), free_port()
     run = await doctor(
-        redis_url=f"redis://127.0.0.1:{redis_port}/0", kafka_bootstrap=f"127.0.0.1:{kafka_port}"
+        redis_url=f"redis://127.0.0.1:{redis_port}/0",
+        kafka_bootstrap=f"127.0.0.1:{kafka_port}",
+        jwt_algorithms="RS256",
+        jwks_file="no-such-file",
     )
     assert run.status == 4
     assert run.errors == ""
@@ -143,7 +146,7 @@ async def test_against_nothing_each_part_that_is_missing_is_named() -> None:
         "do: start Redis, or correct PUSHGATE_REDIS_URL",
         "do: start Kafka, or correct PUSHGATE_KAFKA_BOOTSTRAP",
         "PUSHGATE_INTERNAL_SECRET is not set",
-        "PUSHGATE_JWT_SECRET is not set",
+        "the key set can't be read",
     ):
         assert words in run.output
     assert run.output.splitlines()[-1].startswith("4 faults")
