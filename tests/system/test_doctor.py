@@ -100,7 +100,7 @@ def among(findings: Sequence[Finding], *words: str) -> Finding:
 
 
 async def test_a_system_in_good_health_has_nothing_to_mend(
-    start_gateway: StartGateway, start_processor: StartProcessor, own_valkey: RedisServer,
+    own_valkey: RedisServer, start_gateway: StartGateway, start_processor: StartProcessor,
     real_kafka: KafkaServer, topic: str,
 ) -> None:  # fmt: skip
     gateway = start_gateway(redis_url=own_valkey.url)
@@ -180,8 +180,8 @@ async def registry(own_valkey: RedisServer) -> AsyncIterator[RedisRegistry]:
 
 
 async def test_each_node_that_cannot_be_used_is_named_with_the_cause(
-    start_gateway: StartGateway,
     own_valkey: RedisServer,
+    start_gateway: StartGateway,
     kafka: KafkaServer,
     topic: str,
     registry: RedisRegistry,
@@ -223,7 +223,7 @@ async def drain(gateway: GatewayProcess) -> None:
 
 
 async def test_tls_at_one_end_of_the_internal_port_alone_is_named(
-    start_gateway: StartGateway, own_valkey: RedisServer, kafka: KafkaServer, topic: str,
+    own_valkey: RedisServer, start_gateway: StartGateway, kafka: KafkaServer, topic: str,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     cert_file, key_file = map(str, write_certificate(tmp_path))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from pushgate import logs
 from pushgate.commands import doctor as command
 from pushgate.doctor.finding import Finding, Severity, Subject
 
@@ -21,7 +22,7 @@ FAULT = HERE.fault("broken \x1b[31m\nname", why="for a reason", cure="set PUSHGA
 @pytest.fixture(autouse=True)
 def _process_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the logging and the limits of the tests' process alone."""
-    monkeypatch.setattr(command.logs, "configure", lambda **_: None)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
     monkeypatch.setattr(command, "raise_limit", lambda: None)
 
 
