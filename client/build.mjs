@@ -19,27 +19,24 @@ const BANNER = '/*! pushgate.js, built from client/ in pushgate. SPDX-License-Id
 // Properties of our own objects, which get short names in the script. None of them is an option, part
 // of the API, of a form that goes to a gateway or to another tab, or of a browser's object.
 const INTERNAL = `
-  above accepted afterMs alarm another answer ask atHand attempt beat begin beginAgain below channel choice
-  closer connection contentMs controls covered delayAfter dueAt endOf ended enter events everOpen everyMs
-  expect fail follow forget free giveOnce graceMs greeted handOver hasJoined hear heard heardForms hold holder
-  holds identify ids isBehind isOpen isRepeat keep leave leaving leftMs load lookUp lose lost meet move moveOn
-  moveTime newer nextToken notBefore noticed older openChannel openOrEnded openedAt overlap owner passed place
-  port positions queue recall received renewTokens renewed replaceAfresh resolveOpen sayHere settle show
-  silence silentTicks spentToken stopOlder stopped stopper successor successors take tell tick tokens user
-  wake wasOpen wholeAt
+  above accepted another beat below connection contentMs controls covered ended expect greeted handOver hear
+  heard holds leaving leftMs load lookUp move newer notBefore noticed older openOrEnded overlap owner passed
+  place received renewTokens settle silence successor take tell tokens
 `;
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const script = process.argv[2] ?? here('../gateway/pushgate.js');
 const shared = {bundle: true, target: TARGET, charset: 'utf8', logLevel: 'warning', absWorkingDir: here('.')};
 
-await build({
+const modules = {
   ...shared,
   entryPoints: ['src/index.ts', 'src/react.ts', 'src/worker.ts'],
   format: 'esm',
   outdir: 'dist',
   external: ['react', 'pushgate-client'],
-});
+};
+
+await build(modules);
 const bundle = await build({
   ...shared,
   entryPoints: ['src/script.ts'],
@@ -65,15 +62,7 @@ const {code} = await minify(bundle.outputFiles[0].text, {
   format: {preamble: BANNER},
 });
 await writeFile(script, `${code}\n`);
-const minified = await build({
-  ...shared,
-  entryPoints: ['src/index.ts', 'src/react.ts', 'src/worker.ts'],
-  format: 'esm',
-  outdir: 'dist',
-  external: ['react', 'pushgate-client'],
-  minify: true,
-  write: false,
-});
+const minified = await build({...modules, minify: true, write: false});
 
 const sizes = minified.outputFiles.map(({path, contents}) => [path.split(/[/\\]/).pop(), contents]);
 sizes.push(['pushgate.js', Buffer.from(code)]);

@@ -99,9 +99,11 @@ class _Connection(asyncio.Protocol):
 
     def end(self, why: str = "") -> None:
         """End the session, or the attempt, which failed for this reason. Harmless when repeated."""
-        if self.session is None and not self.ended.done():
+        if self.ended.done():
+            return
+        if self.session is None:
             self._member.account.failed(why, time.monotonic())
-        elif self.session is not None and not self.ended.done():
+        else:
             self._member.account.end(self.session, time.monotonic())
             if self._roams and self.session.ending is Ending.NONE:
                 self.session.ending = Ending.LEFT  # its node may not have known of the poll
