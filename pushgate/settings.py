@@ -77,10 +77,7 @@ class AuditSettings(CallSettings):
 
 
 class DoctorSettings(GatewaySettings, ProcessorSettings):
-    """Settings of `pushgate doctor`: all of gateways and processors.
-
-    Secrets may be missing, which is a finding (and stops every other command).
-    """
+    """Settings of `pushgate doctor`: all of gateways and processors; secrets may be missing."""
 
     jwt_secret: Annotated[
         SecretStr | None,
@@ -203,4 +200,5 @@ COMMAND_SETTINGS: Final[Mapping[str, type[BaseSettings]]] = {
     "listen": ListenSettings,
     "token": TokenSettings,
     "audit": AuditSettings,
+    "doctor": DoctorSettings,
 }
