@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from pushgate.doctor.finding import Finding, Subject
-from pushgate.doctor.ports import certificate_at
+from pushgate.doctor.ports import authority, certificate_at
 from pushgate.settings import DoctorSettings
 from registry.redis_link import addresses
 
@@ -84,12 +84,20 @@ async def check_servers(
     )
     found: list[Finding] = []
     for (setting, host, port), certificate in zip(places, shown, strict=True):
-        place = f"{setting}, {host}:{port}"
+        place = f"{setting}, {authority(host, port)}"
         if isinstance(certificate, BaseException):
-            found.append(CERTIFICATES.note(f"{place}: no certificate is shown ({certificate})"))
+            found.append(_unshown(place, certificate))
         else:
             found.append(judge(place, [x509.load_der_x509_certificate(certificate)], now=now))
     return found
+
+
+def _unshown(place: str, error: BaseException) -> Finding:
+    return CERTIFICATES.note(
+        f"{place}: no certificate is shown ({str(error) or type(error).__name__})",
+        why="when the server's certificate expires is unknown",
+        cure="see what is said of the server",
+    )
 
 
 def _servers(settings: DoctorSettings, through: str | None) -> Iterator[tuple[str, str, int]]:

@@ -102,8 +102,7 @@ def _keyless() -> Finding:
         "the key set can't be read, or has no usable key",
         why="tokens with RS256 or ES256 are refused",
         cure="correct PUSHGATE_JWKS_URL or PUSHGATE_JWKS_FILE: a JSON Web Key Set with an RSA key "
-        "of "
-        "2,048 to 8,192 bits, or an EC key of P-256",
+        "of 2,048 to 8,192 bits, or an EC key of P-256",
     )
 
 

@@ -25,7 +25,7 @@ class Finding:
     """One line of the doctor's report.
 
     `subject` is the part looked at, such as `redis`. `why` says why the finding matters, `cure` how
-    to mend it, with the setting's name; both are empty where all is well.
+    to mend it, with the setting's name; both are empty where all is well, and there alone.
     """
 
     severity: Severity
@@ -45,7 +45,7 @@ class Subject:
         """Return a finding that all is well."""
         return Finding(Severity.OK, self.name, what)
 
-    def note(self, what: str, *, why: str = "", cure: str = "") -> Finding:
+    def note(self, what: str, *, why: str, cure: str) -> Finding:
         """Return a finding that is good to know."""
         return Finding(Severity.NOTE, self.name, what, why, cure)
 

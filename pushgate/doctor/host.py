@@ -51,8 +51,7 @@ def judge_memory(settings: GatewaySettings, *, limit: int | None) -> Finding:
     if mark == 0 or (mark is not None and mark * settings.workers > limit):
         return HOST.warning(
             f"PUSHGATE_MAX_MEMORY_BYTES is {mark:,} for each of {settings.workers} workers, the "
-            "limit of "
-            f"memory here {limit:,}",
+            f"limit of memory here {limit:,}",
             why="the kernel kills the gateway before it refuses clients",
             cure="leave PUSHGATE_MAX_MEMORY_BYTES unset: nine tenths of the limit, shared by the "
             "workers",

@@ -29,7 +29,7 @@ from pushgate.doctor.brokers import (
 )
 from pushgate.doctor.deadlines import Check, findings_of
 from pushgate.doctor.finding import Finding, Subject
-from pushgate.doctor.ports import Listener, listener_at
+from pushgate.doctor.ports import Listener, authority, listener_at
 from pushgate.doctor.records import MOST_SECONDS, RECORDS, check_records
 
 KAFKA: Final = Subject("kafka")
@@ -75,7 +75,7 @@ async def check_kafka(
     away = [_away(*each) for each in bootstrap.items() if each[0] not in working]
     # aiokafka tries addresses in turn, and a silent address takes the whole time-out.
     reached = settings.model_copy(
-        update={"kafka_bootstrap": ",".join(f"{_host(host)}:{port}" for host, port in working)}
+        update={"kafka_bootstrap": ",".join(authority(*address) for address in working)}
     )
     try:
         async with AsyncExitStack() as stack:
@@ -189,7 +189,8 @@ def _missing_accessory(settings: ProcessorSettings, name: str, topic: str) -> Fi
     if settings.create_topics:
         return KAFKA.note(
             f"{name} topic {topic} does not exist",
-            cure="processors create it (PUSHGATE_CREATE_TOPICS)",
+            why="processors create it (PUSHGATE_CREATE_TOPICS)",
+            cure="start processors, and look again",
         )
     lost = "rejected records" if name == "dead-letter" else "reports"
     return KAFKA.warning(
@@ -293,8 +294,7 @@ def judge_configuration(
             f"PUSHGATE_LOST_NODE_SECONDS ({settings.lost_node_seconds:g}) more: by then they are "
             "gone",
             cure=f"raise the topic's retention.ms to {int(needed * 1_000):,} at least; an hour "
-            "also "
-            "outlives an outage of all processors",
+            "also outlives an outage of all processors",
         )
     if (size := values.get("retention.bytes", _ENDLESS)) != _ENDLESS and "delete" in policy:
         yield KAFKA.note(
@@ -307,8 +307,7 @@ def judge_configuration(
         yield KAFKA.warning(
             f"topic {topic} is compacted, and min.compaction.lag.ms is {lag_ms:,}",
             why="the key is the user: compaction leaves a user's newest message alone, so clients "
-            "that "
-            "resume are told of gaps",
+            "that resume are told of gaps",
             cure="set cleanup.policy=delete, or min.compaction.lag.ms above "
             "PUSHGATE_RESUME_SECONDS",
         )
@@ -344,8 +343,7 @@ def judge_accessory(
         f"{name} topic {topic} takes no writes: {refusal}",
         why="rejected records, or reports, are lost once 65,536 wait or a processor ends",
         cure="allow Describe and Write on the topic to the account in "
-        "PUSHGATE_KAFKA_SASL_USERNAME; "
-        "mend replicas that are behind",
+        "PUSHGATE_KAFKA_SASL_USERNAME; mend replicas that are behind",
     )
 
 
@@ -381,7 +379,7 @@ async def _check_addresses(
     known = {**listeners, **dict(zip(others, await _listeners(others), strict=True))}
     found = [
         KAFKA.fault(
-            f"broker {broker} advertises {address[0]}:{address[1]}: {known[address].value}",
+            f"broker {broker} advertises {authority(*address)}: {known[address].value}",
             why="clients go on to the advertised address, and their partitions stand still",
             cure="start the broker, or set its advertised.listeners to an address that processors "
             "reach",
@@ -389,7 +387,7 @@ async def _check_addresses(
         for broker, address in cluster.brokers.items()
         if known[address] is not _expected(settings)
     ]
-    places = ", ".join(f"{host}:{port}" for host, port in cluster.brokers.values())
+    places = ", ".join(authority(*address) for address in cluster.brokers.values())
     return found or [KAFKA.ok(f"{_counted(len(cluster.brokers), 'broker')} at {places}")]
 
 
@@ -403,22 +401,22 @@ def _expected(settings: ProcessorSettings) -> Listener:
 
 def _away(address: tuple[str, int], listener: Listener) -> Finding:
     return KAFKA.warning(
-        f"{address[0]}:{address[1]} of PUSHGATE_KAFKA_BOOTSTRAP: {listener.value}",
+        f"{authority(*address)} of PUSHGATE_KAFKA_BOOTSTRAP: {listener.value}",
         why="a process that starts while the others are away finds no Kafka",
         cure="start the broker, or correct PUSHGATE_KAFKA_BOOTSTRAP",
     )
 
 
 def _absence(settings: ProcessorSettings, address: tuple[str, int], listener: Listener) -> Finding:
-    cure = "start Kafka, or correct PUSHGATE_KAFKA_BOOTSTRAP"
+    name, cure = "no Kafka at {}", "start Kafka, or correct PUSHGATE_KAFKA_BOOTSTRAP"
     if listener in (Listener.TLS, Listener.KAFKA):
+        name = "Kafka at {} can't be used"
         cure = (
             f"PUSHGATE_KAFKA_SECURITY_PROTOCOL is {settings.kafka_security_protocol}: SSL and "
-            "SASL_SSL "
-            "are for TLS, PLAINTEXT and SASL_PLAINTEXT for none"
+            "SASL_SSL are for TLS, PLAINTEXT and SASL_PLAINTEXT for none"
         )
     return KAFKA.fault(
-        f"no Kafka at {address[0]}:{address[1]}: {listener.value}",
+        f"{name.format(authority(*address))}: {listener.value}",
         why="no message is read",
         cure=cure,
     )
@@ -426,17 +424,12 @@ def _absence(settings: ProcessorSettings, address: tuple[str, int], listener: Li
 
 def _refusal(settings: ProcessorSettings, address: tuple[str, int], reason: str) -> Finding:
     return KAFKA.fault(
-        f"Kafka at {address[0]}:{address[1]} gives no answer that counts: {reason}",
+        f"Kafka at {authority(*address)} gives no answer that counts: {reason}",
         why="no message is read",
         cure=f"PUSHGATE_KAFKA_SECURITY_PROTOCOL is {settings.kafka_security_protocol}: see that "
-        "the "
-        "listener has this protocol, and that PUSHGATE_KAFKA_SASL_MECHANISM, "
+        "the listener has this protocol, and that PUSHGATE_KAFKA_SASL_MECHANISM, "
         "PUSHGATE_KAFKA_SASL_USERNAME and _PASSWORD, and PUSHGATE_KAFKA_CA_FILE are right",
     )
-
-
-def _host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -64,7 +64,13 @@ async def check_nodes(
     try:
         nodes = await _live_nodes(settings)
     except RegistryUnavailable as error:
-        return [NODES.note(f"the nodes are not known: {error}", cure="see what is said of redis")]
+        return [
+            NODES.note(
+                f"the nodes are not known: {error}",
+                why="whether processors reach gateways is unknown",
+                cure="mend what is said of redis, and look again",
+            )
+        ]
     if not nodes:
         return [
             NODES.warning(
@@ -217,10 +223,8 @@ class _Visit:
         self._fault(
             f"no answer: {listener.value} ({reason})",
             "start the gateway; if it runs, let PUSHGATE_ADVERTISE_ADDRESS be an address that "
-            "processors "
-            "reach (a loopback address is for one host), and the firewall let its internal port "
-            "through; "
-            "PUSHGATE_INTERNAL_TLS_CA is for gateways with TLS there",
+            "processors reach (a loopback address is for one host), and the firewall let its "
+            "internal port through; PUSHGATE_INTERNAL_TLS_CA is for gateways with TLS there",
         )
 
     def _fault(self, what: str, cure: str) -> None:

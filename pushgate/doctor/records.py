@@ -84,7 +84,13 @@ def judge_partitions(records: Sequence[Record], counts: dict[str, int]) -> list[
     elif keyed:
         found.append(RECORDS.ok(f"{len(keyed)} recent records are in the partitions of their keys"))
     else:
-        found.append(RECORDS.note("no recent record with a key: the partitioner is unknown"))
+        found.append(
+            RECORDS.note(
+                "no recent record with a key: the partitioner of producers is unknown",
+                why="producers that choose differently publish one user's messages out of order",
+                cure="look again once producers have published",
+            )
+        )
     return found
 
 
@@ -94,13 +100,11 @@ def _astray(astray: Sequence[Record], keyed: Sequence[Record], counts: dict[str,
     guess = "; they fit crc32, librdkafka's default" if fits else ""
     return RECORDS.warning(
         f"{len(astray)} of {len(keyed)} recent records are not in the partition of their key by "
-        "murmur2"
-        f"{guess} (such as {example.topic}-{example.partition}-{example.offset})",
+        f"murmur2{guess} (such as {example.topic}-{example.partition}-{example.offset})",
         why="producers that choose differently publish one user's messages to two partitions, out "
         "of order",
         cure="set partitioner=murmur2_random in librdkafka clients (confluent-kafka, Go, Node), or "
-        "the "
-        "same partitioner in all producers (docs/publishing.md)",
+        "the same partitioner in all producers (docs/publishing.md)",
     )
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pushgate.doctor.clocks import Reading, judge
 from pushgate.doctor.deadlines import Check, findings_of
 from pushgate.doctor.finding import Finding, Severity, Subject
-from pushgate.doctor.ports import Listener, listener_at
+from pushgate.doctor.ports import Listener, authority, listener_at
 from registry.directory import RegistryRefuses, RegistryUnavailable
 from registry.redis_link import RedisLink, addresses
 from registry.redis_store import RedisRegistry
@@ -25,6 +25,9 @@ _OLDEST: Final = (6, 2)
 #: How long a question may take here, even if PUSHGATE_REDIS_TIMEOUT_SECONDS allows more.
 _MOST_SECONDS: Final = 3.0
 _ROUND_TRIPS: Final = 9
+#: The pause between round trips: the doctor's other checks, at once with these, keep the CPU busy
+#: for some 0.1 s here and there, which is to spoil few of them.
+_PAUSE_SECONDS: Final = 0.1
 #: A look-up is on the way of every message: above this, latency is felt.
 _SLOW_SECONDS: Final = 0.02
 _FULL: Final = 0.8
@@ -58,6 +61,7 @@ async def check_redis(
             return [_refused(refusal)]
         hidden = REDIS.note(
             "this account may not ask INFO: version, eviction and replication are unknown",
+            why="an old version, an eviction policy, or a replica at the URL loses entries",
             cure="allow INFO to the account in PUSHGATE_REDIS_URL",
         )
         return [hidden, *await _checked_live(link, settings, clock, wall)]
@@ -203,6 +207,7 @@ async def _check_answers(
             seconds.append(clock() - began)
             at, here = reply[0][0] + reply[0][1] / 1e6, wall() - seconds[-1] / 2
             readings.append((seconds[-1], Reading("Redis", at - here, seconds[-1] / 2)))
+            await asyncio.sleep(_PAUSE_SECONDS)
     except RegistryUnavailable as error:
         return [_silent(error)]
     return [judge_latency(seconds, link.timeout_seconds), *judge([min(readings)[1]])]
@@ -257,7 +262,7 @@ async def _check_addresses(url: str) -> Sequence[Finding]:
     listeners = await asyncio.gather(*(listener_at(*address) for address in listed))
     return [
         REDIS.warning(
-            f"{host}:{port} of PUSHGATE_REDIS_URL: {listener.value}",
+            f"{authority(host, port)} of PUSHGATE_REDIS_URL: {listener.value}",
             why="when the others are away too, nothing finds Redis",
             cure="start the server, or correct PUSHGATE_REDIS_URL",
         )
@@ -283,15 +288,20 @@ async def _absence(settings: RegistrySettings, error: RegistryUnavailable) -> li
     of_cluster = await _part_of_cluster(settings, troubles)
     if of_cluster:
         troubles = [each for each in troubles if each[1] is not _expected(settings.redis_url)]
-    absences = [
-        REDIS.fault(
-            f"no Redis at {host}:{port}: {listener.value} ({error.reason})",
-            why="no user can be registered, and messages wait",
-            cure=_cure(settings.redis_url, listener),
-        )
-        for (host, port), listener in troubles
-    ]
-    return [*of_cluster, *absences]
+    return [*of_cluster, *(_unusable(settings.redis_url, *each, error) for each in troubles)]
+
+
+def _unusable(
+    url: str, address: tuple[str, int], listener: Listener, error: RegistryUnavailable
+) -> Finding:
+    place = authority(*address)
+    is_redis = listener in (Listener.REDIS, _expected(url))
+    name = f"Redis at {place} can't be used" if is_redis else f"no Redis at {place}"
+    return REDIS.fault(
+        f"{name}: {listener.value} ({error.reason})",
+        why="no user can be registered, and messages wait",
+        cure=_cure(url, listener),
+    )
 
 
 async def _part_of_cluster(
@@ -306,9 +316,8 @@ async def _part_of_cluster(
     if not parts.scheme.endswith("+cluster") or not working:
         return []
     login, at, _ = parts.netloc.rpartition("@")
-    host = f"[{working[0][0]}]" if ":" in working[0][0] else working[0][0]
     link = RedisLink(
-        f"{parts.scheme.removesuffix('+cluster')}://{login}{at}{host}:{working[0][1]}",
+        f"{parts.scheme.removesuffix('+cluster')}://{login}{at}{authority(*working[0])}",
         timeout_seconds=min(settings.redis_timeout_seconds, _MOST_SECONDS),
         access=settings.redis_access,
     )

@@ -142,8 +142,7 @@ def judge(life: Life, *, seconds: float, heartbeat_seconds: float) -> Finding:
             f"({life.reason or 'no answer'})",
             why="clients can't connect here",
             cure="see that --through is the gateways' public address, and that a proxy on the way "
-            "passes "
-            "Upgrade, and streams",
+            "passes Upgrade, and streams",
         )
     if life.end is End.ENDED:
         return _ended(life, name, heartbeat_seconds)
@@ -174,12 +173,9 @@ def _ended(life: Life, name: str, heartbeat_seconds: float) -> Finding:
     held = life.ended_at - (life.opened_at or life.began_at)
     return BALANCER.warning(
         f"{name}: ended after {held:.0f} s, {life.silent_seconds:.0f} s after the last sign of "
-        "life "
-        f"({life.reason})",
+        f"life ({life.reason})",
         why="clients connect again and again, all day",
         cure="where the silence is a round time below PUSHGATE_HEARTBEAT_SECONDS "
-        f"({heartbeat_seconds:g}), "
-        "an idle time-out on the way is shorter: raise it, or lower the setting. Else a balancer "
-        "limits "
-        "the life of connections, or a gateway drains (try again)",
+        f"({heartbeat_seconds:g}), an idle time-out on the way is shorter: raise it, or lower the "
+        "setting. Else a balancer limits the life of connections, or a gateway drains (try again)",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pushgate.doctor.ports import Listener, certificate_at, listener_at
+from pushgate.doctor.ports import Listener, authority, certificate_at, listener_at
 from pushgate.embedded import LOOPBACK
 from tests.support.certificate import write_certificate
 from tests.support.kafka import KafkaServer
@@ -80,4 +80,10 @@ async def test_other_servers_are_told_apart(answer: bytes | None, expected: List
 
 async def test_nobody_is_named() -> None:
     assert await listener_at(LOOPBACK, free_port()) is Listener.NOTHING
+    assert await listener_at("::1", free_port()) in {Listener.NOTHING, Listener.UNREACHABLE}
     assert await listener_at("no-such-host.invalid", 1) is Listener.UNKNOWN_HOST
+
+
+def test_addresses_are_written_as_settings_have_them() -> None:
+    assert authority("redis.example.com", 6379) == "redis.example.com:6379"
+    assert authority("::1", 6379) == "[::1]:6379"

@@ -10,6 +10,7 @@ import pytest
 
 from pushgate.doctor.finding import Finding, Severity
 from pushgate.doctor.redis import check_redis
+from pushgate.embedded import LOOPBACK
 from pushgate.settings import DoctorSettings
 from tests.support.certificate import write_certificate
 from tests.support.findings import bad, only
@@ -161,10 +162,13 @@ async def test_tls_on_one_side_alone_is_named(redis_url: str, tmp_path: Path) ->
         pytest.skip("needs a redis-server with TLS: Valkey's wheel has none")
     with RedisServer("redis", tls=(cert_file, key_file)) as server:
         plain = only(await check(server.url))
+        assert f"no Redis at {LOOPBACK}:{server.port}: a server with TLS" in plain.what
         assert "write rediss" in plain.cure
         untrusted = only(await check(server.url.replace("redis", "rediss")))
+        assert f"Redis at {LOOPBACK}:{server.port} can't be used" in untrusted.what
         assert "PUSHGATE_REDIS_CA_FILE" in untrusted.cure
         trusted = await check(server.url.replace("redis", "rediss"), ca_file=str(cert_file))
         assert bad(trusted) == []
     needless = only(await check(redis_url.replace("redis", "rediss")))
+    assert "can't be used: a Redis answers there, without TLS" in needless.what
     assert "write redis in" in needless.cure

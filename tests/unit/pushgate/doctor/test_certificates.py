@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pushgate.doctor.certificates import check_files
+from pushgate.doctor.certificates import check_files, check_servers
 from pushgate.doctor.finding import Severity
 from pushgate.settings import DoctorSettings
 from tests.support.certificate import write_certificate
-from tests.support.findings import only
+from tests.support.findings import bad, only
+from tests.support.processes import free_port
+
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -54,3 +57,19 @@ def test_a_file_that_is_none_is_a_fault(tmp_path: Path, content: bytes | None) -
     finding = only(check_files(settings, now=datetime.now(UTC)))
     assert finding.severity is Severity.FAULT
     assert "PUSHGATE_TLS_CERT" in finding.what
+
+
+async def test_a_server_that_shows_no_certificate_is_noted_by_its_setting() -> None:
+    redis, kafka, gateway = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    settings = DoctorSettings(
+        redis_url=f"rediss://{redis}/0", kafka_bootstrap=kafka, kafka_security_protocol="SSL"
+    )
+    now = datetime.now(UTC)
+    found = await check_servers(settings, through=f"https://{gateway}", now=now)
+    assert bad(found) == []
+    assert [each.what.partition(": no certificate is shown (")[0] for each in found] == [
+        f"PUSHGATE_REDIS_URL, {redis}",
+        f"PUSHGATE_KAFKA_BOOTSTRAP, {kafka}",
+        f"--through, {gateway}",
+    ]
+    assert await check_servers(DoctorSettings(), through=f"http://{gateway}", now=now) == []

@@ -14,7 +14,7 @@ from pushgate.doctor.finding import Finding, Severity, Subject
 
 HERE = Subject("here")
 OK = HERE.ok("well")
-NOTE = HERE.note("noted")
+NOTE = HERE.note("noted", why="a reason", cure="look again")
 WARNING = HERE.warning("doubtful", why="for a reason", cure="set PUSHGATE_SETTING")
 FAULT = HERE.fault("broken \x1b[31m\nname", why="for a reason", cure="set PUSHGATE_SETTING")
 
@@ -53,6 +53,8 @@ def test_people_read_lines_without_control_characters(monkeypatch: pytest.Monkey
         "        why: for a reason",
         "        do: set PUSHGATE_SETTING",
         "note    here: noted",
+        "        why: a reason",
+        "        do: look again",
         "1 fault, 0 warnings, 1 note",
     ]
 
