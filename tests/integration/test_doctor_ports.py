@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from pushgate.doctor.certificates import check_servers
+from pushgate.doctor.kafka import check_kafka
 from pushgate.doctor.ports import Listener, authority, certificate_at, listener_at
 from pushgate.embedded import LOOPBACK
+from pushgate.settings import DoctorSettings
 from tests.support.certificate import write_certificate
+from tests.support.findings import only
 from tests.support.kafka import KafkaServer
 from tests.support.processes import free_port
 from tests.support.valkey import RedisServer
@@ -61,7 +67,25 @@ async def test_tls_is_recognised_and_shows_its_certificate(tmp_path: Path) -> No
     async with listening(None, tls=context) as port:
         assert await listener_at(LOOPBACK, port) is Listener.TLS
         shown = await certificate_at(LOOPBACK, port)
+        url = f"https://{LOOPBACK}:{port}"
+        (judged,) = await check_servers(DoctorSettings(), through=url, now=datetime.now(UTC))
     assert ssl.DER_cert_to_PEM_cert(shown) == cert_file.read_text()
+    assert f"--through, {LOOPBACK}:{port}: expires on" in judged.what
+
+
+async def test_tls_on_one_side_alone_of_kafka_is_named(kafka: KafkaServer, tmp_path: Path) -> None:
+    settings = DoctorSettings(kafka_bootstrap=kafka.bootstrap, kafka_security_protocol="SSL")
+    finding = only(await check_kafka(settings, wall=time.time))
+    assert "can't be used: a Kafka broker answers there, without TLS" in finding.what
+    assert "PUSHGATE_KAFKA_SECURITY_PROTOCOL is SSL" in finding.cure
+    cert_file, key_file = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert_file, key_file)
+    async with listening(None, tls=context) as port:
+        plain = DoctorSettings(kafka_bootstrap=f"{LOOPBACK}:{port}")
+        finding = only(await check_kafka(plain, wall=time.time))
+    assert "can't be used: a server with TLS answers there" in finding.what
+    assert "PUSHGATE_KAFKA_SECURITY_PROTOCOL is PLAINTEXT" in finding.cure
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,14 @@ def test_a_certificate_is_judged_by_its_dates(
     assert words in finding.what
 
 
-def test_a_certificate_with_time_is_well(tmp_path: Path) -> None:
-    cert_file, key_file = map(str, write_certificate(tmp_path, valid=timedelta(days=60)))
+@pytest.mark.parametrize(("days", "severity"), [(20, Severity.WARNING), (22, Severity.OK)])
+def test_a_certificate_is_to_be_replaced_three_weeks_before_its_end(
+    tmp_path: Path, days: int, severity: Severity
+) -> None:
+    cert_file, key_file = map(str, write_certificate(tmp_path, valid=timedelta(days=days)))
     settings = DoctorSettings(tls_cert=cert_file, tls_key=key_file)
     (finding,) = check_files(settings, now=datetime.now(UTC))
-    assert finding.severity is Severity.OK
+    assert finding.severity is severity
 
 
 @pytest.mark.parametrize("content", [None, b"no certificate"])

@@ -32,9 +32,10 @@ pytestmark = pytest.mark.anyio
     ],
 )
 def test_origins(origins: str, severity: Severity, words: str) -> None:
-    found = next(iter(judge_origins(DoctorSettings(origins=origins))))
-    assert found.severity is severity
-    assert words in found.what
+    found = list(judge_origins(DoctorSettings(origins=origins)))
+    assert found[0].severity is severity
+    assert words in found[0].what
+    assert (Severity.OK in {each.severity for each in found}) is (not bad(found) and bool(origins))
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,18 @@ async def test_a_key_set_that_cannot_be_used_is_a_fault(tmp_path: Path, document
     finding = only(await check_token(settings, None, now=0.0))
     assert finding.severity is Severity.FAULT
     assert "PUSHGATE_JWKS_FILE" in finding.cure
+
+
+async def test_without_a_token_the_keys_are_looked_at() -> None:
+    settings = DoctorSettings(jwt_secret=SecretStr(JWT_SECRET))
+    (finding,) = await check_token(settings, None, now=0.0)
+    assert finding.severity is Severity.OK
+    assert "keys for HS256 are there" in finding.what
+    assert await check_token(DoctorSettings(), "token", now=0.0) == []  # the secret is missing
+
+
+async def test_a_token_without_a_device_is_for_any() -> None:
+    token = mint("alice", JWT_SECRET, ttl_seconds=60)
+    settings = DoctorSettings(jwt_secret=SecretStr(JWT_SECRET))
+    (finding,) = await check_token(settings, token, now=time.time())
+    assert "user 'alice', any device" in finding.what

@@ -20,6 +20,7 @@ def test_clocks_that_agree_are_one_line() -> None:
     [
         (6.0, Severity.WARNING, "6.000 s ahead of"),
         (-6.0, Severity.WARNING, "6.000 s behind"),
+        (30.0, Severity.WARNING, "30.000 s ahead of"),
         (40.0, Severity.FAULT, "40.000 s ahead of"),
     ],
 )
@@ -34,3 +35,8 @@ def test_a_clock_that_differs_is_a_finding_with_its_side(
 def test_a_reading_that_may_be_off_accuses_nobody() -> None:
     (finding,) = judge([Reading("node a", 6.0, 1.5)])
     assert finding.severity is Severity.OK
+
+
+def test_where_no_clock_agrees_each_is_named() -> None:
+    found = judge([Reading("node a", 6.0, 0.0), Reading("Redis", -7.0, 0.0)])
+    assert [each.severity for each in found] == [Severity.WARNING] * 2

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import jwt
 import pytest
 from click.testing import CliRunner, Result
 
 from pushgate import logs
 from pushgate.commands import doctor as command
+from pushgate.doctor.examination import Path
 from pushgate.doctor.finding import Finding, Severity, Subject
+from tests.support.processes import JWT_SECRET
 
 HERE = Subject("here")
 OK = HERE.ok("well")
@@ -79,6 +83,30 @@ def test_a_narrow_terminal_gets_whole_words(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(lines) > 1
     assert max(map(len, lines)) <= 40
     assert " ".join(line.strip() for line in lines).split() == ["redis:", *["word"] * 20]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "https://push.example.com"])
+def test_connections_through_a_balancer_have_the_token_that_was_given_or_one_for_long_enough(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def examine(*_: Any, **options: Any) -> list[Finding]:
+        asked.append(options)
+        return [OK]
+
+    monkeypatch.setattr(command, "examine", examine)
+    monkeypatch.setenv("PUSHGATE_JWT_SECRET", JWT_SECRET)
+    arguments = ["--through", url, "--for", "5000"]
+    assert CliRunner().invoke(command.doctor, [*arguments, "--token", "T"]).exit_code == 0
+    assert CliRunner().invoke(command.doctor, [*arguments, "--token", "-"], "U\n").exit_code == 0
+    assert CliRunner().invoke(command.doctor, arguments).exit_code == 0
+    given, piped, made = asked
+    assert (given["token"], given["path"]) == ("T", Path(url, "T", 5_000.0))
+    assert (piped["token"], piped["path"]) == ("U", Path(url, "U", 5_000.0))
+    assert made["token"] is None
+    claims = jwt.decode(made["path"].token, JWT_SECRET, algorithms=["HS256"])
+    assert claims["exp"] > time.time() + 5_000
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ MIB = 1024 * 1024
     ("wanted", "most", "severity", "words"),
     [
         (None, 20_000, Severity.OK, "20,000 connections"),
-        (None, 900, Severity.WARNING, "900 connections"),
+        (None, 10_000, Severity.OK, "10,000 connections"),
+        (None, 9_999, Severity.WARNING, "9,999 connections"),
+        (20_000, 20_000, Severity.OK, "20,000 connections"),
         (30_000, 20_000, Severity.FAULT, "PUSHGATE_MAX_CONNECTIONS is 30,000"),
     ],
 )
@@ -34,8 +36,10 @@ def test_descriptors(wanted: int | None, most: int, severity: Severity, words: s
         ({}, None, Severity.NOTE, "no limit of memory is found"),
         ({"max_memory_bytes": 400 * MIB}, None, Severity.OK, "PUSHGATE_MAX_MEMORY_BYTES is"),
         ({"max_memory_bytes": 400 * MIB, "workers": 2}, 512 * MIB, Severity.WARNING, "2 workers"),
+        ({"max_memory_bytes": 256 * MIB, "workers": 2}, 512 * MIB, Severity.OK, "is found"),
         ({"max_memory_bytes": 0}, 512 * MIB, Severity.WARNING, "PUSHGATE_MAX_MEMORY_BYTES is 0"),
-        ({"workers": 4}, 500 * MIB, Severity.WARNING, "for 4 workers"),
+        ({"workers": 4}, 512 * MIB, Severity.OK, "is found"),
+        ({"workers": 4}, 512 * MIB - 1, Severity.WARNING, "for 4 workers"),
     ],
 )
 def test_memory(

@@ -60,6 +60,13 @@ def test_each_trouble_of_a_partition_is_found(
     assert words in finding.what
 
 
+def test_of_many_partitions_some_are_named_and_all_are_counted() -> None:
+    finding = only(judged([Partition(number, None, [1], []) for number in range(9)], THREE))
+    assert "partitions 0, 1, 2, 3, 4, 5, 6, 7 … (9) have no leader" in finding.what
+    finding = only(judged([Partition(number, None, [1], []) for number in range(8)], THREE))
+    assert "partitions 0, 1, 2, 3, 4, 5, 6, 7 have no leader" in finding.what
+
+
 def test_a_topic_that_is_missing_is_a_fault_that_names_the_setting() -> None:
     finding = only(judge_topics(settings(), Cluster(ONE, {"push.dead": GOOD})))
     assert finding.severity is Severity.FAULT
@@ -72,7 +79,9 @@ def test_topics_that_processors_write_to_are_missed_unless_these_create_them() -
     letters, outcomes = bad(judge_topics(settings(outcomes_topic="out"), cluster))
     assert letters.severity is outcomes.severity is Severity.WARNING
     assert "PUSHGATE_DEAD_LETTER_TOPIC" in letters.cure
+    assert "rejected records are lost" in letters.why
     assert "PUSHGATE_OUTCOMES_TOPIC" in outcomes.cure
+    assert "reports are lost" in outcomes.why
     created = judge_topics(settings(outcomes_topic="out", create_topics=True), cluster)
     assert bad(created) == []
     assert sum(each.severity is Severity.NOTE for each in created) == 2
@@ -104,8 +113,8 @@ def test_a_good_configuration_has_no_finding() -> None:
     ("values", "words", "cure"),
     [
         (
-            {"max.message.bytes": "60000"},
-            "max.message.bytes is 60,000",
+            {"max.message.bytes": "66559"},  # 64 KiB, and 1,023
+            "max.message.bytes is 66,559",
             "PUSHGATE_MAX_PAYLOAD_BYTES",
         ),
         ({"retention.ms": "149999"}, "retention.ms is 149,999", "150,000 at least"),
@@ -128,7 +137,11 @@ def test_each_trouble_of_a_configuration_is_found(
 
 @pytest.mark.parametrize(
     "values",
-    [{"retention.ms": "150000"}, {"cleanup.policy": "compact", "min.compaction.lag.ms": "120000"}],
+    [
+        {"max.message.bytes": "66560"},
+        {"retention.ms": "150000"},
+        {"cleanup.policy": "compact", "min.compaction.lag.ms": "120000"},
+    ],
 )
 def test_a_configuration_that_just_suffices_is_good(values: dict[str, str]) -> None:
     assert bad(judge_configuration(settings(), "push", CONFIGURATION | values)) == []

@@ -28,6 +28,8 @@ def test_a_good_server_has_no_finding() -> None:
     found = judge_servers(URL, [GOOD])
     assert bad(found) == []
     assert "Redis 7.4.1: one server" in found[0].what
+    edge = {"redis_version": "6.2.0", "used_memory": 800}
+    assert bad(judge_servers(URL, [GOOD | edge])) == []
 
 
 @pytest.mark.parametrize(
