@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -83,6 +84,20 @@ def test_a_narrow_terminal_gets_whole_words(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(lines) > 1
     assert max(map(len, lines)) <= 40
     assert " ".join(line.strip() for line in lines).split() == ["redis:", *["word"] * 20]
+
+
+def test_lines_of_libraries_stay_out_of_the_report(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def examine(*_: Any, **__: Any) -> list[Finding]:
+        logging.getLogger("aiokafka").critical("a library's line")
+        return [OK]
+
+    monkeypatch.setattr(command, "examine", examine)
+    assert CliRunner().invoke(command.doctor).exit_code == 0
+    assert caplog.records == []
+    logging.getLogger("aiokafka").critical("as before")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "https://push.example.com"])
