@@ -189,8 +189,10 @@ async def test_each_node_that_cannot_be_used_is_named_with_the_cause(
     fine = start_gateway(redis_url=own_valkey.url)
     other_secret = start_gateway(redis_url=own_valkey.url, internal_secret="another" * 6)
     draining = start_gateway(redis_url=own_valkey.url, drain_seconds=60)
+    web = await asyncio.start_server(answer_as_a_web_server, LOOPBACK, 0)
     with socket.create_server((LOOPBACK, 0)) as silent:
         for name, port in {
+            "web": web.sockets[0].getsockname()[1],
             "silent": silent.getsockname()[1],
             "gone": free_port(),
             "stranger": own_valkey.port,
@@ -201,7 +203,10 @@ async def test_each_node_that_cannot_be_used_is_named_with_the_cause(
         began = time.monotonic()
         found = bad(await examine(DoctorSettings(**settings_of(own_valkey, kafka, topic))))
         assert time.monotonic() - began < MOST_SECONDS
-    told = {each.what.split()[1]: each for each in found if each.subject == "nodes"}
+    web.close()
+    of_nodes = [each for each in found if each.subject == "nodes"]
+    told = {each.what.split()[1]: each for each in of_nodes}
+    assert len(told) == len(of_nodes)  # one finding each
     assert "403" in told[other_secret.name].what
     assert "PUSHGATE_INTERNAL_SECRET" in told[other_secret.name].what
     assert "is not ready: draining" in told[draining.name].what
@@ -210,9 +215,18 @@ async def test_each_node_that_cannot_be_used_is_named_with_the_cause(
     assert "nothing listens there" in told["gone"].what
     assert "a Redis answers there" in told["stranger"].what
     assert "another gateway answers" in told["twin"].what
+    assert "no gateway answers at this address (status 200)" in told["web"].what
     assert fine.name not in told
     faults = {name for name, each in told.items() if each.severity is Severity.FAULT}
-    assert faults == {other_secret.name, "silent", "gone", "stranger", "twin"}
+    assert faults == {other_secret.name, "silent", "gone", "stranger", "twin", "web"}
+
+
+async def answer_as_a_web_server(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+    writer.close()
 
 
 async def drain(gateway: GatewayProcess) -> None:

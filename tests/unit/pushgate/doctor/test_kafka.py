@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
+from aiokafka.errors import GroupAuthorizationFailedError, GroupCoordinatorNotAvailableError
 
+from processor.reading.kafka import IncompatibleBrokerVersion
+from pushgate.doctor import kafka
 from pushgate.doctor.brokers import Cluster, Group, Partition
-from pushgate.doctor.finding import Severity
+from pushgate.doctor.finding import Finding, Severity
 from pushgate.doctor.kafka import (
     judge_accessory,
     judge_broker,
@@ -15,8 +18,12 @@ from pushgate.doctor.kafka import (
     judge_group,
     judge_topics,
 )
+from pushgate.doctor.ports import Listener
 from pushgate.settings import DoctorSettings
 from tests.support.findings import bad, only
+from tests.support.processes import free_port
+
+pytestmark = pytest.mark.anyio
 
 ONE: Final = {1: ("127.0.0.1", 9092)}
 THREE: Final = ONE | {2: ("127.0.0.1", 9093), 3: ("127.0.0.1", 9094)}
@@ -182,3 +189,45 @@ def test_bounds_of_a_broker_that_refuse_processors_are_faults(key: str, value: s
     finding = only(judge_broker(1, default | {key: value}))
     assert finding.severity is Severity.FAULT
     assert key in finding.cure
+
+
+async def test_a_broker_that_says_not_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "_RETRY_SECONDS", 0.0)
+    errors = [GroupCoordinatorNotAvailableError(), GroupCoordinatorNotAvailableError()]
+
+    async def find() -> list[Finding]:
+        if errors:
+            raise errors.pop()
+        return [kafka.KAFKA.ok("answered")]
+
+    assert await kafka._check(find, "the group").find() == [kafka.KAFKA.ok("answered")]
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "cure"),
+    [
+        (GroupAuthorizationFailedError("g"), "question about the group", "Describe"),
+        (TimeoutError(), "TimeoutError", "Describe"),
+        (IncompatibleBrokerVersion("x"), "does not know a question", "upgrade Kafka"),
+    ],
+)
+async def test_a_question_without_an_answer_is_noted(
+    error: Exception, what: str, cure: str
+) -> None:
+    async def find() -> list[Finding]:
+        raise error
+
+    (finding,) = await kafka._check(find, "the group").find()
+    assert finding.severity is Severity.NOTE
+    assert what in finding.what
+    assert cure in finding.cure
+
+
+async def test_an_advertised_address_where_nothing_listens_is_a_fault() -> None:
+    address = ("127.0.0.1", free_port())
+    cluster = Cluster({1: address}, {})
+    finding = only(await kafka._check_addresses(settings(), cluster, {}))
+    assert f"broker 1 advertises 127.0.0.1:{address[1]}: nothing listens there" in finding.what
+    assert "advertised.listeners" in finding.cure
+    known = {address: Listener.KAFKA}  # is not tried again
+    assert bad(await kafka._check_addresses(settings(), cluster, known)) == []
