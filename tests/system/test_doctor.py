@@ -251,6 +251,7 @@ async def test_tls_at_one_end_of_the_internal_port_alone_is_named(
     with_ca = bad(await examine(DoctorSettings(**given, internal_tls_ca=cert_file)))
     assert "PUSHGATE_INTERNAL_TLS_CERT" in among(with_ca, f"node {plain.name} at").what
     among(with_ca, f"the internal port of node {with_tls.name}: expires on")
+    among(with_ca, f"PUSHGATE_INTERNAL_TLS_CA ({cert_file}): expires on")
 
 
 async def test_a_node_outside_the_networks_is_named(
