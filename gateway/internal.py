@@ -346,8 +346,11 @@ class _Operations:
         """
         user = _user_in_path(request.scope["raw_path"], _CONNECTIONS_OF)
         identity, connections = self._node.identity, self._node.hub.of(user)
-        listed = [_listed(held, self._now_ms()) for held in connections[:MOST_LISTED]]
-        listing = _UserListing(identity.name, identity.epoch, user, len(connections), listed)
+        now_ms = self._now_ms()
+        listed = [_listed(held, now_ms) for held in connections[:MOST_LISTED]]
+        listing = _UserListing(
+            identity.name, identity.epoch, user, len(connections), listed, now_ms
+        )
         return Response(msgspec.json.encode(listing), media_type="application/json")
 
     async def disconnect(self, request: Request) -> Response:
@@ -385,6 +388,7 @@ class _UserListing(msgspec.Struct):
     user: str
     total: int  # all connections of the user to this node
     connections: list[_Listed]
+    now_ms: int  # epoch ms: the node's clock, at the answer
 
 
 def _listed(held: Connection, now_ms: int) -> _Listed:

@@ -59,6 +59,12 @@ class KafkaSettings(BaseSettings):
         """The topics as a list."""
         return [topic.strip() for topic in self.kafka_topics.split(",") if topic.strip()]
 
+    @property
+    def bootstrap_addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each bootstrap server."""
+        parts = (address.strip().rpartition(":") for address in self.kafka_bootstrap.split(","))
+        return [(host.strip("[]"), int(port)) for host, _, port in parts]
+
     @field_validator("kafka_bootstrap")
     @classmethod
     def _of_addresses(cls, value: str) -> str:

@@ -11,7 +11,7 @@ import click
 #: The commands, each a file in `commands` with a command of its name.
 _COMMANDS: Final = (
     "dev", "gateway", "processor", "send", "listen", "token", "top", "who", "kick", "drain", "tail",
-    "audit", "completion",
+    "audit", "doctor", "completion",
 )  # fmt: skip
 
 

@@ -127,8 +127,12 @@ def _from_json(form: dict[str, Any]) -> Message:
     return Message(form["id"], form["type"], payload)
 
 
-async def websocket(url: str, token: str, place: Place | None = None) -> AsyncIterator[Message]:
+async def websocket(
+    url: str, token: str, place: Place | None = None, *, ping_seconds: float | None = 20.0
+) -> AsyncIterator[Message]:
     """Yield messages from a WebSocket until it closes. `url` is the gateway's, http:// or https://.
+
+    The client pings every `ping_seconds`; with None never, as browsers never do.
 
     Raises:
         Refused: the gateway refused the client.
@@ -138,7 +142,7 @@ async def websocket(url: str, token: str, place: Place | None = None) -> AsyncIt
     subprotocols = [Subprotocol("pushgate.v1"), Subprotocol(f"bearer.{token}")]
     if place.cursor is not None:
         subprotocols.append(Subprotocol(f"cursor.{place.cursor.replace(',', '~')}"))
-    connecting = connect(address, subprotocols=subprotocols, proxy=None)
+    connecting = connect(address, subprotocols=subprotocols, proxy=None, ping_interval=ping_seconds)
     try:
         connection = await connecting
     except InvalidStatus as error:

@@ -91,16 +91,25 @@ class Ports:
 
 
 @asynccontextmanager
+async def http_client(
+    calls: GatewayCalls, *, timeout_seconds: float
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client for calls to the addresses that processes registered, and nowhere else.
+
+    There are no proxies of the environment, and no redirects. Each step of a call takes at most
+    `timeout_seconds`; the wait for a connection of the pool takes as long as other calls do.
+    """
+    timeout = httpx.Timeout(timeout_seconds, pool=None)
+    async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=calls.tls) as http:
+        yield http
+
+
+@asynccontextmanager
 async def calling(
     calls: GatewayCalls, *, timeout_seconds: float = _TIMEOUT_SECONDS
 ) -> AsyncIterator[Ports]:
-    """Yield ports whose calls go to the addresses that processes registered, and nowhere else.
-
-    There are no proxies of the environment, and no redirects.
-    """
-    # A call may wait for a connection of the pool for as long as other calls take.
-    timeout = httpx.Timeout(timeout_seconds, pool=None)
-    async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=calls.tls) as http:
+    """Yield ports whose calls go by `http_client`."""
+    async with http_client(calls, timeout_seconds=timeout_seconds) as http:
         yield Ports(calls, http)
 
 

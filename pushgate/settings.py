@@ -108,6 +108,24 @@ class TailSettings(OutcomesSettings, DeadLetterSettings):
     """Settings of `pushgate tail`."""
 
 
+class DoctorSettings(GatewaySettings, ProcessorSettings):
+    """Settings of `pushgate doctor`: all of gateways and processors; secrets may be missing."""
+
+    jwt_secret: Annotated[
+        SecretStr | None,
+        Field(validate_default=False, description="Key of HS256 tokens, of 32 bytes at least."),
+    ] = None
+    internal_secret: Annotated[
+        InternalSecret,
+        Field(validate_default=False, description="The gateways' internal secret."),
+    ] = SecretStr("")
+
+    @model_validator(mode="after")
+    def _in_the_networks(self) -> Self:
+        """Take any address as this host's: a gateway's rule, and no gateway starts here."""
+        return self
+
+
 class LogSettings(BaseSettings):
     """Settings of every server command."""
 
@@ -233,4 +251,5 @@ COMMAND_SETTINGS: Final[Mapping[str, type[BaseSettings]]] = {
     "drain": OperatorSettings,
     "tail": TailSettings,
     "audit": AuditSettings,
+    "doctor": DoctorSettings,
 }

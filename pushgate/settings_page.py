@@ -114,7 +114,7 @@ def _default(field: FieldInfo) -> str:
     """Return a default as a variable would have it; "required" where the start needs a value."""
     if field.is_required():
         return "required"
-    if field.default_factory is not None or field.default in (None, ""):
+    if field.default_factory is not None or field.default in (None, "", SecretStr("")):
         return "–"
     if field.annotation is bool:
         return f"`{str(field.default).lower()}`"

@@ -90,11 +90,11 @@ class RedisLink:
 
     def __init__(self, url: str, *, timeout_seconds: float, access: RedisAccess) -> None:
         """Connect lazily to `url`; one `ask` takes at most `timeout_seconds` in all."""
+        self.timeout_seconds = timeout_seconds
         self.client, self._sentinels = _client(url, timeout_seconds, access)
         self._cluster = self.client if isinstance(self.client, RedisCluster) else None
         self._cluster_commands = ClusterCommands(self._cluster) if self._cluster else None
         self._where = _without_credentials(url)
-        self._timeout_seconds = timeout_seconds
         self._masters_known = True
         self._pipe: RedisPipe | None = None
         self._pipe_opening = asyncio.Lock()
@@ -116,7 +116,7 @@ class RedisLink:
         cancellations = task.cancelling() if task is not None else 0
         try:
             # redis-py's own time-outs bound each step of a command, not the command.
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(self.timeout_seconds):
                 await self._find_masters()
                 answer = await commands()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
@@ -283,7 +283,7 @@ class RedisLink:
         code_and_text = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
         code = refusal_code(code_and_text)
         if code is None:
-            return self._unavailable(str(error) or f"no answer in {self._timeout_seconds} s")
+            return self._unavailable(str(error) or f"no answer in {self.timeout_seconds} s")
         if code == READ_ONLY:
             await self._drop_connections()
         return RegistryRefuses(code, str(error), where=self._where)
@@ -300,6 +300,12 @@ class RedisLink:
 
     def _unavailable(self, reason: str) -> RegistryUnavailable:
         return RegistryUnavailable(reason, where=self._where)
+
+
+def addresses(url: str) -> list[tuple[str, int]]:
+    """Return host and port of each server, or each Sentinel, that `url` names."""
+    default = _SENTINEL_PORT if urlsplit(url).scheme.endswith("+sentinel") else _REDIS_PORT
+    return [_host_port(host, default) for host in _without_credentials(url).split(",")]
 
 
 def _client(
@@ -325,37 +331,35 @@ def _client(
 
 
 def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
-    login, hosts = _login_and_hosts(url)
-    nodes = [ClusterNode(*_host_port(host, _REDIS_PORT)) for host in hosts]
-    return RedisCluster(startup_nodes=nodes, **login, **options)
+    nodes = [ClusterNode(host, port) for host, port in addresses(url)]
+    return RedisCluster(startup_nodes=nodes, **_login(url), **options)
 
 
 def _sentinels_master(
     url: str, options: dict[str, Any], access: RedisAccess
 ) -> tuple[Redis, Sequence[Redis]]:
-    login, hosts = _login_and_hosts(url)
+    sentinels = addresses(url)
     name, _, database = urlsplit(url).path.strip("/").partition("/")
     # Sentinels are asked in turn: a frozen one must leave time for the next, and for the master.
-    share = options["socket_timeout"] / 2 / len(hosts)
+    share = options["socket_timeout"] / 2 / len(sentinels)
     sentinel_options = options | {
         "socket_timeout": share,
         "socket_connect_timeout": share,
         "username": access.sentinel_username,
         "password": access.sentinel_password,
     }
-    addresses = [_host_port(host, _SENTINEL_PORT) for host in hosts]
-    sentinel = Sentinel(addresses, sentinel_kwargs=sentinel_options)
+    sentinel = Sentinel(sentinels, sentinel_kwargs=sentinel_options)
     master: Redis = sentinel.master_for(
-        name or "mymaster", db=int(database or 0), **login, **options
+        name or "mymaster", db=int(database or 0), **_login(url), **options
     )
     # The master's client does not close those of the Sentinels.
     return master, sentinel.sentinels
 
 
-def _login_and_hosts(url: str) -> tuple[dict[str, Any], list[str]]:
-    credentials, _, hosts = urlsplit(url).netloc.rpartition("@")
+def _login(url: str) -> dict[str, Any]:
+    credentials = urlsplit(url).netloc.rpartition("@")[0]
     username, _, password = map(unquote, credentials.partition(":"))
-    return {"username": username or None, "password": password or None}, hosts.split(",")
+    return {"username": username or None, "password": password or None}
 
 
 def _host_port(text: str, default: int) -> tuple[str, int]:

@@ -30,6 +30,7 @@ from aiokafka.coordinator.protocol import (
 )
 from aiokafka.errors import (
     CommitFailedError,
+    IncompatibleBrokerVersion,
     KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
@@ -48,14 +49,17 @@ from processor.settings import KafkaSettings
 __all__ = [
     "MAX_NOTE_BYTES",
     "SESSION_TIMEOUT_MS",
+    "AIOKafkaAdminClient",
     "AIOKafkaConsumer",
     "AIOKafkaProducer",
     "BatchBuilder",
     "ClusterMetadata",
     "CommitFailedError",
+    "ConfigResourceType",
     "ConsumerProtocolMemberAssignment",
     "ConsumerProtocolMemberMetadata",
     "ConsumerRebalanceListener",
+    "IncompatibleBrokerVersion",
     "KafkaError",
     "MessageSizeTooLargeError",
     "Record",
@@ -63,8 +67,10 @@ __all__ = [
     "TopicPartition",
     "UnreadableRecord",
     "abandon",
+    "administering",
     "commit_ends",
     "commits_of",
+    "configuration_of",
     "create_topic",
     "ended",
     "fetch_directly",
@@ -135,8 +141,8 @@ class _Connection(AIOKafkaConnection):
     def send(self: Any, request: Any, expect_response: bool = True) -> Any:
         try:
             return super().send(request, expect_response)  # type: ignore[no-untyped-call]
-        except NotImplementedError:
-            raise  # a RuntimeError, but of a broker that knows no such request
+        except (NotImplementedError, KafkaError):
+            raise  # RuntimeErrors, but of a broker that knows no such request, or Kafka's already
         except RuntimeError as error:
             self.close(reason=CloseReason.CONNECTION_BROKEN)
             where = f"{self.host}:{self.port}"
@@ -398,7 +404,7 @@ async def partitions_of(settings: KafkaSettings, topics: Sequence[str]) -> list[
     Raises:
         KafkaError: no broker answers.
     """
-    async with _administering(settings) as admin:
+    async with administering(settings) as admin:
         described = await admin.describe_topics(list(topics))
         for pause in _CREATION_SECONDS:
             if all(topic["partitions"] for topic in described):
@@ -421,7 +427,7 @@ async def create_topic(settings: KafkaSettings, topic: str, *, like: str) -> Non
     Raises:
         KafkaError: no broker answers, or creation was refused.
     """
-    async with _administering(settings) as admin:
+    async with administering(settings) as admin:
         (model,) = await admin.describe_topics([like])
         partitions = model["partitions"]
         replicas = max((len(partition["replicas"]) for partition in partitions), default=1)
@@ -438,18 +444,29 @@ async def compaction_lag_seconds(settings: KafkaSettings, topic: str) -> float:
     Raises:
         KafkaError: no broker answers, or the broker does not say (an ACL, DescribeConfigs).
     """
-    names = ["cleanup.policy", "min.compaction.lag.ms"]
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names))
-    async with _administering(settings) as admin:
-        (described,) = await admin.describe_configs([resource])
+    async with administering(settings) as admin:
+        values = await configuration_of(
+            admin, ConfigResourceType.TOPIC, topic, ["cleanup.policy", "min.compaction.lag.ms"]
+        )
+    if "compact" not in values.get("cleanup.policy", ""):
+        return math.inf
+    return int(values["min.compaction.lag.ms"]) / 1_000
+
+
+async def configuration_of(
+    admin: AIOKafkaAdminClient, kind: ConfigResourceType, name: str, keys: Sequence[str]
+) -> dict[str, str]:
+    """Return the values of `keys` of a topic, or of a broker (its id is `name`).
+
+    Raises:
+        KafkaError: no broker answers, or the broker does not say (an ACL, DescribeConfigs).
+    """
+    (described,) = await admin.describe_configs([ConfigResource(kind, name, dict.fromkeys(keys))])
     (found,) = described.to_object()["resources"]
     error = for_code(found["error_code"])
     if error is not NoError:
         raise error(found["error_message"] or "")
-    values = {each["config_names"]: each["config_value"] for each in found["config_entries"]}
-    if "compact" not in values.get("cleanup.policy", ""):
-        return math.inf
-    return int(values["min.compaction.lag.ms"]) / 1_000
+    return {each["config_names"]: each["config_value"] for each in found["config_entries"]}
 
 
 async def commits_of(
@@ -464,7 +481,7 @@ async def commits_of(
     """
     if not partitions:
         return {}
-    async with _administering(settings) as admin:
+    async with administering(settings) as admin:
         commits = await admin.list_consumer_group_offsets(group, partitions=list(partitions))
     return {
         partition: (commit.offset, commit.metadata or "")
@@ -517,10 +534,17 @@ async def commit_ends(
 
 
 @asynccontextmanager
-async def _administering(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(**_connection(settings))
-    await admin.start()
+async def administering(
+    settings: KafkaSettings, *, request_timeout_ms: int = 40_000
+) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Yield a connected client for questions about topics, groups and configurations.
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    admin = AIOKafkaAdminClient(request_timeout_ms=request_timeout_ms, **_connection(settings))
     try:
+        await admin.start()
         yield admin
     finally:
         await ended(admin.close(), timeout_seconds=_ABANDON_SECONDS)

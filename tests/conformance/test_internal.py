@@ -548,7 +548,8 @@ async def listed(pusher: Pusher, user: str) -> list[dict[str, Any]]:
     answer = await pusher.http.get(f"/connections/{quote(user, safe='')}")
     assert answer.status_code == 200
     listing = answer.json()
-    assert listing.keys() == {"node", "epoch", "user", "total", "connections"}
+    assert listing.keys() == {"node", "epoch", "user", "total", "connections", "now_ms"}
+    assert abs(listing["now_ms"] - time.time() * 1_000) < 10_000  # one machine's clock
     assert (listing["user"], listing["total"]) == (user, len(listing["connections"]))
     connections: list[dict[str, Any]] = listing["connections"]
     return connections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,10 @@ from typing import Any, Final
 import confluent_kafka.admin
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from pydantic import SecretStr
 
+from pushgate.doctor.kafka import check_kafka
+from pushgate.settings import DoctorSettings
 from tests.support.clients import connect, eventually
 from tests.support.kafka import RESTRICTED_USER, KafkaServer
 from tests.support.processes import GatewayProcess, ProcessorProcess
@@ -257,3 +261,31 @@ async def test_topics_that_refuse_writes_stop_nothing_and_are_written_once_they_
             await until_well(processor)
     assert await written(strict_kafka, dead) == 2
     assert await written(strict_kafka, outcomes) == GOOD + 2
+
+
+async def test_the_doctor_finds_topics_that_refuse_writes_and_writes_nothing_itself(
+    strict_kafka: KafkaServer, user: str
+) -> None:
+    dead, outcomes = f"{user}.dead", f"{user}.outcomes"
+    for topic in (user, dead, outcomes):
+        await create(strict_kafka, topic)
+    settings = DoctorSettings(
+        kafka_topics=user,
+        dead_letter_topic=dead,
+        outcomes_topic=outcomes,
+        kafka_bootstrap=strict_kafka.sasl_bootstrap,
+        kafka_security_protocol="SASL_PLAINTEXT",
+        kafka_sasl_username=RESTRICTED_USER,
+        kafka_sasl_password=SecretStr(RESTRICTED_USER),
+    )
+    with refusing(strict_kafka, dead):
+        found = await check_kafka(settings, wall=time.time)
+    told = [each for each in found if "takes no writes" in each.what]
+    assert [each.what.split()[2] for each in told] == [dead]
+    assert "Authorization" in told[0].what
+    assert any(each.what == f"outcomes topic {outcomes} takes writes" for each in found)
+    assert await written(strict_kafka, dead) == await written(strict_kafka, outcomes) == 0
+
+    wrong = settings.model_copy(update={"kafka_sasl_password": SecretStr("wrong")})
+    (refused,) = await check_kafka(wrong, wall=time.time)
+    assert "PUSHGATE_KAFKA_SASL_USERNAME" in refused.cure

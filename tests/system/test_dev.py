@@ -39,6 +39,9 @@ def test_dev_is_up_serves_its_page_and_leaves_nothing_behind(
     devs.append(dev)
     dev.until_up()
     assert http_status(dev.port, "/") == 200
+    report = dev.run("doctor").stdout  # whose questions end no server; the host may be small
+    assert re.search(rb"^0 faults, ", report, re.M)
+    assert not re.search(rb"^warning (?!host:)", report, re.M)
     servers = [int(port) for port in re.findall(r"(?:Kafka +\S+:|127\.0\.0\.1:)(\d+)", dev.out)]
     assert dev.interrupt() == 0
     assert [port for port in servers if port != 9092 and answers(port)] == []

@@ -265,6 +265,13 @@ PRIVATES = (
         "adce5bcff99c4b71",
     ),
     Private(
+        "aiokafka.admin.client:AIOKafkaAdminClient._send_request_to_node",
+        "aiokafka",
+        "pushgate/doctor/brokers.py",
+        "called with a Produce request of no records: may this account write?",
+        "ee07c7de2921b31d",
+    ),
+    Private(
         "aiokafka.partitioner:DefaultPartitioner",
         "aiokafka",
         "processor/reading/kafka.py",
