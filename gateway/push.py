@@ -56,7 +56,8 @@ class Item(msgspec.Struct):
     `data` is a string, bytes (in MessagePack), or base64 text if `encoding` is "base64". Messages
     of equal ids and different `id_scope` are different messages, and no repeats. A `boundary` is
     sent to no connection: only connections that have taken the message before get the user's later
-    messages of the batch. `position` is the message's place in Kafka. Unknown fields are ignored.
+    messages of the batch. `position` is the message's place in Kafka. `traceparent` is that of a
+    traced message (registry/message.py). Unknown fields are ignored.
     """
 
     user: str | Annotated[list[str], msgspec.Meta(max_length=MAX_BATCH_USERS)]
@@ -68,6 +69,7 @@ class Item(msgspec.Struct):
     id_scope: str | int | None = None
     boundary: bool = False
     position: str | None = None
+    traceparent: str | None = None
 
 
 class BadBatch(GatewayError):

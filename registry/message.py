@@ -48,7 +48,8 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     digest of a CloudEvent's source, or the timestamp of a record that has no id of its own, or
     None: the id is unique by itself. `position` is the record's place in Kafka,
     `topic-partition-offset`, for cursors (gateway/connections/cursor.py): never guessed from an id,
-    which a publisher may have chosen.
+    which a publisher may have chosen. `traceparent` (W3C Trace Context §3.2) names the span that
+    the gateway's span is a child of; None where the message is not traced.
     """
 
     user: str
@@ -58,6 +59,7 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     device: str | None = None
     id_scope: str | int | None = None
     position: str | None = None
+    traceparent: str | None = None
 
 
 class _Boundary(Push, kw_only=True, gc=False):

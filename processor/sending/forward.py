@@ -21,8 +21,8 @@ from registry.directory import Node
 from registry.message import MAX_BATCH_BYTES, Push
 
 #: Bytes of a push in MessagePack beside its strings of variable length: the head of the map, keys,
-#: lengths, and the id's scope, which has 34 bytes at most.
-_ELEMENT_BYTES: Final = 112
+#: lengths, the id's scope, which has 34 bytes at most, and the traceparent, with its key 70.
+_ELEMENT_BYTES: Final = 182
 
 
 @dataclass(frozen=True, slots=True)
