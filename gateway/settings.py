@@ -21,7 +21,13 @@ from gateway.entry.origin import Origins
 from gateway.wires.choice import Choice
 from registry.directory import Node, is_address
 from registry.networks import Network, network_list, networks, within
-from registry.settings import InternalSecret, RegistrySettings, long_enough, printable
+from registry.settings import (
+    InternalSecret,
+    RegistrySettings,
+    TracingSettings,
+    long_enough,
+    printable,
+)
 
 #: Signature algorithms that an operator can accept. A token's own header never chooses among the
 #: algorithms that the operator did not accept (RFC 8725 §3.1).
@@ -300,7 +306,12 @@ class DrainSettings(BaseSettings):
 
 
 class GatewaySettings(
-    AuthSettings, AdmissionSettings, HoldingSettings, DrainSettings, RegistrySettings
+    AuthSettings,
+    AdmissionSettings,
+    HoldingSettings,
+    DrainSettings,
+    RegistrySettings,
+    TracingSettings,
 ):
     """Flags and PUSHGATE_… variables of `pushgate gateway`."""
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.directory import is_address
-from registry.settings import CallSettings, readable_ca_file
+from registry.settings import CallSettings, TracingSettings, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):
@@ -86,7 +86,7 @@ class RecordSettings(KafkaSettings):
     ] = 65_536
 
 
-class ProcessorSettings(CallSettings, RecordSettings):
+class ProcessorSettings(CallSettings, RecordSettings, TracingSettings):
     """Flags and PUSHGATE_… variables of `pushgate processor`."""
 
     kafka_group: Annotated[
@@ -149,6 +149,14 @@ class ProcessorSettings(CallSettings, RecordSettings):
     forward_timeout_seconds: Annotated[
         float, Field(gt=0, le=60, description="How long one forward to a gateway may take.")
     ] = 2.0
+    trace_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of messages without a traceparent that are traced all the same.",
+        ),
+    ] = 0.0
     overloaded_seconds: Annotated[
         float,
         Field(
