@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Final
 
+import requests
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -61,8 +63,11 @@ class Tracing:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def end() -> None:
+            # A shutdown alone leaves the last spans a tenth of a second.
+            self._provider.force_flush()
             self._provider.shutdown()
-            loop.call_soon_threadsafe(ended.set)
+            with suppress(RuntimeError):  # the wait, and the event loop, have ended
+                loop.call_soon_threadsafe(ended.set)
 
         # A daemon: a collector that does not answer must not keep the process.
         threading.Thread(target=end, daemon=True).start()
@@ -78,7 +83,10 @@ def by_otlp(endpoint: str) -> SpanProcessor:
 
     `endpoint` is the collector's URL without the path of traces.
     """
-    exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}{_TRACES_PATH}", timeout=_EXPORT_SECONDS)
+    session = requests.Session()
+    session.trust_env = False  # no proxy of the environment's: as other calls of pushgate's
+    url = f"{endpoint.rstrip('/')}{_TRACES_PATH}"
+    exporter = OTLPSpanExporter(url, timeout=_EXPORT_SECONDS, session=session)
     return BatchSpanProcessor(
         exporter, max_queue_size=_QUEUE_SPANS, max_export_batch_size=_REQUEST_SPANS
     )
