@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Final
 
 PAYLOAD_BYTES: Final = 200
-_DIGITS: Final = 10
-_REST: Final = b" " + b"x" * (PAYLOAD_BYTES - _DIGITS - 1)
+#: A payload begins with a message's number, in so many digits.
+NUMBER_DIGITS: Final = 10
+_REST: Final = b" " + b"x" * (PAYLOAD_BYTES - NUMBER_DIGITS - 1)
 
 
 def payload(number: int) -> bytes:
@@ -44,7 +45,7 @@ class Ledger:
 
         def take(data: bytes) -> None:
             self.count += 1
-            number = int(data[:_DIGITS])
+            number = int(data[:NUMBER_DIGITS])
             if number == expected[user] and len(data) == PAYLOAD_BYTES:
                 expected[user] = number + 1
                 if arrived:

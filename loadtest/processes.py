@@ -89,11 +89,11 @@ class Server:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, seconds: float = START_SECONDS) -> None:
         """Start the process and wait until the server is ready.
 
         Raises:
-            LoadtestError: the process ended, or was not ready within 30 s.
+            LoadtestError: the process ended, or was not ready within `seconds`; it goes on then.
         """
         self._process = subprocess.Popen(
             self._command,
@@ -104,7 +104,7 @@ class Server:
             cwd=self._checkout,
         )
         os.sched_setaffinity(self._process.pid, self._cores)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + seconds
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise LoadtestError(f"{self._command} did not start: {self.log()}")

@@ -1,7 +1,7 @@
-"""The console of `pushgate dev`: a line for whatever would else fail in silence.
+"""The console of `pushgate dev`: a line for each failure that nothing else on the screen shows.
 
-A line has the kind, what happened, and what to do about it. A kind has one line a second at most;
-further events of the second are counted, and told in one line when it is over.
+A line has the event's kind, the event, and a cure. A kind has a line a second at most; further
+events of the second are counted, and the count is told when the second is over.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from processor.reading.message import Message, Rejection
 from pushgate.settings import DevSettings
 
 _PAUSE_SECONDS: Final = 1.0
-#: How much of a name that a publisher or a client has chosen is shown.
+#: Characters shown of a name that a publisher or a client has chosen.
 _MOST_CHARACTERS: Final = 200
 
-#: What to do about a failed message, by the reason of the outcome (docs/protocol.md, "Outcomes").
+#: Cures of failed messages, by the reason of the outcome (docs/protocol.md, "Outcomes").
 _FAILURES: Final = {
     "unreachable": "a gateway does not answer, and too many messages wait for it",
     "overloaded": "the client does not read; PUSHGATE_OVERLOADED_SECONDS is how long it may",
     "too-large": "raise PUSHGATE_MAX_PAYLOAD_BYTES for gateways too",
     "outside-networks": "see PUSHGATE_GATEWAY_NETWORKS",
 }
-#: What to do about a refused client, by the refusal's status.
+#: Cures of refused clients, by the refusal's status.
 _REFUSALS: Final = {
     401: "pushgate token USER prints a good one",
     403: "allow the page's origin with PUSHGATE_ORIGINS",
@@ -44,7 +44,7 @@ _LIMITS: Final = {
 
 
 class Lines:
-    """Writes lines by kind, each kind at a bounded rate. Times are in seconds of any clock."""
+    """Writes lines, of each kind at a bounded rate. Times are in seconds of any clock."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -60,7 +60,7 @@ class Lines:
         self._write(f"{kind:12} {text}")
 
     def advance(self, now: float) -> None:
-        """Write how many events were held back, of each kind whose second is over."""
+        """Write the number of events that were held back, for kinds with a line a second ago."""
         for kind in [kind for kind, at in self._told_at.items() if now - at >= _PAUSE_SECONDS]:
             del self._told_at[kind]
             if held := self._held.pop(kind):
@@ -103,11 +103,11 @@ class Console:
         elif status in _REFUSALS:
             cure = _REFUSALS[status]
         else:
-            return  # a request that is no client's, or malformed: its answer says what is wrong
+            return  # a malformed request, or no client's: the answer names the fault
         self._tell(f"refused {status}", reason, cure)
 
     def advance(self) -> None:
-        """Tell of gaps, and of what was held back; called several times a second."""
+        """Tell of gaps, and of events that were held back; called several times a second."""
         gaps = _gaps_told()
         if gaps > self._gaps:
             seconds = f"{self._settings.resume_seconds:g}"
@@ -134,7 +134,7 @@ def _shown(text: str) -> str:
 
 
 def _gaps_told() -> float:
-    """Return how many gaps the gateway of this process has told clients of."""
+    """Return the number of gaps that this process's gateway has told to clients."""
     [family] = metrics.GAPS.collect()
     return next(s.value for s in family.samples if s.name.endswith("_total"))
 

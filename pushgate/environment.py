@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from pushgate.options import PREFIX
-from pushgate.settings import AuditSettings, DevSettings, ListenSettings, SendSettings
+from pushgate.settings import COMMAND_SETTINGS
 from pushgate.workers import WorkerSettings
 
 #: The variable of the image's health check (deploy/docker); no command reads the variable.
@@ -31,8 +31,8 @@ _LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
 
 def known_variables() -> frozenset[str]:
     """Return the names of the variables of all commands and of the image."""
-    every = (DevSettings, SendSettings, ListenSettings, AuditSettings, WorkerSettings)
-    names = {name for settings in every for name in settings.model_fields}
+    names = {name for settings in COMMAND_SETTINGS.values() for name in settings.model_fields}
+    names |= set(WorkerSettings.model_fields)
     return _FOREIGN | {f"{PREFIX}{name.upper()}" for name in names}
 
 

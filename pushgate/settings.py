@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
@@ -179,3 +179,15 @@ class DevSettings(GatewayCommandSettings, ProcessorCommandSettings):
     def allowed_origins(self) -> Origins:
         """Allow pages of this machine too: of any loopback origin, and opened from a file."""
         return Origins(self.origins, local_pages=True)
+
+
+#: The settings of each command that has settings.
+COMMAND_SETTINGS: Final[Mapping[str, type[BaseSettings]]] = {
+    "gateway": GatewayCommandSettings,
+    "processor": ProcessorCommandSettings,
+    "dev": DevSettings,
+    "send": SendSettings,
+    "listen": ListenSettings,
+    "token": TokenSettings,
+    "audit": AuditSettings,
+}

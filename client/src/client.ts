@@ -3,7 +3,7 @@
 import type {TransportName, TransportOption} from './choice.js';
 import {type Connection, openConnection, type State} from './connection.js';
 import {
-  EVENT_NAMES,
+  callHandlers,
   type Message,
   PushErrorEvent,
   type PushEventMap,
@@ -36,11 +36,11 @@ type Handler<Name extends keyof PushEventMap> =
 
 /** A connection to a pushgate gateway, kept until `close()`. */
 export class PushClient extends EventTarget implements AsyncIterable<Message> {
-  onopen: Handler<'open'> = null;
-  onmessage: Handler<'message'> = null;
-  ongap: Handler<'gap'> = null;
-  onerror: Handler<'error'> = null;
-  onclose: Handler<'close'> = null;
+  onopen!: Handler<'open'>;
+  onmessage!: Handler<'message'>;
+  ongap!: Handler<'gap'>;
+  onerror!: Handler<'error'>;
+  onclose!: Handler<'close'>;
   private readonly connection: Connection;
 
   /**
@@ -50,11 +50,7 @@ export class PushClient extends EventTarget implements AsyncIterable<Message> {
    */
   constructor(url: string | URL, {token, transport, shared, workerUrl}: PushClientOptions = {}) {
     super();
-    for (const name of EVENT_NAMES) {
-      super.addEventListener(name, (event) => {
-        (this[`on${name}`] as ((this: this, event: Event) => unknown) | null)?.call(this, event);
-      });
-    }
+    callHandlers(this, this, (event) => event);
     const tell = (name: string) => () => this.dispatchEvent(new Event(name));
     this.connection = (shared ? shareConnection : openConnection)(
       {url: folder(url), token, transport, shared, workerUrl},
@@ -90,21 +86,16 @@ export class PushClient extends EventTarget implements AsyncIterable<Message> {
     const waiting: Message[] = [];
     const done = new AbortController();
     let wake = () => {};
-    const options = {signal: done.signal};
-    this.addEventListener(
-      'message',
-      ({message}) => {
-        if (waiting.push(message) > MAX_WAITING) done.abort();
-        wake();
-      },
-      options,
-    );
-    this.addEventListener('close', () => wake(), options);
+    const take = (event: Event) => {
+      if (event instanceof PushMessageEvent && waiting.length <= MAX_WAITING) waiting.push(event.message);
+      wake();
+    };
+    this.addEventListener('message', take, {signal: done.signal});
+    this.addEventListener('close', take, {signal: done.signal});
     try {
-      for (;;) {
-        if (done.signal.aborted) throw new RangeError(`${MAX_WAITING} messages wait for this loop`);
-        if (waiting.length) yield waiting.shift()!;
-        else if (this.state === 'closed') return;
+      while (waiting[0] || this.state !== 'closed') {
+        if (waiting.length > MAX_WAITING) throw new RangeError(`${MAX_WAITING} messages wait for this loop`);
+        if (waiting[0]) yield waiting.shift()!;
         else await new Promise<void>((resolve) => (wake = resolve));
       }
     } finally {

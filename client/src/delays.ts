@@ -17,13 +17,13 @@ export function delay(ended: Ended, first: number, failures: number, most = MAX_
   return Math.max(ended.notBefore, Math.round(bound * (0.1 + 0.9 * Math.random())));
 }
 
-/** Resolves when `ms` have passed or `signal` is aborted. */
-export function sleep(ms: number, signal: AbortSignal): Promise<void> {
+/** Resolves when `ms` have passed or `signal` is aborted: with whether `signal` is. */
+export function sleep(ms: number, signal: AbortSignal): Promise<boolean> {
   return new Promise((resolve) => {
     const end = () => {
       clearTimeout(timer);
       signal.removeEventListener('abort', end);
-      resolve();
+      resolve(signal.aborted);
     };
     const timer = setTimeout(end, signal.aborted ? 0 : ms);
     signal.addEventListener('abort', end);

@@ -54,4 +54,17 @@ export interface PushEventMap {
   close: Event;
 }
 
-export const EVENT_NAMES = ['open', 'message', 'gap', 'error', 'close'] as const;
+const EVENT_NAMES = ['open', 'message', 'gap', 'error', 'close'] as const;
+
+/** Call `owner.onopen` and so on with the detail of each event of `source`. */
+export function callHandlers(
+  owner: object,
+  source: EventTarget,
+  detail: (event: Event) => unknown,
+): void {
+  const handlers = owner as Record<string, ((detail: unknown) => void) | null>;
+  for (const name of EVENT_NAMES) {
+    handlers[`on${name}`] = null;
+    source.addEventListener(name, (event) => handlers[`on${name}`]?.(detail(event)));
+  }
+}

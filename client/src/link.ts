@@ -1,11 +1,11 @@
 // One link: a connection as a transport sees it.
 
 import type {TransportName} from './choice.js';
-import {asEnded, Ended} from './ended.js';
+import {asEnded, type Ended} from './ended.js';
 import type {Form} from './form.js';
 import type {Overlap} from './overlap.js';
 import type {Place} from './place.js';
-import {Silence} from './silence.js';
+import {type Silence, silence} from './silence.js';
 import type {Tokens} from './tokens.js';
 import {eventStream} from './transports/event_stream.js';
 import {longPoll} from './transports/long_poll.js';
@@ -17,6 +17,8 @@ const TRANSPORTS: Record<TransportName, (link: Link) => Promise<never>> = {
   sse: eventStream,
   poll: longPoll,
 };
+
+type Mutable<T> = {-readonly [Key in keyof T]: T[Key]};
 
 /** The connection that a link belongs to. */
 export interface LinkOwner {
@@ -34,95 +36,99 @@ export interface LinkOwner {
 }
 
 /** A WebSocket, an event stream, or the polls of one attempt. */
-export class Link {
+export interface Link {
+  readonly owner: LinkOwner;
+  readonly name: TransportName;
+  token: string | undefined;
   /** From where the link resumes; empty where it does not. */
   cursor: string;
   /** The gateway has said hello. */
-  open = false;
+  open: boolean;
   /** The predecessor was still there when the link opened. */
-  covered = false;
+  covered: boolean;
   /** A successor is planned, or on its way. */
-  leaving = false;
+  leaving: boolean;
   /** The link that is taking over from this link. */
-  successor: Link | null = null;
+  successor: Link | null;
   /** With the successor, or with the predecessor. */
-  overlap: Overlap | null = null;
+  overlap: Overlap | null;
   readonly silence: Silence;
-  readonly controls: Map<unknown, (form: Form) => void>;
+  /** By the control's name. */
+  readonly controls: Record<string, ((form: Form) => void) | undefined>;
+  /** Aborted by `stop`, and once the link has ended by itself. */
+  readonly signal: AbortSignal;
+  readonly stop: () => void;
   /** Resolves with how the link has ended. */
   readonly ended: Promise<Ended>;
   readonly openOrEnded: Promise<unknown>;
-  private readonly stopper = new AbortController();
-  private resolveOpen!: () => void;
-
-  constructor(
-    readonly owner: LinkOwner,
-    readonly name: TransportName,
-    public token: string | undefined,
-    isHasty: boolean,
-  ) {
-    this.cursor = owner.place.cursor;
-    this.silence = new Silence(isHasty);
-    this.controls = new Map([
-      ['gap', this.gap],
-      [
-        'reconnect',
-        (form: Form) => {
-          this.received(form);
-          owner.handOver(this, Number(form.after_ms));
-        },
-      ],
-    ]);
-    const opened = new Promise<void>((resolve) => {
-      this.resolveOpen = resolve;
-    });
-    owner.closed.addEventListener('abort', this.stop, {signal: this.signal});
-    this.ended = Promise.race([this.run(), this.silence.noticed(this.signal)])
-      .catch(asEnded)
-      .finally(this.stop);
-    this.openOrEnded = Promise.race([opened, this.ended]);
-  }
-
-  /** Aborted by `stop`, and once the link has ended by itself. */
-  get signal(): AbortSignal {
-    return this.stopper.signal;
-  }
-
-  readonly stop = (): void => this.stopper.abort();
-
   /** The first form of the gateway has come. */
-  opened(): void {
-    if (this.open || this.signal.aborted) return;
-    this.open = true;
-    this.silence.greeted();
-    this.covered = Boolean(this.overlap && !this.overlap.over);
-    this.owner.opened(this);
-    this.resolveOpen();
-  }
-
+  opened(): void;
   /**
    * A hello or a heartbeat. If it has no cursor, the gateway does not resume: it has ignored the
    * cursor with which the link came, and can't tell of the gap.
    */
-  readonly beat = ({cursor = null}: Form): void => {
-    this.received({cursor});
-    if (cursor !== null || !this.cursor) return;
-    this.cursor = '';
-    if (!this.covered) this.gap();
-  };
-
+  beat(form: Form): void;
   /** Take a message, or a control for its cursor. */
-  readonly received = (form: Form): void => {
-    if (this.signal.aborted) return;
-    if (!this.overlap) this.owner.give(form);
-    else if (this.successor) this.overlap.older(form);
-    else this.overlap.newer(form);
-  };
+  received(form: Form): void;
+}
 
-  readonly gap = (): void => this.owner.gap();
+/** `isHasty`: another transport can be tried where no hello comes. */
+export function openLink(
+  owner: LinkOwner,
+  name: TransportName,
+  token: string | undefined,
+  isHasty: boolean,
+): Link {
+  const stopper = new AbortController();
+  const {signal} = stopper;
+  const stop = () => stopper.abort();
+  let resolveOpen: (value?: unknown) => void;
+  const opened = new Promise((resolve) => (resolveOpen = resolve));
+  const isCovered = () => Boolean(link.overlap && !link.overlap.over);
 
-  // Async, so that what a transport throws at once rejects too.
-  private async run(): Promise<never> {
-    return TRANSPORTS[this.name](this);
-  }
+  const link = {
+    owner,
+    name,
+    token,
+    cursor: owner.place.cursor,
+    successor: null,
+    overlap: null,
+    silence: silence(isHasty),
+    controls: {
+      __proto__: null as never,
+      gap: owner.gap,
+      reconnect(form: Form) {
+        link.received(form);
+        owner.handOver(link, Number(form.after_ms));
+      },
+    },
+    signal,
+    stop,
+    opened() {
+      if (link.open || signal.aborted) return;
+      link.open = true;
+      link.silence.greeted();
+      link.covered = isCovered();
+      owner.opened(link);
+      resolveOpen();
+    },
+    beat({cursor = null}) {
+      link.received({cursor});
+      if (cursor !== null || !link.cursor) return;
+      link.cursor = '';
+      if (!link.covered) owner.gap();
+    },
+    received(form) {
+      if (signal.aborted) return;
+      if (!link.overlap) owner.give(form);
+      else if (link.successor) link.overlap.older(form);
+      else link.overlap.newer(form);
+    },
+  } as Partial<Link> as Mutable<Link>;
+  owner.closed.addEventListener('abort', stop, {signal});
+  link.ended = Promise.race([TRANSPORTS[name](link), link.silence.noticed(signal)])
+    .catch(asEnded)
+    .finally(stop);
+  link.openOrEnded = Promise.race([opened, link.ended]);
+  return link;
 }

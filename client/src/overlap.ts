@@ -1,5 +1,6 @@
 // The time in which two links get the same messages.
 
+import {forgetOldest} from './bounds.js';
 import type {Form} from './form.js';
 
 /** Ids to remember, and messages that may wait, during an overlap. */
@@ -12,37 +13,44 @@ const MAX_OVERLAP = 256;
  * newer link wait for the older link's end: no message is missed or comes twice, and messages stay
  * in order. Repeats are known by id here, and by position in Place.
  */
-export class Overlap {
-  over = false;
-  /** Of messages that came on the older link, and not yet on the newer. */
-  private readonly ids = new Set<unknown>();
-  /** Messages of the newer link. */
-  private readonly waiting: Form[] = [];
-
-  constructor(
-    private readonly give: (form: Form, isRepeat?: boolean) => void,
-    private readonly stopOlder: () => void,
-  ) {}
-
-  older(form: Form): void {
-    this.give(form);
-    if (form.data === undefined) return;
-    this.ids.add(form.id);
-    if (this.ids.size > MAX_OVERLAP) this.ids.delete(this.ids.values().next().value);
-  }
-
-  newer(form: Form): void {
-    if (this.over) this.giveOnce(form);
-    else if (this.waiting.push(form) === MAX_OVERLAP) this.stopOlder();
-  }
-
+export interface Overlap {
+  readonly over: boolean;
+  /** Take a form of the older link. */
+  older(form: Form): void;
+  /** Take a form of the newer link. */
+  newer(form: Form): void;
   /** The older link has ended: give the waiting messages, without repeats. */
-  settle(): void {
-    this.over = true;
-    for (const form of this.waiting.splice(0)) this.giveOnce(form);
-  }
+  settle(): void;
+}
 
-  private giveOnce(form: Form): void {
-    this.give(form, this.ids.delete(form.id));
-  }
+export function overlap(
+  give: (form: Form, isRepeat?: boolean) => void,
+  stopOlder: () => void,
+): Overlap {
+  /** Of messages that came on the older link, and not yet on the newer. */
+  const ids = new Set<unknown>();
+  /** Messages of the newer link. */
+  const waiting: Form[] = [];
+  let over = false;
+  const giveOnce = (form: Form) => give(form, ids.delete(form.id));
+
+  return {
+    get over() {
+      return over;
+    },
+    older(form) {
+      give(form);
+      if (form.data === undefined) return;
+      ids.add(form.id);
+      forgetOldest(ids, MAX_OVERLAP);
+    },
+    newer(form) {
+      if (over) giveOnce(form);
+      else if (waiting.push(form) === MAX_OVERLAP) stopOlder();
+    },
+    settle() {
+      over = true;
+      waiting.splice(0).forEach(giveOnce);
+    },
+  };
 }

@@ -1,5 +1,6 @@
 // How far a page has come, for the next gateway.
 
+import {forgetOldest} from './bounds.js';
 import type {Form} from './form.js';
 
 const CURSOR = /^[0-9a-z]+(?:,[\w.-]+-\d+-\d+)*$/;
@@ -13,84 +14,76 @@ const POSITION_MS = 120_000;
  * that had its outcome before. Of a partition with a position, an offset in Kafka, the page has
  * everything up to the position.
  */
-export class Place {
+export interface Place {
   /** The cursor of the last poll; null where another transport has moved on since. */
-  session: string | null = null;
-  /** By partition, of the last message; newest last. */
-  private readonly positions = new Map<string, {offset: number; at: number}>();
-  private asOf: string | null = null;
-
-  constructor(cursor = '') {
-    this.load(cursor);
-  }
-
+  session: string | null;
   /** What a link resumes from; empty before a gateway has sent a cursor. */
-  get cursor(): string {
-    if (this.asOf === null) return '';
-    const positions = Array.from(this.positions, ([name, {offset}]) => `${name}-${offset}`);
-    return [this.asOf, ...positions].join(',');
-  }
-
+  readonly cursor: string;
   /** Be where a whole cursor says; be without a cursor where the text is none. */
-  load(cursor: string): void {
-    this.forget();
-    if (!CURSOR.test(cursor)) return;
-    const [asOf, ...positions] = cursor.split(',');
-    this.asOf = asOf!;
-    for (const position of positions) this.moveOn(position);
-  }
-
+  load(cursor: string): void;
   /** Forget the positions, and keep the time. */
-  clear(): void {
-    this.positions.clear();
-  }
-
+  clear(): void;
   /**
    * Move on by the cursor of a message or a control; null is the cursor of a gateway that has none.
    * Returns whether the form is new to the page, as all are but repeated messages.
    */
-  move({cursor, data, session}: Form): boolean {
-    if (session !== undefined) this.load(session.slice(session.indexOf(',') + 1));
-    if (cursor === null) this.forget();
-    if (typeof cursor !== 'string' || !CURSOR.test(cursor)) return true;
-    this.session = null;
-    const [asOf, ...positions] = cursor.split(',');
-    if (asOf !== this.asOf) this.moveTime(asOf!);
-    // The last position is the message's own. A control repeats positions of earlier messages.
-    return data === undefined || !positions.length || this.moveOn(positions.pop()!);
-  }
+  move(form: Form): boolean;
+}
 
-  private forget(): void {
-    this.asOf = null;
-    this.clear();
-  }
+export function placeAt(cursor = ''): Place {
+  /** By partition, of the last message: the offset, and when the page came there; newest last. */
+  const positions = new Map<string, [offset: number, at: number]>();
+  let asOf = '';
+
+  const place: Place = {
+    session: null,
+    get cursor() {
+      return asOf && [asOf, ...Array.from(positions, ([name, [offset]]) => `${name}-${offset}`)].join();
+    },
+    load(cursor) {
+      positions.clear();
+      asOf = '';
+      if (!CURSOR.test(cursor)) return;
+      const [time, ...all] = cursor.split(',');
+      asOf = time!;
+      all.forEach(moveOn);
+    },
+    clear: () => positions.clear(),
+    move({cursor, data, session}) {
+      if (session !== undefined) place.load(session.slice(session.indexOf(',') + 1));
+      if (cursor === null) place.load('');
+      if (!cursor || !CURSOR.test(cursor)) return true;
+      place.session = null;
+      const [time, ...all] = cursor.split(',');
+      if (time !== asOf) moveTime(time!);
+      // The last position is the message's own. A control repeats positions of earlier messages.
+      return data === undefined || !all[0] || moveOn(all.pop()!);
+    },
+  };
+  place.load(cursor);
+  return place;
 
   /**
    * The last as-of counts, not the greatest: a link that resumes has the as-of with which it came,
    * until all that was missed has come.
    */
-  private moveTime(asOf: string): void {
-    this.asOf = asOf;
+  function moveTime(time: string): void {
+    asOf = time;
     // Only now, since positions are covered by an as-of that has moved on after them: not while the
     // page is away, nor before it has what it missed.
     const oldest = Date.now() - POSITION_MS;
-    for (const [partition, {at}] of this.positions) {
-      if (at < oldest) this.positions.delete(partition);
-    }
+    for (const [partition, [, at]] of positions) if (at < oldest) positions.delete(partition);
   }
 
   /** Returns false where the page has come to the position before. */
-  private moveOn(position: string): boolean {
-    const end = position.lastIndexOf('-');
-    const partition = position.slice(0, end);
-    const offset = Number(position.slice(end + 1));
-    const last = this.positions.get(partition);
-    if (last && offset <= last.offset) return false;
-    this.positions.delete(partition); // set anew, it stands last
-    this.positions.set(partition, {offset, at: Date.now()});
-    if (this.positions.size > MAX_POSITIONS) {
-      this.positions.delete(this.positions.keys().next().value!);
-    }
+  function moveOn(position: string): boolean {
+    const [, partition, digits] = /(.*)-(.*)/.exec(position)!;
+    const offset = Number(digits);
+    const last = positions.get(partition!);
+    if (last && offset <= last[0]) return false;
+    positions.delete(partition!); // set anew, it stands last
+    positions.set(partition!, [offset, Date.now()]);
+    forgetOldest(positions, MAX_POSITIONS);
     return true;
   }
 }

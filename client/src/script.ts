@@ -2,7 +2,7 @@
 
 import {PushClient, type PushClientOptions} from './client.js';
 import type {State} from './connection.js';
-import {EVENT_NAMES, type Failure, type Message} from './events.js';
+import {callHandlers, type Failure, type Message} from './events.js';
 
 interface ConnectOptions extends PushClientOptions {
   /** The gateway's address; by default the folder that this script came from. */
@@ -31,13 +31,7 @@ function connect({url = home, ...options}: ConnectOptions = {}): PageConnection 
     },
     close: () => client.close(),
   } as PageConnection;
-  for (const name of EVENT_NAMES) {
-    const handler: `on${typeof name}` = `on${name}`;
-    connection[handler] = null;
-    client.addEventListener(name, (event) => {
-      (connection[handler] as ((detail: unknown) => void) | null)?.(plain(event));
-    });
-  }
+  callHandlers(connection, client, plain);
   return connection;
 }
 

@@ -14,45 +14,46 @@ const THAW_MS = 2_000;
  * Where a network drops all packets, a gateway is frozen, or a frozen page's connection has gone
  * meanwhile, neither a WebSocket nor a fetch ends by itself for minutes.
  */
-export class Silence {
-  /** The longest time between two signs of life; the gateway's first sign is due at once. */
-  private everyMs = 0;
-  private graceMs: number;
-  /** When the next sign is overdue, by performance.now(). */
-  private dueAt = 0;
-
-  /** `isHasty`: until the gateway has said hello, the link is given up sooner. */
-  constructor(isHasty: boolean) {
-    this.graceMs = isHasty ? HASTY_MS : SILENCE_MS;
-    this.heard();
-  }
-
+export interface Silence {
   /** From now on a sign of life comes every `ms`. */
-  expect(ms: number): void {
-    this.everyMs = ms;
-    this.heard();
-  }
-
+  expect(ms: number): void;
   /** The gateway has said hello. */
-  greeted(): void {
-    this.graceMs = SILENCE_MS;
-  }
-
-  heard(): void {
-    this.dueAt = performance.now() + this.everyMs + this.graceMs;
-  }
-
+  greeted(): void;
+  heard(): void;
   /** Rejects when a sign of life is overdue, or `signal` is aborted; never resolves. */
-  async noticed(signal: AbortSignal): Promise<never> {
-    for (;;) {
-      const {dueAt} = this;
-      await sleep(dueAt - performance.now(), signal);
-      if (signal.aborted) throw new Ended('');
-      if (this.dueAt > dueAt) continue;
-      if (performance.now() - dueAt < THAW_MS) {
-        throw new Silent('nothing came for too long');
-      }
-      this.dueAt = performance.now() + THAW_MS; // the timer was late: the page was frozen
-    }
+  noticed(signal: AbortSignal): Promise<never>;
+}
+
+/** `isHasty`: until the gateway has said hello, the link is given up sooner. */
+export function silence(isHasty: boolean): Silence {
+  /** The longest time between two signs of life; the gateway's first sign is due at once. */
+  let everyMs = 0;
+  let graceMs = isHasty ? HASTY_MS : SILENCE_MS;
+  /** When the next sign is overdue, by performance.now(). */
+  let dueAt: number;
+
+  function heard(): void {
+    dueAt = performance.now() + everyMs + graceMs;
   }
+
+  heard();
+  return {
+    heard,
+    expect(ms) {
+      everyMs = ms;
+      heard();
+    },
+    greeted() {
+      graceMs = SILENCE_MS;
+    },
+    async noticed(signal) {
+      for (;;) {
+        const awaited = dueAt;
+        if (await sleep(awaited - performance.now(), signal)) throw new Ended('');
+        if (dueAt > awaited) continue;
+        if (performance.now() - awaited < THAW_MS) throw new Silent('nothing came for too long');
+        dueAt = performance.now() + THAW_MS; // the timer was late: the page was frozen
+      }
+    },
+  };
 }

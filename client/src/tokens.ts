@@ -12,42 +12,44 @@ const MAX_TIMER_MS = 2_147_483_647;
 /** With less time left, another try to renew a token would come too late. */
 const LEAST_LEFT_MS = 1_000;
 
-export class Tokens {
-  /** The next token, if the page was asked for a token already. */
-  private atHand: string | undefined;
-  /** The page was asked for another token since a token was last accepted. */
-  private asked = false;
-
-  constructor(private readonly source: TokenSource) {}
-
-  accepted(): void {
-    this.asked = false;
-  }
-
-  async next(): Promise<string | undefined> {
-    const token = this.atHand || (await this.ask());
-    this.atHand = undefined;
-    return token;
-  }
-
+export interface Tokens {
+  /** A token was accepted. */
+  accepted(): void;
+  next(): Promise<string | undefined>;
   /**
    * Whether there may be a token other than `spent`. Asked only once after an accepted token: when
    * the next token is refused too, the client gives up.
    */
-  async another(spent: string | undefined): Promise<boolean> {
-    if (typeof this.source !== 'function' || this.asked) return false;
-    this.asked = true;
-    try {
-      this.atHand = await this.ask();
-    } catch {
-      return true; // the page's backend is away: the next attempt asks the page again
-    }
-    return this.atHand !== spent;
-  }
+  another(spent: string | undefined): Promise<boolean>;
+}
 
-  private ask(): string | undefined | Promise<string> {
-    return typeof this.source === 'function' ? this.source() : this.source;
-  }
+export function tokensOf(source: TokenSource): Tokens {
+  /** The next token, if the page was asked for a token already. */
+  let atHand: string | undefined;
+  /** The page was asked for another token since a token was last accepted. */
+  let asked = false;
+  const ask = () => (typeof source === 'function' ? source() : source);
+
+  return {
+    accepted() {
+      asked = false;
+    },
+    async next() {
+      const token = atHand || (await ask());
+      atHand = undefined;
+      return token;
+    },
+    async another(spent) {
+      if (typeof source !== 'function' || asked) return false;
+      asked = true;
+      try {
+        atHand = await ask();
+      } catch {
+        return true; // the page's backend is away: the next attempt asks the page again
+      }
+      return atHand !== spent;
+    },
+  };
 }
 
 /**
@@ -70,9 +72,7 @@ export async function renew(
   const end = performance.now() + leftMs;
   while (!(await attempt())) {
     const left = end - performance.now();
-    if (left < LEAST_LEFT_MS) return false;
-    await sleep(left / 2, signal);
-    if (signal.aborted) return false;
+    if (left < LEAST_LEFT_MS || (await sleep(left / 2, signal))) return false;
   }
   return true;
 }

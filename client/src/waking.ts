@@ -33,9 +33,6 @@ export function watchWaking(signal: AbortSignal, woke: () => void, seen: () => v
     {signal},
   );
   void (async () => {
-    while (!signal.aborted) {
-      await sleep(TICK_MS, signal);
-      if (!signal.aborted) check();
-    }
+    while (!(await sleep(TICK_MS, signal))) check();
   })();
 }

@@ -3,7 +3,7 @@
 import {openConnection} from './connection.js';
 import {sleep} from './delays.js';
 import type {FromHolder} from './tabs/forms.js';
-import {Holder} from './tabs/holder.js';
+import {type Holder, holderOf} from './tabs/holder.js';
 import type {FromWorker, Start, TokenAnswer, ToWorker} from './tabs/worker_port.js';
 
 /** How long a tab may take to give a token, before the next tab is asked. */
@@ -36,7 +36,7 @@ function hear(form: ToWorker, port: MessagePort): void {
 
 function hold({url, transport, hasToken, cursor, link}: Start): Holder {
   const token = hasToken ? askForToken : undefined;
-  return new Holder(
+  return holderOf(
     (from, events) => openConnection({url: new URL(url), transport, token, cursor: from}, events),
     tellAll,
     cursor,

@@ -241,8 +241,15 @@ class Questions:
             task.add_done_callback(self._finding.discard)
 
     def join(self, link: Link) -> None:
-        """Ask a processor too from now on."""
+        """Ask a processor too from now on; at once for connections that wait for their next ask.
+
+        A node that has just started is ready before processors have links to it.
+        """
         self._links.add(link)
+        self._waiting.extend(resuming for _, resuming in self._again)
+        self._again.clear()
+        if self._waiting:
+            self._ask_soon()
 
     def leave(self, link: Link) -> None:
         """Ask a processor no more; unanswered questions are asked again."""

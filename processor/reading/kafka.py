@@ -118,10 +118,11 @@ class _Connection(AIOKafkaConnection):
     """A connection whose reset is one of Kafka's errors, as aiokafka expects.
 
     After a reset uvloop refuses a write with a RuntimeError, until aiokafka hears of the reset some
-    turns of the event loop later. That error is nobody's in aiokafka (its issue 1038), and ends
-    tasks that nothing starts again. Without the task that fetches metadata, a leader of the group
-    waits for metadata for ever: the group gives it up, its claims (handover.py) are lost with its
-    membership, and the process reads nothing any more.
+    turns of the event loop later. aiokafka does not catch the RuntimeError (aiokafka's issue
+    1038), and the error ends tasks that nothing starts again. Without the task that fetches
+    metadata, a leader of the group waits for metadata for ever: the group gives the leader up, the
+    leader's claims (handover.py) are lost with the membership, and the process reads nothing any
+    more.
     """
 
     @classmethod

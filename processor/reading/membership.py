@@ -1,8 +1,8 @@
 """Whether this process is a member of the group for certain: a lease of the session time-out.
 
-The broker gives a member up after the session time-out without a heartbeat. So a member whose last
-answered heartbeat is older (Kafka is silent, or the process was frozen) may have lost its
-partitions to another member, which now reads their records and tells the outcomes. Until a
+The broker gives a member up after the session time-out without a heartbeat. So a member with an
+older answered heartbeat (Kafka is silent, or the process was frozen) may have lost partitions to a
+second member, and the second member now reads the records and tells the outcomes. Until a
 heartbeat is answered, a member in doubt takes no records in and tells no outcomes.
 """
 

@@ -1,8 +1,8 @@
 """Answers to gateways' questions: what has a user got since a cursor?
 
 A processor answers for the partitions that it owns for certain: a commit or a heartbeat that began
-after the question arrived has succeeded (processor/reading/commits.py). A processor that was frozen
-believes that it owns what another member has read far beyond.
+after the question arrived has succeeded (processor/reading/commits.py). A frozen processor
+believes to own partitions that a second member has read on meanwhile.
 """
 
 from __future__ import annotations

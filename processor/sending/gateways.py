@@ -1,12 +1,13 @@
-"""One queue for every gateway: one batch is under way while the next batch forms.
+"""A queue for every gateway: a batch is under way while the next batch forms.
 
-Under a backlog two are under way: the gateway has the second in hand when it has answered the
-first. They have no key in common (node_queue.py).
+Under a backlog two batches are under way: the gateway has the second in hand by the time of the
+answer to the first. The two batches have no key in common (node_queue.py).
 
-A gateway that does not answer is silent. Its messages wait, in order, for as long as the node is
-present in the registry (live, or lost a short time ago), and messages for other gateways pass by.
-Silence is no proof of absence: a node may be frozen or cut off, and go on. A message in a queue can
-be withdrawn: a newer message has replaced it. A message of a batch that is under way can't.
+A gateway without an answer is silent. Messages for a silent gateway wait, in order, for as long as
+the node is present in the registry (live, or lost a short time ago), and messages for answering
+gateways pass by. Silence is no proof of absence: a node may be frozen or cut off, and go on. A
+message in a queue can be withdrawn, once a newer message has replaced the message. A message of a
+batch under way can't.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _BEHIND_MESSAGES: Final = 250
 #: the outcome `failed`, `unreachable`. A message takes some 1.2 KB beside its payload.
 MAX_WAITING_MESSAGES: Final = 65_536
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
-_MOST_SILENT: Final = 2  # all silent gateways together: so many times the bounds of one
+_MOST_SILENT: Final = 2  # all silent gateways together: so many times a gateway's bounds
 #: Failures after which a gateway is silent. After others it has answered, if only with an error.
 _SILENT: Final = (TIMEOUT, UNREACHABLE, REFUSED, NO_LINK)
 #: Of these, the failures after which all is in vain until an operator acts.
@@ -85,7 +86,7 @@ class Presence(Protocol):
         """Whether the node's lease has lapsed without a goodbye, a short time ago."""
 
     def vouch(self, node: Node) -> None:
-        """Note that the node has answered: it counts, whatever its lease."""
+        """Note an answer of the node: the node counts, with a lease or without."""
 
 
 class Forward(Protocol):
@@ -147,7 +148,7 @@ class _Gateway:
 
     @property
     def keys_under_way(self) -> Set[Hashable]:
-        """The keys of messages that are under way."""
+        """The keys of messages under way."""
         if not self.under_way:
             return frozenset()
         return {message.key for batch in self.under_way for message in batch.messages}
@@ -228,8 +229,9 @@ class Gateways:
     def withdraw(self, message: Message) -> list[Node]:
         """Take a message with a collapse key out of all queues where it waits.
 
-        Return their nodes, which give no result for the message. A node where some connections took
-        the message is not among them: its result comes, and the other connections go without.
+        Return the nodes of these queues; no result of the message comes from there. A node where
+        some connections took the message is left out: the node's result comes, and the connections
+        without room go without.
         """
         gateways = self._replaceable.pop(message, [])
         return [gateway.node for gateway in gateways if gateway.queue.withdraw(message)]
@@ -242,21 +244,21 @@ class Gateways:
             self._finish(gateway, gateway.queue.take_out(messages, failure))
 
     def probe(self, nodes: Collection[Node]) -> None:
-        """Ask nodes that are new here whether they take this processor's secret."""
+        """Ask new nodes whether this processor's secret is good there."""
         for node in nodes:
             if node not in self._gateways:
                 gateway = self._add(node)
                 gateway.worker = self._spawn(self._work(gateway))
 
     def refuse(self, nodes: Collection[Node]) -> bool:
-        """Whether all of the nodes, one at least, refuse this processor's secret, or its links."""
+        """Whether all of the nodes, a node at least, refuse this processor's secret or links."""
         gateways = [self._gateways.get(node) for node in nodes]
         return bool(gateways) and all(g is not None and g.failure in _REFUSING for g in gateways)
 
     def observe(self) -> None:
-        """End what has ended in time. Called every second, after a reading of the nodes.
+        """End waits whose time is over. Called every second, after a reading of the nodes.
 
-        Nodes that are not present are forgotten, and their messages have the result GONE. Messages
+        Absent nodes are forgotten, and messages for an absent node have the result GONE. Messages
         whose patience or TTL has ended leave.
         """
         now = self._clock()
@@ -307,7 +309,7 @@ class Gateways:
         return True
 
     def _count_waiting(self) -> None:
-        """Count what waits for silent gateways afresh: between two calls `put` only adds."""
+        """Count messages for silent gateways afresh: between two calls `put` only adds."""
         silent = [gateway for gateway in self._gateways.values() if gateway.failure is not None]
         for gateway in silent:
             gateway.count_waiting()
@@ -318,7 +320,7 @@ class Gateways:
         metrics.WAITING.labels("no-room").set(in_lines)
 
     def _overflow(self, gateway: _Gateway, message: Message, failure: Failure) -> bool:
-        """Let a message fail that does not fit what may wait; in a later turn of the loop."""
+        """Let a message beyond the bounds of waiting fail, in a later turn of the loop."""
         metrics.WAITING_OVERFLOWS.labels(failure.reason).inc()
         loop = asyncio.get_running_loop()
         loop.call_soon(self._finish, gateway, [(message, failure)])
@@ -421,7 +423,7 @@ class Gateways:
     ) -> None:
         """Queue a batch again that the node did not answer; its messages wait from now on.
 
-        A batch that was under way with another falls silent with the other: nobody has tried again.
+        Of two batches under way the second falls silent with the first, and is not tried apart.
         """
         begins = gateway.failure is None
         if begins or trial:

@@ -1,11 +1,12 @@
-"""Transactions of the embedded broker: what a producer writes in one is held until it commits.
+"""Transactions of the embedded broker: a transaction's records are held until the commit.
 
-The mock cluster keeps producers' ids and epochs, and refuses old epochs. But its consumers see
-uncommitted and aborted records, and its markers of a transaction's end have no checksum, so that a
-consumer that verifies checksums reads a partition with a marker no further. So the mock cluster
-gets no record of a transaction before the commit, and then all records at once. An aborted
-transaction leaves nothing behind, and an abandoned one holds nobody up. What differs from a real
-Kafka: the producer is told no offsets, and consumers of uncommitted records see none.
+The mock cluster keeps producers' ids and epochs, and refuses old epochs. But consumers of the mock
+cluster see uncommitted and aborted records, and the markers of a transaction's end have no
+checksum: a consumer that verifies checksums reads a partition with a marker no further. So the mock
+cluster gets no record of a transaction before the commit, and then all records at once. An aborted
+transaction leaves nothing behind, and an abandoned transaction holds no consumer up. Two
+differences to a real Kafka: the producer is told no offsets, and consumers of uncommitted records
+see none.
 """
 
 from __future__ import annotations

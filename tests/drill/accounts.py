@@ -131,17 +131,28 @@ class Session:
         return is_soon and self.ending is not Ending.DRAINED
 
 
+class Failure(NamedTuple):
+    """An attempt to connect that brought no session: when it ended, and why."""
+
+    at: float
+    why: str
+
+
 @dataclass(slots=True, eq=False)
 class Client:
     """One client's sessions, and all that it got in them.
 
-    A client that `resumes` says with each session but the first how far it has come.
+    A client that `resumes` says with each session but the first how far it has come. One that
+    `roams` has a session here over polls on many nodes.
     """
 
     resumes: bool = False
+    roams: bool = False
+    drains: list[tuple[float, float]] = field(default_factory=list)  # of nodes: from when to when
     sessions: list[Session] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)  # when it was told of one
+    failures: list[Failure] = field(default_factory=list)  # attempts without a session
     newest: int = -1  # of the messages that arrived
     _arrived: set[int] = field(default_factory=set)
 
@@ -152,6 +163,16 @@ class Client:
         """
         self.sessions.append(Session(now, after))
         return self.sessions[-1]
+
+    def failed(self, why: str, now: float) -> None:
+        """Note an attempt to connect that brought no session."""
+        self.failures.append(Failure(now, why))
+
+    def failures_between(self, ended: float, opened: float) -> str:
+        """Give the attempts of that time, and after how many seconds each failed."""
+        return ", ".join(
+            f"{why} after {at - ended:.1f} s" for at, why in self.failures if ended < at <= opened
+        )
 
     def end(self, session: Session, now: float) -> None:
         """End a session."""
@@ -206,6 +227,8 @@ class Client:
         session, *following = self.sessions[index : index + 2]
         if published < session.registered:
             return Standing.UNREGISTERED
+        if told is not None and told.kind == "offline" and self._is_between_nodes(told.at):
+            return Standing.AWAY
         if session.ended == math.inf or (following and following[0].opened <= session.ended):
             return Standing.CONNECTED
         if told is not None and told.at < session.lost_at - IN_SOCKET_SECONDS:
@@ -218,6 +241,10 @@ class Client:
         if returned is None or returned.opened > session.lost_at + back_seconds:
             return Standing.ABSENT
         return Standing.MOVED
+
+    def _is_between_nodes(self, at: float) -> bool:
+        """Whether the node of the last poll may have let the client go before the next poll."""
+        return self.roams and any(began <= at <= ended for began, ended in self.drains)
 
     def repeats(self) -> int:
         """Return how many arrivals were of a message that their session should not have brought.
@@ -290,6 +317,7 @@ class Findings:
     ended_sessions: int = 0
     strays: int = 0  # of these: sessions that the fault did not concern
     away_seconds: float = 0.0  # the longest time between two sessions of a client
+    last_back: str = ""  # the client that was away for so long, and its failures meanwhile
     never_back: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
 
@@ -353,7 +381,10 @@ def _judge_clients(findings: Findings, user: User) -> None:
             findings.show("out of order", f"{user.name}.{number}")
         sessions = client.sessions
         for before, after in itertools.pairwise(sessions):
-            findings.away_seconds = max(findings.away_seconds, after.opened - before.ended)
+            if after.opened - before.ended > findings.away_seconds:
+                findings.away_seconds = after.opened - before.ended
+                failures = client.failures_between(before.ended, after.opened)
+                findings.last_back = f"{user.name}: {failures or 'no failure'}"
         ended = [session for session in sessions if session.ended < math.inf]
         findings.ended_sessions += len(ended)
         for session in ended:

@@ -81,8 +81,8 @@ class _Connection(asyncio.Protocol):
         self.heard = time.monotonic()
         try:
             answer = self._speaker.feed(data)
-        except LoadtestError:  # refused, or a Close frame
-            self.abort()
+        except LoadtestError as error:  # refused, or a Close frame
+            self.abort(str(error))
             return
         if self._speaker.open and not self._speaker.greets:
             self._open()
@@ -95,11 +95,15 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """End the session, if there was one."""
         if self._roaming is None:
-            self.end()
+            self.end(f"cut off ({error})")
 
-    def end(self) -> None:
-        """End the session, if there was one. Harmless when repeated."""
-        if self.session is not None and not self.ended.done():
+    def end(self, why: str = "") -> None:
+        """End the session, or the attempt, which failed for this reason. Harmless when repeated."""
+        if self.ended.done():
+            return
+        if self.session is None:
+            self._member.account.failed(why, time.monotonic())
+        else:
             self._member.account.end(self.session, time.monotonic())
             if self._roams and self.session.ending is Ending.NONE:
                 self.session.ending = Ending.LEFT  # its node may not have known of the poll
@@ -107,11 +111,12 @@ class _Connection(asyncio.Protocol):
             if not future.done():
                 future.set_result(None)
 
-    def abort(self) -> None:
-        """Close without a word. Harmless when repeated."""
-        if self._roaming is not None and not self._roaming.done():
-            self._roaming.cancel()
-            self.end()
+    def abort(self, why: str = "") -> None:
+        """Close without a word. Harmless when repeated. `why` is the reason of a failed attempt."""
+        if self.session is None or (self._roaming is not None and not self._roaming.done()):
+            if self._roaming is not None:
+                self._roaming.cancel()
+            self.end(why)
         if self._transport is not None:
             self._transport.abort()
 
@@ -242,8 +247,8 @@ class Member:
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await loop.create_connection(lambda: connection, LOOPBACK, port)
                     await asyncio.shield(connection.opened)
-            except (OSError, TimeoutError):
-                connection.abort()
+            except (OSError, TimeoutError) as error:
+                connection.abort(f"{type(error).__name__} {error}".strip())
         return connection
 
 
@@ -349,7 +354,7 @@ class Crowd:
         user = User(name, [])
         for _ in range(clients):
             kind = self._mix[len(self.members) % len(self._mix)]
-            account = Client(resumes=KINDS[kind].resumes)
+            account = Client(resumes=KINDS[kind].resumes, roams=KINDS[kind].roams)
             self.members.append(Member(name, kind, account, credential, KINDS[kind].bookmark()))
             user.clients.append(account)
         self.users.append(user)

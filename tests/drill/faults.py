@@ -368,6 +368,9 @@ async def _drain(stage: Stage, fault: Fault, node: Node) -> None:
         marked += [user.mark(Ending.DRAINED) for user in await stage.users_at(node)]
         await leaving
     ended = time.monotonic()
+    for user in stage.crowd.users:
+        for client in user.clients:
+            client.drains.append((began, ended))
     await _lasts(_END_SECONDS)
     for sessions in marked:
         spare(sessions)

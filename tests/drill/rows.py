@@ -266,7 +266,7 @@ def _timed(result: Result) -> Iterator[str]:
     bounds = result.row.bounds
     measured = {
         "p99 of the others × ": (result.p99_ratio, bounds.p99_ratio),
-        "seconds until the last client was back: ": (
+        f"seconds until the last client was back ({result.findings.last_back}): ": (
             result.findings.away_seconds,
             bounds.away_seconds,
         ),

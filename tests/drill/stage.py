@@ -430,7 +430,8 @@ async def staged(plan: Plan, bootstrap: str) -> AsyncIterator[Stage]:
         stage = Stage(plan, bootstrap, topic, crowd, valkey, thread, producer)
         await _start_processes(stage, stack)
         before_nodes = haproxy(*stage.nodes)
-        stage.port = await stage.aside(partial(stack.enter_context, before_nodes))
+        balancer = await stage.aside(partial(stack.enter_context, before_nodes))
+        stage.port = balancer.port
         connected = crowd.connected(stage.port, timeout_seconds=_CONNECT_SECONDS)
         await stack.enter_async_context(connected)
         # A group: without one, a sampler that fails would leave a row with little memory to judge.

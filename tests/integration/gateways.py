@@ -42,11 +42,18 @@ class HoldableRegistry(RedisRegistry):
 class Gateway:
     """A node's hub and registrar, and a processor's view of the same registry."""
 
-    def __init__(self, url: str, *, name: str = "gw-a", lease_seconds: float = 12.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "gw-a",
+        lease_seconds: float = 12.0,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self.node = Node(name, f"{time.monotonic_ns():x}", "127.0.0.1:8081")
         timings = AnyTimings(heartbeat_seconds=HEARTBEAT_SECONDS, lease_seconds=lease_seconds)
-        self._registry = HoldableRegistry(url, timeout_seconds=TIMEOUT_SECONDS, timings=timings)
-        self._view = RedisRegistry(url, timeout_seconds=TIMEOUT_SECONDS)
+        self._registry = HoldableRegistry(url, timeout_seconds=timeout_seconds, timings=timings)
+        self._view = RedisRegistry(url, timeout_seconds=timeout_seconds)
         self._connections: dict[str, Connection] = {}
         self.hub = Hub()
         self.registrar = Registrar(self._registry, self.node, self.hub, timings=timings)

@@ -22,6 +22,8 @@ from tests.support.valkey_groups import RedisCluster
 
 pytestmark = pytest.mark.anyio
 
+#: Longer than a busy machine lets a call wait: that Redis is slow is another event.
+PATIENT_SECONDS = 5.0
 NODE = Node("gw-a", "e1", "10.0.0.1:8081")
 REFUSED = "the registry refuses writes; clients stay, trying on"
 BACK = "registry is back; every entry is asserted again"
@@ -93,7 +95,7 @@ async def test_a_gateway_names_the_refusal_until_a_write_is_accepted(
     own_valkey: RedisServer, code: str
 ) -> None:
     refuse, mend = REFUSALS[code]
-    gateway = Gateway(own_valkey.url)
+    gateway = Gateway(own_valkey.url, timeout_seconds=PATIENT_SECONDS)
     async with gateway.running():
         # No user is connected, to be asserted again meanwhile: that would be a real write.
         with own_valkey.client() as client, capture_logs() as logs:
@@ -118,7 +120,7 @@ async def test_a_gateway_names_the_refusal_until_a_write_is_accepted(
 async def test_a_cluster_is_back_when_every_master_accepts_writes() -> None:
     with RedisCluster() as cluster:
         refusing = (cluster.owner_of(b"{pg-nodes}") + 1) % 3
-        gateway = Gateway(cluster.url)
+        gateway = Gateway(cluster.url, timeout_seconds=PATIENT_SECONDS)
         async with gateway.running():
             gateway.connect(*USERS[:100])
             await gateway.in_step()

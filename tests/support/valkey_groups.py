@@ -14,6 +14,8 @@ from tests.support.valkey import Files, Kind, RedisServer, tls_words
 
 #: After so long in silence a master counts as lost.
 LOST_MILLISECONDS = 700
+#: Without replicas nobody takes over, and a master that has no CPU for a second is not lost.
+_PATIENT_MILLISECONDS = 15_000
 
 
 def await_replica(server: RedisServer) -> None:
@@ -106,12 +108,12 @@ class ReplicatedRedis:
 
 
 class _Member(RedisServer):
-    def __init__(self, kind: Kind, tls: Files | None) -> None:
+    def __init__(self, kind: Kind, tls: Files | None, lost_milliseconds: int) -> None:
         self.bus_port = free_port()
         settings = {
             "cluster-enabled": "yes",
             "cluster-port": str(self.bus_port),
-            "cluster-node-timeout": str(LOST_MILLISECONDS),
+            "cluster-node-timeout": str(lost_milliseconds),
             "cluster-replica-validity-factor": "0",
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", value)]
@@ -134,9 +136,14 @@ class RedisCluster:
         tls: Files | None = None,
     ) -> None:
         """`spare`: one more master joins, without a slot."""
-        self.masters = [_Member(kind, tls) for _ in range(masters)]
-        self.spares = [_Member(kind, tls)] if spare else []
-        self.replicas = [_Member(kind, tls) for _ in self.masters] if replicas else []
+        lost_milliseconds = LOST_MILLISECONDS if replicas else _PATIENT_MILLISECONDS
+
+        def members(count: int) -> list[_Member]:
+            return [_Member(kind, tls, lost_milliseconds) for _ in range(count)]
+
+        self.masters = members(masters)
+        self.spares = members(1 if spare else 0)
+        self.replicas = members(masters if replicas else 0)
         self._scheme = "redis" if tls is None else "rediss"
         self._share = -(-REDIS_CLUSTER_HASH_SLOTS // masters)
         self._running = ExitStack()

@@ -17,6 +17,7 @@ from typing import Final
 
 import click
 import pytest
+import yaml
 
 from pushgate.cli import cli
 from pushgate.environment import known_variables
@@ -24,9 +25,10 @@ from tests.support.markdown import ROOT, Block, Page, codes, pages
 
 PAGES: Final = pages()
 VARIABLE: Final = re.compile(r"(?<![A-Z_])PUSHGATE_[A-Z0-9_]*[A-Z0-9]\b")
-#: What reads variables that are no setting of a command: HAProxy, the tests.
+#: What reads variables that are no setting of a command: HAProxy, nginx, the tests.
 OTHER_READERS: Final = (
     ROOT / "deploy" / "haproxy" / "haproxy.cfg",
+    ROOT / "deploy" / "nginx" / "nginx.conf.template",
     *(ROOT / "tests" / "support").glob("*.py"),
 )
 #: Texts that begin as a command line does, and are none.
@@ -64,8 +66,14 @@ def test_every_command_and_flag_in_the_text_exists(page: Page) -> None:
     assert [fault for text in texts for fault in faults_of_flags(text)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=block_id)
+def test_every_test_that_is_cited_exists(page: Page) -> None:
+    cited = [c for line in page.prose for c in codes(line) if re.match(r"tests/\S+\.py", c)]
+    assert [name for name in cited if not is_test(name)] == []
+
+
 def test_every_code_block_is_of_a_language_that_is_checked() -> None:
-    checked = {"python", "sh", "json", "js", "html", "ts", "tsx", "java", "go"}
+    checked = {"python", "sh", "json", "yaml", "js", "html", "ts", "tsx", "java", "go"}
     others = {b.language for p in PAGES for b in p.blocks} - checked
     # No language: drawings, and what a program prints.
     assert others <= {""}
@@ -79,6 +87,11 @@ def test_python_compiles(page: Page, block: Block) -> None:
 @pytest.mark.parametrize(("page", "block"), blocks("json"), ids=block_id)
 def test_json_parses(page: Page, block: Block) -> None:
     json.loads(block.text)
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("yaml"), ids=block_id)
+def test_yaml_parses(page: Page, block: Block) -> None:
+    assert yaml.safe_load(block.text) is not None
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("sh"), ids=block_id)
@@ -141,6 +154,13 @@ def leads_somewhere(page: Page, target: str) -> bool:
     if path.is_relative_to(ROOT / "client") and not (ROOT / "client").exists():
         return True
     return path.exists() and (not anchor or anchor in Page(path).anchors)
+
+
+def is_test(name: str) -> bool:
+    """Whether a file of tests exists, and the test behind `::`."""
+    file, _, test = name.partition("::")
+    path = ROOT / file
+    return path.is_file() and (not test or f"def {test}(" in path.read_text())
 
 
 def pushgate_commands(text: str) -> Iterator[list[str]]:

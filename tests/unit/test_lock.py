@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-FILES = ("all.txt", "run.txt", "build.txt")
+FILES = ("all.txt", "run.txt", "build.txt", "release.txt")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)")
 
 
@@ -26,6 +26,7 @@ def project() -> dict[str, list[str]]:
     return {
         "run.txt": read["project"]["dependencies"],
         "build.txt": [*read["dependency-groups"]["build"], *read["build-system"]["requires"]],
+        "release.txt": read["dependency-groups"]["release"],
         "all.txt": [
             *read["project"]["dependencies"],
             *(line for lines in extras.values() for line in lines),

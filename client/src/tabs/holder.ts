@@ -8,80 +8,84 @@ import {asOfIn, covers, type FromHolder, type FromTab} from './forms.js';
 export type Open = (cursor: string, events: ConnectionEvents) => Connection;
 
 /** Keeps a link, tells all tabs what comes, and answers the tabs. */
-export class Holder {
-  private count = 0;
-  private start = '';
-  private next: Next = 'LATER';
-  private stopped = false;
-  private connection!: Connection;
+export interface Holder {
+  hear(form: FromTab): void;
+  close(): void;
+}
 
-  /**
-   * `cursor`: how far the tabs have come. `link`: greater than the numbers of earlier links that
-   * are known here. `wasOpen`: tabs had an earlier link. `tell` gives a form to all tabs.
-   */
-  constructor(
-    private readonly open: Open,
-    private readonly tell: (form: FromHolder) => void,
-    cursor: string,
-    private link: number,
-    private wasOpen = false,
-  ) {
-    this.link = Math.max(link, Date.now());
-    this.begin(cursor);
-  }
+/**
+ * `tell` gives a form to all tabs. `cursor`: how far the tabs have come. `link`: greater than the
+ * numbers of earlier links that are known here. `wasOpen`: tabs had an earlier link.
+ */
+export function holderOf(
+  open: Open,
+  tell: (form: FromHolder) => void,
+  cursor: string,
+  link: number,
+  wasOpen = false,
+): Holder {
+  let count: number;
+  let start: string;
+  let stopped: boolean;
+  let connection: Connection;
 
-  hear(form: FromTab): void {
-    if (form.kind === 'ping') this.sayHere();
-    else if (form.link === this.link) this.beginAgain(form.asOf);
-  }
+  link = Math.max(link, Date.now());
+  begin(cursor);
+  return {
+    hear(form) {
+      if (form.kind === 'ping') sayHere();
+      else if (form.link === link) beginAgain(form.asOf);
+    },
+    close,
+  };
 
-  close(): void {
-    this.stopped = true;
-    this.connection.close();
+  function close(): void {
+    stopped = true;
+    connection.close();
   }
 
   /** What a tab lacks comes again, for all tabs: the tabs that have it know it by position. */
-  private beginAgain(asOf: string): void {
-    this.close();
+  function beginAgain(asOf: string): void {
+    close();
     // What another tab lacks may be on its way still.
-    const last = asOfIn(this.connection.cursor);
-    this.link += 1;
-    this.begin(covers(last, asOf) ? last : asOf);
+    const last = asOfIn(connection.cursor);
+    link += 1;
+    begin(covers(last, asOf) ? last : asOf);
   }
 
-  private begin(cursor: string): void {
-    this.count = 0;
-    this.start = asOfIn(cursor);
-    this.stopped = false;
-    const {link} = this;
-    this.connection = this.open(cursor, {
-      open: () => {
-        this.sayHere();
+  function begin(from: string): void {
+    count = 0;
+    start = asOfIn(from);
+    stopped = false;
+    let next: Next = 'LATER';
+    const gap = () => tell({kind: 'gap', link});
+    connection = open(from, {
+      open() {
+        sayHere();
         // Between this link and an earlier link there was nobody.
-        if (this.wasOpen && !cursor) this.tell({kind: 'gap', link});
-        this.wasOpen = false; // of its own reconnects a connection knows
+        if (wasOpen && !from) gap();
+        wasOpen = false; // of its own reconnects a connection knows
       },
-      form: (form) => {
-        if (form.data !== undefined) this.count += 1;
-        this.tell({kind: 'form', link, form, count: this.count});
+      form(form) {
+        if (form.data !== undefined) count += 1;
+        tell({kind: 'form', link, form, count});
       },
-      gap: () => this.tell({kind: 'gap', link}),
-      error: (failure, next) => {
-        this.next = next;
-        this.sayHere();
-        this.tell({kind: 'error', link, failure});
+      gap,
+      error(failure, after) {
+        next = after;
+        sayHere();
+        tell({kind: 'error', link, failure});
       },
-      close: () => {
-        if (!this.stopped) this.tell({kind: 'over', link, next: this.next});
+      close() {
+        if (!stopped) tell({kind: 'over', link, next});
       },
     });
-    this.sayHere();
+    sayHere();
   }
 
-  private sayHere(): void {
-    const {link, count, start} = this;
-    const {cursor, state, transport} = this.connection;
+  function sayHere(): void {
+    const {cursor, state, transport} = connection;
     const hidden = Boolean(globalThis.document?.hidden);
-    this.tell({kind: 'here', link, count, start, cursor, state, transport, hidden});
+    tell({kind: 'here', link, count, start, cursor, state, transport, hidden});
   }
 }

@@ -32,67 +32,41 @@ export interface PortOwner {
   readonly options: ConnectionOptions;
   readonly cursor: string;
   readonly link: number;
-  /** A worker has answered before. */
-  readonly hasJoined: boolean;
-  /** Undefined: the tabs share without a worker. */
-  workerUrl: string | URL | undefined;
   hear(form: FromHolder): void;
   nextToken(): Promise<string | undefined>;
-  leave(): void;
-  enter(): void;
+  /** Find another holder; by default with the worker, if one has answered before. */
+  enterAgain(withWorker?: boolean): void;
 }
 
-export class WorkerPort implements Channel {
-  readonly holds = true;
-  private readonly port: MessagePort;
+export function workerPort(file: string | URL, name: string, owner: PortOwner): Channel {
+  const worker = new SharedWorker(file, {name, type: 'module'});
+  const {port} = worker;
+  const tell = (form: ToWorker) => port.postMessage(form);
 
-  constructor(
-    file: string | URL,
-    name: string,
-    private readonly owner: PortOwner,
-  ) {
-    const worker = new SharedWorker(file, {name, type: 'module'});
-    worker.onerror = () => this.giveUp();
-    this.port = worker.port;
-    this.port.onmessage = ({data}: MessageEvent<FromWorker>) => {
-      if (data.kind === 'token') void this.answer();
-      else owner.hear(data);
-    };
-    const {url, transport, token} = owner.options;
-    const {cursor, link} = owner;
-    const hasToken = token !== undefined;
-    this.tell({kind: 'start', url: url.href, transport, hasToken, cursor, link: link + 1});
-  }
+  worker.onerror = () => owner.enterAgain(false);
+  port.onmessage = ({data}: MessageEvent<FromWorker>) => {
+    if (data.kind === 'token') void answer();
+    else owner.hear(data);
+  };
+  const {url, transport, token} = owner.options;
+  const {cursor, link} = owner;
+  const hasToken = token !== undefined;
+  tell({kind: 'start', url: url.href, transport, hasToken, cursor, link: link + 1});
+  return {
+    holds: true,
+    tell,
+    take: () => owner.enterAgain(),
+    close() {
+      tell({kind: 'bye'});
+      port.close();
+    },
+  };
 
-  tell(form: ToWorker): void {
-    this.port.postMessage(form);
-  }
-
-  take(): void {
-    if (!this.owner.hasJoined) this.giveUp();
-    else this.enterAgain();
-  }
-
-  close(): void {
-    this.tell({kind: 'bye'});
-    this.port.close();
-  }
-
-  private giveUp(): void {
-    this.owner.workerUrl = undefined;
-    this.enterAgain();
-  }
-
-  private enterAgain(): void {
-    this.owner.leave();
-    this.owner.enter();
-  }
-
-  private async answer(): Promise<void> {
+  async function answer(): Promise<void> {
     try {
-      this.tell({kind: 'token', token: await this.owner.nextToken()});
+      tell({kind: 'token', token: await owner.nextToken()});
     } catch (error) {
-      this.tell({kind: 'token', reason: asEnded(error).message});
+      tell({kind: 'token', reason: asEnded(error).message});
     }
   }
 }

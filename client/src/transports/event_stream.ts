@@ -22,9 +22,9 @@ export async function eventStream(link: Link): Promise<never> {
   const parse = eventParser(dispatch, (ms) => {
     notBefore = ms;
   });
-  link.controls.set('close', ({code, reason}) => {
+  link.controls.close = ({code, reason}) => {
     throw new Ended(String(reason), Number(code));
-  });
+  };
   await read(response, link, parse);
   throw new Ended('the stream ended', 0, notBefore);
 
@@ -34,7 +34,7 @@ export async function eventStream(link: Link): Promise<never> {
       link.silence.expect(Number(data));
       link.beat({cursor: id ?? null});
     } else if (event.startsWith('pushgate.') && event !== 'pushgate.binary') {
-      link.controls.get(event.slice(9))?.(JSON.parse(data));
+      link.controls[event.slice(9)]?.(JSON.parse(data));
     } else if (id !== undefined) {
       link.opened(); // without an id it is no event of a gateway
       link.received(message(id, event, data));

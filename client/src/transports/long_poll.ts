@@ -25,7 +25,7 @@ export async function longPoll(link: Link): Promise<never> {
     });
     const answer = JSON.parse(json);
     link.opened();
-    if (answer.gap) link.gap();
+    if (answer.gap) link.owner.gap();
     place.session = answer.cursor;
     answer.messages.forEach(link.received);
     link.received({session: answer.cursor});

@@ -14,11 +14,11 @@ export function webSocket(link: Link): Promise<never> {
     const bearer = link.token ? [`bearer.${link.token}`] : [];
     const socket = new WebSocket(url, ['pushgate.v1', ...cursor, ...bearer]);
     let open = false;
-    link.controls.set('heartbeat', link.beat);
-    link.controls.set('hello', (form) => {
+    link.controls.heartbeat = link.beat;
+    link.controls.hello = (form) => {
       link.silence.expect(Number(form.heartbeat_ms));
       link.beat(form);
-    });
+    };
     refreshInBand(link, (form) => socket.send(JSON.stringify(form)));
     socket.onopen = () => {
       open = true;
@@ -30,7 +30,7 @@ export function webSocket(link: Link): Promise<never> {
       const form = JSON.parse(data);
       link.opened();
       if ('data' in form) link.received(form);
-      else link.controls.get(form.control)?.(form);
+      else link.controls[form.control]?.(form);
     };
     socket.onclose = ({code, reason}) => {
       link.silence.heard();
@@ -50,12 +50,12 @@ export function webSocket(link: Link): Promise<never> {
 /** Replace the token of an open WebSocket when the gateway says that the token is about to expire. */
 function refreshInBand(link: Link, send: (form: object) => void): void {
   let answer: ((taken: boolean) => void) | undefined;
-  link.controls.set('refreshed', () => answer?.(true));
-  link.controls.set('refused', () => answer?.(false));
+  link.controls.refreshed = () => answer?.(true);
+  link.controls.refused = () => answer?.(false);
   // If all tries fail, the gateway closes with 4002 when the token expires.
-  link.controls.set('expiring', ({in_ms: inMs}) => {
+  link.controls.expiring = ({in_ms: inMs}) => {
     void renew(Number(inMs), link.signal, refresh);
-  });
+  };
 
   async function refresh(): Promise<boolean> {
     const token = await link.owner.tokens.next().catch(() => link.token);

@@ -80,6 +80,25 @@ def test_what_did_not_arrive_is_lost_whatever_it_is_called(kind: str) -> None:
     assert findings.examples["lost"] == [f"alice.4 ({kind})"]
 
 
+@pytest.mark.parametrize(
+    ("roams", "drain", "wrong"),
+    [(True, (4.0, 5.0), 0), (True, (5.0, 6.0), 1), (False, (4.0, 5.0), 1)],
+)
+def test_who_polls_from_node_to_node_may_be_offline_while_a_node_drains(
+    roams: bool, drain: tuple[float, float], wrong: int
+) -> None:
+    client = Client(resumes=True, roams=roams, drains=[drain])
+    findings = findings_of(told(connected(user_of(client)), m4="offline"))
+    assert findings.told_wrongly["offline"] == wrong
+    assert findings.lost == 0
+
+
+def test_what_such_a_client_never_got_is_lost() -> None:
+    client = Client(resumes=True, roams=True, drains=[(4.0, 5.0)])
+    findings = findings_of(told(connected(user_of(client), without=4), m4="offline"))
+    assert findings.lost == 1
+
+
 def test_a_second_client_without_it_has_lost_it() -> None:
     first, second = Client(), Client()
     user = connected(user_of(first, second))

@@ -467,6 +467,20 @@ async def test_a_live_processor_without_a_link_is_waited_for(node: Node, link: F
     assert client.is_through
 
 
+async def test_a_processor_that_joins_is_asked_at_once_for_clients_that_wait_for_their_next_ask(
+    node: Node,
+) -> None:
+    node.live("p1")
+    client = node.come_back()
+    await eventually(lambda: len(node.questions._again) == 1, "nobody could be asked")
+    link = FakeLink()
+    node.questions.join(link)
+    await link.asked()  # the clock stands still
+    assert not node.questions._again
+    node.questions.answered(link, answer(link, {0: 9}))
+    assert client.is_through
+
+
 async def test_when_a_processor_leaves_its_partitions_are_asked_of_the_others(
     node: Node,
 ) -> None:

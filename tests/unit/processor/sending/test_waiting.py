@@ -450,6 +450,22 @@ async def test_what_a_device_never_took_is_delivered_to_the_other_and_missed() -
     assert [(m.took, m.missed) for m in rig.settled] == [(1, 1)]
 
 
+@pytest.mark.parametrize(("result", "taken_at"), [(1, {A, B}), (Partly(1), {A, B}), (0, {A})])
+async def test_the_nodes_that_took_a_message_are_noted(result: Result, taken_at: set[Node]) -> None:
+    now = 0.0
+    forward = FakeForward({A: answers(1), B: answers(result)})
+    rig = Rig(FakeRegistry({"u": (A, B)}), forward, clock=lambda: now)
+    async with running(rig):
+        rig.take(envelope("u", "0"))
+        await turns()
+        now = 11.0
+        rig.dispatcher.observe([A, B])
+        await rig.all_settled()
+    [message] = rig.settled
+    assert len(message.taken_at) == len(taken_at)
+    assert set(message.taken_at) == taken_at
+
+
 async def test_what_one_device_took_is_not_replaced_and_not_sent_again_without_payload() -> None:
     sent: list[bytes] = []
 
