@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from aiokafka.structs import ConsumerRecord
@@ -44,7 +45,8 @@ class Rig:
 def record(
     *traceparents: bytes | None, offset: int = 7
 ) -> ConsumerRecord[bytes | None, bytes | None]:
-    headers = tuple(("traceparent", value) for value in traceparents)
+    # A null header is against aiokafka's types, and comes all the same.
+    headers: Any = tuple(("traceparent", value) for value in traceparents)
     return ConsumerRecord(
         "push", 3, offset, 1_000, 0, b"alice", b"hello", None, 5, 5, headers=headers
     )  # fmt: skip
