@@ -57,8 +57,8 @@ class Item(msgspec.Struct):
     of equal ids and different `id_scope` are different messages, and no repeats. A `boundary` is
     sent to no connection: only connections that have taken the message before get the user's later
     messages of the batch. `position` is the message's place in Kafka, `timestamp_ms` its record's
-    timestamp, Unix time in ms, and `lane` its topic, None where the batch has only one. Unknown
-    fields are ignored.
+    timestamp, Unix time in ms, and `lane` its topic, None where the batch has only one.
+    `traceparent` is that of a traced message (registry/message.py). Unknown fields are ignored.
     """
 
     user: str | Annotated[list[str], msgspec.Meta(max_length=MAX_BATCH_USERS)]
@@ -72,6 +72,7 @@ class Item(msgspec.Struct):
     position: str | None = None
     timestamp_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
     lane: Annotated[str, msgspec.Meta(max_length=249)] | None = None
+    traceparent: str | None = None
 
 
 class BadBatch(GatewayError):
@@ -199,7 +200,7 @@ _JSON: Final = _Json(msgspec.json, "application/json")
 _PACKED: Final = _Packed(msgspec.msgpack, BATCH_MEDIA_TYPE)
 
 
-class _BatchDelivery:
+class BatchDelivery:
     """The delivery of one batch, over several turns of the event loop.
 
     `full` has the connections that had no room for a message of the batch: they get no later
@@ -263,7 +264,7 @@ class Pusher:
         Raises:
             BadBatch: the body is no list of messages, or the batch is too large.
         """
-        under_way = _BatchDelivery(self._hub)
+        under_way = BatchDelivery(self._hub)
         codec = _PACKED if media_type == _PACKED.media_type else _JSON
         try:
             items = codec.decode(body)
@@ -274,7 +275,7 @@ class Pusher:
             under_way.boundaries = self._boundaries(items)
         results: list[Result | list[Result]] = []
         for start in range(0, len(items), _SLICE):
-            results += await self._push(items[start : start + _SLICE], under_way)
+            results += await self.push(items[start : start + _SLICE], under_way)
         return codec.media_type, codec.encode({"results": results})
 
     def _boundaries(self, items: Sequence[Item | None]) -> list[tuple[str, Takers]]:
@@ -287,7 +288,7 @@ class Pusher:
 
     async def one(self, item: Item) -> Result:
         """Push an item for one user; return its result."""
-        (result,) = await self._push([item], _BatchDelivery(self._hub))
+        (result,) = await self.push([item], BatchDelivery(self._hub))
         assert not isinstance(result, list)  # noqa: S101 - one user, one result
         return result
 
@@ -305,8 +306,8 @@ class Pusher:
         _count((result,))
         return result
 
-    async def _push(
-        self, items: Sequence[Item | None], under_way: _BatchDelivery
+    async def push(
+        self, items: Sequence[Item | None], under_way: BatchDelivery
     ) -> list[Result | list[Result]]:
         """Push items; return their results in order, a list of results for a list of users."""
         batch: list[Addressed] = []
@@ -327,7 +328,7 @@ class Pusher:
         return results
 
     async def _deliver(
-        self, batch: Sequence[Addressed], names: Mapping[int, Name], under_way: _BatchDelivery
+        self, batch: Sequence[Addressed], names: Mapping[int, Name], under_way: BatchDelivery
     ) -> Results:
         """Deliver messages in their order, a part at a time; repeats are not sent."""
         results: Results = []
@@ -361,7 +362,7 @@ class Pusher:
         return int(self._wall_clock() * 1_000)
 
     async def _deliver_to_crowd(
-        self, message: Addressed, name: Name | None, under_way: _BatchDelivery
+        self, message: Addressed, name: Name | None, under_way: BatchDelivery
     ) -> HubResult:
         """Deliver one message to a user with many connections, in parts with turns between."""
 

@@ -8,7 +8,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from starlette.routing import BaseRoute
@@ -46,6 +46,9 @@ from gateway.settings import GatewaySettings
 from gateway.wires.choice import Wires
 from registry.directory import TIMINGS, Processors
 from registry.redis_store import RedisRegistry
+
+if TYPE_CHECKING:
+    from registry.tracing import Tracing
 
 #: How long a drained node waits until the last connections are closed, and then until the lease in
 #: the registry is given up.
@@ -108,7 +111,9 @@ class Gateway:
         self._auth = Authenticator(settings.token_rules, self._keys)
         self.node = self._node(settings)
         self._stopping = asyncio.Event()
-        pusher = _pusher(self.node, settings)
+        #: None where no message is traced (PUSHGATE_OTLP_ENDPOINT).
+        self._tracing = _tracing(self.node, settings)
+        pusher = _pusher(self.node, settings, self._tracing)
         self._links = Links(self.node, pusher)
         #: None where clients don't resume (PUSHGATE_RESUME_SECONDS=0).
         self._questions = (
@@ -213,6 +218,8 @@ class Gateway:
                 self._questions.close()
         self._wires.close()
         await self._registry.close()
+        if self._tracing is not None:
+            await self._tracing.end()
         log.info("gateway has left", node=self.node.identity.name)
 
     def _node(self, settings: GatewaySettings) -> GatewayNode:
@@ -331,10 +338,31 @@ def _origins(settings: GatewaySettings) -> Origins:
     return origins
 
 
-def _pusher(node: GatewayNode, settings: GatewaySettings) -> Pusher:
+def _pusher(node: GatewayNode, settings: GatewaySettings, tracing: Tracing | None) -> Pusher:
     repeats = Repeats(settings.repeat_window_messages, unscreened=node.hub.unscreened)
     epoch, limit = node.identity.epoch, settings.max_payload_bytes
-    return Pusher(node.hub, repeats, node.as_of, epoch=epoch, max_payload_bytes=limit)
+    if tracing is None:
+        return Pusher(node.hub, repeats, node.as_of, epoch=epoch, max_payload_bytes=limit)
+    # Imported here, since only traces need the packages of the extra `tracing`.
+    from gateway.tracing import TracedPusher  # noqa: PLC0415
+
+    return TracedPusher(
+        node.hub,
+        repeats,
+        node.as_of,
+        epoch=epoch,
+        max_payload_bytes=limit,
+        tracing=tracing,
+        node=node.identity.name,
+    )
+
+
+def _tracing(node: GatewayNode, settings: GatewaySettings) -> Tracing | None:
+    if settings.otlp_endpoint is None:
+        return None
+    from registry.tracing import Tracing, by_otlp  # noqa: PLC0415 - as above
+
+    return Tracing("pushgate-gateway", node.identity.name, by_otlp(settings.otlp_endpoint))
 
 
 def _drain(settings: GatewaySettings) -> Drain:

@@ -30,6 +30,7 @@ from registry.networks import (
 from registry.settings import (
     InternalSecret,
     RegistrySettings,
+    TracingSettings,
     long_enough,
     printable,
     reachable_address,
@@ -312,7 +313,12 @@ class DrainSettings(BaseSettings):
 
 
 class GatewaySettings(
-    AuthSettings, AdmissionSettings, HoldingSettings, DrainSettings, RegistrySettings
+    AuthSettings,
+    AdmissionSettings,
+    HoldingSettings,
+    DrainSettings,
+    RegistrySettings,
+    TracingSettings,
 ):
     """Flags and PUSHGATE_… variables of `pushgate gateway`."""
 

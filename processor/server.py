@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import structlog
@@ -23,7 +23,7 @@ from processor.outcomes.outcomes import Outcomes
 from processor.reading.commits import Commits
 from processor.reading.consumer import Consumer
 from processor.reading.membership import Membership
-from processor.reading.message import Message, Rejection
+from processor.reading.message import Message, Rejection, envelope_of
 from processor.replay.read_back import Reader
 from processor.replay.resume import Resume
 from processor.sending.dispatch import Dispatcher
@@ -38,6 +38,9 @@ from registry.directory import TIMINGS, Node, RegistryRefuses, RegistryUnavailab
 from registry.proof import SCHEME
 from registry.redis_store import RedisRegistry
 from registry.status import Status, version
+
+if TYPE_CHECKING:
+    from processor.tracing import Traces
 
 _REFRESH_SECONDS: Final = 1.0
 #: How long settling the messages in hand and leaving the group may take after `stop`.
@@ -86,9 +89,12 @@ class Processor:
             settings, commits.advanced, membership=membership, spawn=self._tasks.spawn
         )
         self._dead_letters = DeadLetters(settings, self._rejected, spawn=self._tasks.spawn)
+        #: None where no message is traced (PUSHGATE_OTLP_ENDPOINT).
+        self._traces = _traces(settings)
+        traces = self._traces
         self._dispatcher = Dispatcher(
             self._whereabouts,
-            self._forwarder,
+            traces.around_forwarder(self._forwarder) if traces else self._forwarder,
             self._settled,
             self._registry,
             spawn=self._tasks.spawn,
@@ -99,10 +105,11 @@ class Processor:
         self._consumer = Consumer(
             settings,
             commits,
-            self._dispatcher,
+            traces.around_intake(self._dispatcher) if traces else self._dispatcher,
             self._dead_letters,
             membership=membership,
             records=self._resume,
+            read=traces.read if traces else envelope_of,
         )
         if self._resume is not None:
             reports = self._outcomes.accessory is not None
@@ -149,11 +156,15 @@ class Processor:
         """Take messages that have their outcome to the windows, then to the outcomes."""
         if self._resume is not None:
             self._resume.settled(messages)
+        if self._traces is not None:
+            self._traces.settled(messages)
         if self._observer is not None:
             self._observer.settled(messages)
         self._outcomes.settled(messages)
 
     def _rejected(self, rejections: Sequence[Rejection]) -> None:
+        if self._traces is not None:
+            self._traces.rejected(rejections)
         if self._observer is not None:
             self._observer.rejected(rejections)
         self._outcomes.rejected(rejections)
@@ -224,6 +235,8 @@ class Processor:
         await self._whereabouts.close()
         await self._forwarder.close()
         await self._registry.close()
+        if self._traces is not None:
+            await self._traces.end()
         log.info("processor has left")
 
     async def _work(self) -> None:
@@ -359,6 +372,15 @@ class Processor:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
+
+
+def _traces(settings: ProcessorSettings) -> Traces | None:
+    if settings.otlp_endpoint is None:
+        return None
+    # Imported here, since only traces need the packages of the extra `tracing`.
+    from processor.tracing import traces_of  # noqa: PLC0415
+
+    return traces_of(settings, settings.otlp_endpoint)
 
 
 class _Server(uvicorn.Server):

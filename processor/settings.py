@@ -19,7 +19,7 @@ from registry.networks import (
     networks,
     within,
 )
-from registry.settings import CallSettings, reachable_address, readable_ca_file
+from registry.settings import CallSettings, TracingSettings, reachable_address, readable_ca_file
 
 
 class KafkaSettings(BaseSettings):
@@ -127,7 +127,7 @@ class PortSettings(CallSettings):
     ] = ""
 
 
-class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings):
+class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings, TracingSettings):
     """Flags and PUSHGATE_… variables of `pushgate processor`."""
 
     kafka_group: Annotated[
@@ -195,6 +195,14 @@ class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings):
     forward_timeout_seconds: Annotated[
         float, Field(gt=0, le=60, description="How long one forward to a gateway may take.")
     ] = 2.0
+    trace_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of messages without a traceparent that are traced all the same.",
+        ),
+    ] = 0.0
     overloaded_seconds: Annotated[
         float,
         Field(

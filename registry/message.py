@@ -50,7 +50,8 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     `topic-partition-offset`, for cursors (gateway/connections/cursor.py): never guessed from an id,
     which a publisher may have chosen. For the gateway's latencies: `timestamp_ms` is the record's
     timestamp, Unix time in ms, None where the record has none; `lane` is the topic where the
-    processor reads several, else None.
+    processor reads several, else None. `traceparent` (W3C Trace Context §3.2) names the span that
+    the gateway's span is a child of; None where the message is not traced.
     """
 
     user: str
@@ -62,6 +63,7 @@ class Push(msgspec.Struct, omit_defaults=True, gc=False):
     position: str | None = None
     timestamp_ms: int | None = None
     lane: str | None = None
+    traceparent: str | None = None
 
 
 class _Boundary(Push, kw_only=True, gc=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
@@ -186,6 +187,38 @@ class RegistrySettings(BaseSettings):
             if port == 0:
                 raise ValueError("the port is 0")
         return value
+
+
+def with_tracing_installed(url: str | None) -> str | None:
+    """Return a collector's URL, or None for None.
+
+    Raises:
+        ValueError: the packages that send spans are not installed.
+    """
+    if url is not None:
+        try:
+            installed = find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        except ModuleNotFoundError:  # of a parent package
+            installed = False
+        if not installed:
+            raise ValueError("that needs the extra `tracing`: pip install 'pushgate[tracing]'")
+    return url
+
+
+class TracingSettings(BaseSettings):
+    """Settings of traces, the same for gateways and processors."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
+
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^/]",
+            description="URL of a collector of OpenTelemetry, as http://collector:4318, that gets "
+            "spans of traced messages; none are made if not set.",
+        ),
+        AfterValidator(with_tracing_installed),
+    ] = None
 
 
 class CallSettings(RegistrySettings):

@@ -44,7 +44,7 @@ from processor.reading.progress import Progress
 from processor.reading.reader import Batch, Reader
 from processor.reading.starts import Starts
 from processor.settings import ProcessorSettings
-from registry.message import RejectedRecord
+from registry.message import Envelope, RejectedRecord
 
 _RETRY_SECONDS: Final = 1.0
 #: After this many errors in a row the group is joined anew: aiokafka's own tasks may be dead.
@@ -120,7 +120,9 @@ class Consumer:
         *,
         membership: Membership,
         records: Records | None = None,
+        read: Callable[[Record, int, int], Envelope] = envelope_of,
     ) -> None:
+        """`read` reads the message in a record, as `envelope_of` does."""
         self.assigned = asyncio.Event()
         self._settings = settings
         self._commits = commits
@@ -128,6 +130,7 @@ class Consumer:
         self._rejects = rejects
         self._membership = membership
         self._records = records
+        self._read_envelope = read
         #: Where the assigned partitions began; a partition without a committed offset at 0.
         self._start_offsets: dict[TopicPartition, int] = {}
         self._start_notes: dict[TopicPartition, str] = {}  # of the commits there
@@ -487,7 +490,9 @@ class Consumer:
             if is_settled:
                 progress.settle(record.offset, size=size)
             try:
-                envelope = envelope_of(record, timestamp_ms, self._settings.max_payload_bytes)
+                envelope = self._read_envelope(
+                    record, timestamp_ms, self._settings.max_payload_bytes
+                )
             except RejectedRecord as error:
                 if not is_settled:
                     rejections.append(Rejection(progress, record, error, timestamp_ms))

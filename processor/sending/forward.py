@@ -21,8 +21,9 @@ from registry.directory import Node
 from registry.message import MAX_BATCH_BYTES, Push
 
 #: Bytes of a push in MessagePack beside its strings of variable length: the head of the map, keys,
-#: lengths, the timestamp, and the id's scope, which has 34 bytes at most.
-_ELEMENT_BYTES: Final = 120
+#: lengths, the timestamp, the id's scope, which has 34 bytes at most, and the traceparent, with its
+#: key 70.
+_ELEMENT_BYTES: Final = 190
 
 
 @dataclass(frozen=True, slots=True)

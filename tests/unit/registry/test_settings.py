@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.directory import TIMINGS
-from registry.settings import MAX_LOST_SECONDS, RedisAccess, RegistrySettings
+from registry.settings import MAX_LOST_SECONDS, RedisAccess, RegistrySettings, TracingSettings
 from tests.support.certificate import write_certificate
 
 
@@ -68,3 +68,28 @@ def test_a_ca_is_a_readable_file_and_for_tls(tmp_path: Path) -> None:
         settings(redis_url="redis://h", redis_ca_file=ca_file)
     with pytest.raises(ValidationError, match="no PEM file"):
         settings(redis_url="rediss://h", redis_ca_file=str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("url", ["http://collector:4318", "https://[::1]:4318/"])
+def test_a_collectors_url_is_taken_where_the_extra_is_installed(url: str) -> None:
+    assert TracingSettings(otlp_endpoint=url).otlp_endpoint == url
+
+
+@pytest.mark.parametrize("url", ["collector:4318", "grpc://collector:4317", "http://"])
+def test_what_is_no_url_of_a_collector_stops_the_start(url: str) -> None:
+    with pytest.raises(ValidationError):
+        TracingSettings(otlp_endpoint=url)
+
+
+@pytest.mark.parametrize("has_parent", [True, False])
+def test_a_collector_without_the_extra_stops_the_start_and_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, has_parent: bool
+) -> None:
+    def find_spec(name: str) -> None:
+        if not has_parent:
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("registry.settings.find_spec", find_spec)
+    with pytest.raises(ValidationError, match=r"pip install 'pushgate\[tracing\]'"):
+        TracingSettings(otlp_endpoint="http://collector:4318")
+    assert TracingSettings().otlp_endpoint is None

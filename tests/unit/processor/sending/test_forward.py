@@ -200,6 +200,7 @@ async def test_a_batch_has_at_most_a_thousand_messages(patient: Forwarder) -> No
     assert [len(request.pushes) for request in requests] == [1_000, 1_000, 1]
 
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ADVERSARIAL = {
     "64 KiB payloads": [push(f"m{n}", data=b"x" * 65_536) for n in range(130)],
     "just over 4 KiB": [push(f"m{n}", data=b"x" * 4_200) for n in range(2_100)],
@@ -216,6 +217,10 @@ ADVERSARIAL = {
     ],
     "short names in every field": [
         Push("u", b"", f"{n:04}", "t", "d", "5" * 32) for n in range(2_000)
+    ],
+    "short names and a trace": [
+        Push("u", b"x" * 4_100, f"{n:04}", "t", "d", "5" * 32, "push-0-1", traceparent=TRACEPARENT)
+        for n in range(2_000)
     ],
     "sizes around each length of a MessagePack head": [
         push(f"m{n}", data=b"x" * (size + n % 3 - 1))
