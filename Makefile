@@ -31,6 +31,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 $(INSTALLED): pyproject.toml requirements/all.txt
+	@echo 'Installing what pushgate needs into .venv: some minutes, once.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_LOCKED) requirements/all.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -9,19 +9,18 @@ import {gzipSync} from 'node:zlib';
 import {build} from 'esbuild';
 import {minify} from 'terser';
 
-// The script with everything in it, minified and compressed with `gzip -9`. 6 KiB are the goal: this bound
-// is where the script stands, so that it can only shrink.
-const MOST_GZIPPED_BYTES = 6.4 * 1024;
+// The script with everything in it, minified and compressed with `gzip -9`.
+const MOST_GZIPPED_BYTES = 6 * 1024;
 // What browsers of 2020 know.
 const TARGET = 'es2020';
-const BANNER = '/*! pushgate.js, built from client/ in pushgate. SPDX-License-Identifier: Apache-2.0 */';
+const BANNER = '/*! pushgate client. SPDX-License-Identifier: Apache-2.0 */';
 
 // Properties of our own objects, which get short names in the script. None of them is an option, part
 // of the API, of a form that goes to a gateway or to another tab, or of a browser's object.
 const INTERNAL = `
-  above accepted another beat below connection contentMs controls covered ended expect greeted handOver hear
-  heard holds leaving leftMs load lookUp move newer notBefore noticed older openOrEnded overlap owner passed
-  place received renewTokens settle silence successor take tell tokens
+  above accepted another base beat begin below closed connection contentMs controls covered ended first give
+  greeted handOver hear heard lasts leaving load lookUp move newer notBefore noticed older open opened over
+  overlap owner passed peek place received renewTokens settle silence stop successor take tell tokens
 `;
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
@@ -50,6 +49,7 @@ const bundle = await build({
 // terser inlines functions that are called once; esbuild does not: a tenth less, compressed.
 const {code} = await minify(bundle.outputFiles[0].text, {
   ecma: 2020,
+  module: true, // without 'use strict': the types are checked more strictly
   compress: {
     passes: 5,
     pure_getters: true,

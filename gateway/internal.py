@@ -25,7 +25,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.status import HTTP_403_FORBIDDEN
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import metrics
+from gateway import metrics, refusals
 from gateway.connections.closes import DISCONNECTED, GOING_AWAY
 from gateway.connections.connection import Connection
 from gateway.connections.node import GatewayNode
@@ -84,7 +84,7 @@ def internal_app(
     operations = _Operations(node, drain=drain)
     app = Starlette(
         routes=[*pushes.routes(), *operations.routes(), *health_routes(node)],
-        exception_handlers={HTTPException: plain_text},
+        exception_handlers={HTTPException: _refused},
     )
     app.router.redirect_slashes = False
 
@@ -103,7 +103,7 @@ def internal_app(
             else:
                 await app(scope, receive, send)
         except HTTPException as error:
-            await (await plain_text(Request(scope), error))(scope, receive, send)
+            await (await _refused(Request(scope), error))(scope, receive, send)
         except ClientDisconnect:
             return  # the body stays incomplete, and no client waits for an answer
 
@@ -133,6 +133,13 @@ async def plain_text(request: Request, error: Exception) -> Response:  # noqa: A
     """Answer a refused request with the reason of the refusal, as one line of text."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException
     return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Count a request that is refused on the internal port, and answer it."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException
+    refusals.count("internal", error.status_code, error.detail)
+    return await plain_text(request, error)
 
 
 class _Pushes:
@@ -463,7 +470,7 @@ class _RequireSecret:
         refusal = self._refusal(credential, headers)
         if refusal.status_code == HTTP_403_FORBIDDEN:
             self._log_refusal(scope)
-        await (await plain_text(Request(scope), refusal))(scope, receive, send)
+        await (await _refused(Request(scope), refusal))(scope, receive, send)
 
     def direct(self, path: bytes, fields: Mapping[bytes, bytes]) -> Respond | None:
         """Pass a request on to what is answered without ASGI; None where it is to be refused."""
@@ -478,8 +485,9 @@ class _RequireSecret:
         if now >= self._log_after:
             self._log_after = now + _LOG_SECONDS
             log.error(
-                "a request to the internal port shows another secret, or a proof for another "
-                "address; set the same PUSHGATE_INTERNAL_SECRET on gateways and processors",
+                "the internal port refuses a credential",
+                cure="set the same PUSHGATE_INTERNAL_SECRET on gateways and processors; it was "
+                "another secret, or a proof for another address",
                 client=(scope.get("client") or ("unknown",))[0],
                 advertised=self._node.address,
             )

@@ -42,8 +42,14 @@ UNSENT_AT_CLOSE = Counter(
 )
 REFUSED = Counter(
     "pushgate_gateway_refused_total",
-    "Requests refused on the public listener, by status.",
-    ["status"],
+    "Requests refused, by port (public, internal), status, and the beginning of the answer's text.",
+    ["port", "status", "reason"],
+    registry=_registry,
+)
+CUT_OFF = Counter(
+    "pushgate_gateway_cut_off_total",
+    "Sockets that were closed without an answer, by port and reason.",
+    ["port", "reason"],
     registry=_registry,
 )
 WAITING_HANDSHAKES = Gauge(

@@ -128,7 +128,7 @@ class Gateway:
         self._internal = Listener(
             internal_socket,
             internal,
-            Door(_door_bounds(settings)),
+            Door(_door_bounds(settings), port="internal"),
             tls=internal_tls,
             direct=internal.direct,
         )
@@ -323,8 +323,8 @@ def _origins(settings: GatewaySettings) -> Origins:
     origins = settings.allowed_origins()
     if origins.allows_all:
         log.warning(
-            "PUSHGATE_ORIGINS has *: pages of every origin may connect with a token; the cookie "
-            "counts only for the gateway's own pages, and for origins that the list names"
+            "PUSHGATE_ORIGINS has *: pages of every origin may connect with a token",
+            cookie="counts only for the gateway's own pages, and for origins that the list names",
         )
     return origins
 

@@ -180,8 +180,8 @@ class Processor:
         settings = self._settings
         if settings.internal_auth == "bearer":
             log.warning(
-                "PUSHGATE_INTERNAL_AUTH=bearer shows the internal secret to every address in "
-                "Redis; set proof as soon as all gateways take proofs"
+                "PUSHGATE_INTERNAL_AUTH=bearer shows the internal secret to every address in Redis",
+                cure="set proof as soon as all gateways take proofs",
             )
         log.info("processor starts", topics=settings.topics, group=settings.kafka_group)
         async with asyncio.TaskGroup() as tasks:

@@ -38,6 +38,8 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 #: How often the console is looked at for what it holds back.
 _TICK_SECONDS: Final = 0.25
+#: kcat puts a key into the partition where Java's clients put it (docs/publishing.md).
+_PARTITIONER: Final = "-X partitioner=murmur2_random"
 
 
 class DiedError(PushgateError):
@@ -289,6 +291,7 @@ def _announce(settings: DevSettings, gateway: Gateway, *, taken_kafka_port: int 
     )
     public = f"{settings.host}:{gateway.port}"
     topic = settings.topics[0]
+    kcat = f"kcat -P -b {settings.kafka_bootstrap} {_PARTITIONER} -t {topic}"
     click.echo(
         f"""
 pushgate is up; Ctrl-C stops all of it
@@ -302,6 +305,6 @@ pushgate is up; Ctrl-C stops all of it
   secrets     {DEV_FILE}
 
   pushgate listen alice
-  echo '{{"hello": "alice"}}' | kcat -P -b {settings.kafka_bootstrap} -t {topic} -k alice{taken}
+  echo '{{"hello": "alice"}}' | {kcat} -k alice{taken}
 """
     )

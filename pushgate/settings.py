@@ -13,6 +13,7 @@ from gateway.entry.claims import ClaimRules
 from gateway.entry.origin import Origins
 from gateway.settings import AuthSettings, GatewaySettings
 from processor.settings import ProcessorSettings, RecordSettings
+from pushgate.logs import LogLevel
 from registry.settings import REDIS_URL_PATTERN, CallSettings, InternalSecret, long_enough
 
 #: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
@@ -84,6 +85,13 @@ class LogSettings(BaseSettings):
     log_json: Annotated[
         bool, Field(description="Log lines as JSON, for machines; otherwise for people.")
     ] = False
+    log_level: Annotated[
+        LogLevel,
+        Field(
+            description="The least level of log lines: debug (each connection has lines), info, "
+            "warning or error. Of libraries there are warnings and errors alone."
+        ),
+    ] = "info"
 
 
 class GatewayCommandSettings(GatewaySettings, LogSettings):

@@ -81,8 +81,10 @@ class Workers:
             if self._stopping.is_set():
                 self._left_with(index, status)
                 return
-            event = "worker can't start" if status == CANNOT_START else "worker has died"
-            log.error(event, worker=index, **_cause(status))
+            if status == CANNOT_START:
+                log.error("worker can't start", worker=index, **_cause(status))
+            else:
+                log.error("worker has died", worker=index, **_cause(status))
             if self._none_can_start(index):
                 log.error("no worker can start: giving up")
                 self._status = CANNOT_START

@@ -188,8 +188,9 @@ class RedisRegistry:
         policies = {memory.get("maxmemory_policy", _NO_EVICTION) for memory in memories}
         if evicting := policies - {_NO_EVICTION}:
             log.warning(
-                "Redis may evict users' entries; set its maxmemory-policy to noeviction",
+                "Redis may evict users' entries",
                 maxmemory_policy=sorted(evicting),
+                cure="set Redis's maxmemory-policy to noeviction",
             )
 
     async def retire(self, node: Node) -> None:

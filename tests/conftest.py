@@ -5,12 +5,14 @@ on uvloop, as the servers do. The fixtures here are synchronous, so that any sco
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.client.package import ROOT, run
@@ -18,6 +20,9 @@ from tests.support.kafka import PARTITIONS, KafkaServer, start_kafka
 from tests.support.npm import install
 from tests.support.processes import logs_of_running
 from tests.support.valkey import RedisServer
+
+# As in servers at their default level: the lines of single connections are not made.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 
 @pytest.hookimpl(wrapper=True)

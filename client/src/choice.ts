@@ -25,7 +25,7 @@ export interface Choice {
 }
 
 /** Throws a TypeError for an option that is none, or that this JavaScript runtime can't serve. */
-export function choiceOf(option: TransportOption, host: string): Choice {
+export function choiceOf(host: string, option: TransportOption = 'auto'): Choice {
   const possible = ALL.filter((name) => name !== 'ws' || globalThis.WebSocket);
   const names = possible.filter((name) => option === 'auto' || option === name);
   const key = `pushgate ${host}`;
@@ -33,15 +33,10 @@ export function choiceOf(option: TransportOption, host: string): Choice {
   /** When higher transports were last found not to pass, in epoch milliseconds. */
   let triedAt = 0;
   if (!first) throw new TypeError(`transport ${option}: here it is auto or ${possible}`);
-  try {
-    // Node.js warns of its localStorage: pages alone have a memory.
-    const [name, at] = globalThis.document ? localStorage.getItem(key)!.split(' ') : [];
-    if (names[1] && names.includes(name as TransportName)) {
-      first = name as TransportName;
-      triedAt = Math.min(Number(at), Date.now()) || 0;
-    }
-  } catch {
-    // Nothing is stored, or this page may not read it.
+  const [name, at] = stored(key).split(' ');
+  if (names[1] && names.includes(name as TransportName)) {
+    first = name as TransportName;
+    triedAt = Math.min(Number(at), Date.now()) || 0;
   }
 
   return {
@@ -57,11 +52,19 @@ export function choiceOf(option: TransportOption, host: string): Choice {
       if (!tried) return;
       first = name;
       triedAt = Date.now();
-      try {
-        if (globalThis.document) localStorage.setItem(key, `${name} ${triedAt}`);
-      } catch {
-        // This page may store nothing: the next page load finds out again.
-      }
+      stored(key, `${name} ${triedAt}`);
     },
   };
+}
+
+/** The text under `key` in the page's memory, after a `text` is set; empty where there is none. */
+function stored(key: string, text?: string): string {
+  try {
+    // Node.js warns of its localStorage: pages alone have a memory.
+    const storage = globalThis.document && localStorage;
+    if (text) storage.setItem(key, text);
+    return storage.getItem(key) || '';
+  } catch {
+    return ''; // this page may not store: the next page load finds out again
+  }
 }

@@ -10,7 +10,7 @@ import {
   PushMessageEvent,
 } from './events.js';
 import {type Form, payload} from './form.js';
-import {shareConnection} from './tabs/shared.js';
+import {canShare, shareConnection} from './tabs/shared.js';
 import type {TokenSource} from './tokens.js';
 
 /** Messages that may wait for a `for await` loop. */
@@ -48,18 +48,18 @@ export class PushClient extends EventTarget implements AsyncIterable<Message> {
    *
    * Throws a TypeError for a URL or a transport that is none, or can't be had here.
    */
-  constructor(url: string | URL, {token, transport, shared, workerUrl}: PushClientOptions = {}) {
+  constructor(url: string | URL, options?: PushClientOptions);
+  /** `detail`: what handlers are given for an event. @internal */
+  constructor(url: string | URL, options: PushClientOptions, detail: (event: Event) => unknown);
+  constructor(url: string | URL, options: PushClientOptions = {}, detail = (event: Event): unknown => event) {
     super();
-    callHandlers(this, this, (event) => event);
-    const tell = (name: string) => () => this.dispatchEvent(new Event(name));
-    this.connection = (shared ? shareConnection : openConnection)(
-      {url: folder(url), token, transport, shared, workerUrl},
-      {
-        open: tell('open'),
-        form: (form) => form.data !== undefined && this.dispatchEvent(messageIn(form)),
-        gap: tell('gap'),
-        error: (failure) => this.dispatchEvent(new PushErrorEvent(failure)),
-        close: tell('close'),
+    callHandlers(this, detail);
+    this.connection = (options.shared && canShare() ? shareConnection : openConnection)(
+      {...options, url: folder(url)},
+      (event) => {
+        if (event.kind === 'error') this.dispatchEvent(new PushErrorEvent(event.failure));
+        else if (event.kind !== 'form') this.dispatchEvent(new Event(event.kind));
+        else if (event.form.data !== undefined) this.dispatchEvent(messageIn(event.form));
       },
     );
   }
@@ -85,13 +85,14 @@ export class PushClient extends EventTarget implements AsyncIterable<Message> {
   async *[Symbol.asyncIterator](): AsyncGenerator<Message, void, undefined> {
     const waiting: Message[] = [];
     const done = new AbortController();
+    const {signal} = done;
     let wake = () => {};
-    const take = (event: Event) => {
-      if (event instanceof PushMessageEvent && waiting.length <= MAX_WAITING) waiting.push(event.message);
+    const take = ({message}: {message?: Message}) => {
+      if (message && waiting.length <= MAX_WAITING) waiting.push(message);
       wake();
     };
-    this.addEventListener('message', take, {signal: done.signal});
-    this.addEventListener('close', take, {signal: done.signal});
+    this.addEventListener('message', take, {signal});
+    this.addEventListener('close', take as () => void, {signal});
     try {
       while (waiting[0] || this.state !== 'closed') {
         if (waiting.length > MAX_WAITING) throw new RangeError(`${MAX_WAITING} messages wait for this loop`);
@@ -125,6 +126,6 @@ function messageIn(form: Form): PushMessageEvent {
 /** The URL of a folder, relative to the page's. */
 function folder(url: string | URL): URL {
   const base = new URL(url, globalThis.location?.href);
-  if (!base.pathname.endsWith('/')) base.pathname += '/';
+  base.pathname = base.pathname.replace(/\/?$/, '/');
   return base;
 }

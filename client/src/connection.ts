@@ -5,7 +5,7 @@ import {delay, FIRST_RETRY_MS, MAX_RETRY_MS, QUICK_RETRY_MS, sleep} from './dela
 import {asEnded, Ended, type Next, Silent} from './ended.js';
 import type {Failure} from './events.js';
 import type {Form} from './form.js';
-import {type Link, openLink} from './link.js';
+import {type Link, type LinkOwner, openLink} from './link.js';
 import {placeAt} from './place.js';
 import {successorsOf} from './successors.js';
 import {tokensOf, type TokenSource} from './tokens.js';
@@ -23,21 +23,21 @@ export interface ConnectionOptions {
   /** The gateway's address: the folder of its paths, ending with a slash. */
   readonly url: URL;
   readonly token?: TokenSource;
-  readonly transport?: TransportOption;
+  readonly transport?: TransportOption | undefined;
   /** From where the connection resumes: the `cursor` of an earlier connection. */
   readonly cursor?: string;
 }
 
-/** What a connection tells. No function is called before `openConnection` has returned. */
-export interface ConnectionEvents {
-  open(): void;
+/** What a connection tells. Nothing is told before `openConnection` has returned. */
+export type ConnectionEvent =
+  | {kind: 'open'}
   /** A message that is new to the page, or what else moves the page's cursor on. */
-  form(form: Form): void;
-  gap(): void;
-  error(failure: Failure, next: Next): void;
-  /** The connection is over; nothing is told afterwards. */
-  close(): void;
-}
+  | {kind: 'form'; form: Form}
+  | {kind: 'gap'}
+  | {kind: 'error'; failure: Failure}
+  /** The connection is over; nothing is told afterwards. `next`: why the connection gave up. */
+  | {kind: 'close'; next?: Next};
+export type Tell = (event: ConnectionEvent) => void;
 
 /** A connection to the gateways, kept here or elsewhere. */
 export interface Connection {
@@ -56,24 +56,25 @@ export interface Connection {
  * Throws a TypeError for a transport that is none, or that can't be had here.
  */
 export function openConnection(
-  {url, token, transport = 'auto', cursor}: ConnectionOptions,
-  events: ConnectionEvents,
+  {url, token, transport, cursor}: ConnectionOptions,
+  tell: Tell,
 ): Connection {
   const place = placeAt(cursor);
   const tokens = tokensOf(token);
-  const choice = choiceOf(transport, url.host);
+  const choice = choiceOf(url.host, transport);
   const closer = new AbortController();
   /** Aborted by `close`. */
   const closed = closer.signal;
-  const owner = {base: url, place, tokens, closed, opened, give, gap, handOver};
+  const owner = {base: url, place, tokens, closed, opened, give, gap} as LinkOwner;
   const successors = successorsOf(owner, choice);
+  owner.handOver = successors.handOver;
   let state: State = 'connecting';
   /** Aborted to try again before the time, but for a time that the gateway has named. */
   let alarm: AbortController | null = null;
   /** The link whose messages the page gets. */
-  let current: Link | null = null;
-  /** When this attempt opened, by Date.now(); null before it has opened. */
-  let openedAt: number | null = null;
+  let current: Link | undefined;
+  /** When this attempt opened, by Date.now(); 0 before it has opened. */
+  let openedAt = 0;
   let everOpen = false;
 
   void keep();
@@ -91,12 +92,12 @@ export function openConnection(
     close,
   };
 
-  function close(): void {
+  function close(next?: Next): void {
     if (state === 'closed') return;
     state = 'closed';
     closer.abort();
     hurry();
-    events.close();
+    tell({kind: 'close', next});
   }
 
   function opened(link: Link): void {
@@ -105,9 +106,9 @@ export function openConnection(
     void successors.renewTokens(link);
     void successors.lookUp(link);
     if (link.covered) return; // for the page the connection stayed open
-    openedAt ??= Date.now();
+    openedAt ||= Date.now();
     state = 'open';
-    events.open();
+    tell({kind: 'open'});
     // Without a cursor nobody knows what the page lacks. A poll's answer says whether there is a
     // gap.
     if (everOpen && link.name !== 'poll' && !link.cursor) gap();
@@ -117,41 +118,36 @@ export function openConnection(
   function give(form: Form, isRepeat = false): void {
     const isNew = place.move(form);
     if (closed.aborted) return;
-    if (form.data === undefined || (isNew && !isRepeat)) events.form(form);
+    if (form.data === undefined || (isNew && !isRepeat)) tell({kind: 'form', form});
   }
 
   function gap(): void {
     // A topic that was made anew is a gap too, and its offsets have begun again: by the old
     // positions all its messages would be repeats.
     place.clear();
-    if (!closed.aborted) events.gap();
-  }
-
-  function handOver(link: Link, afterMs: number): void {
-    void successors.handOver(link, afterMs);
+    if (!closed.aborted) tell({kind: 'gap'});
   }
 
   async function keep(): Promise<void> {
-    for (let failures = 0; ; ) {
+    for (let failures = 0; !closed.aborted; ) {
       const ended = await attempt();
       if (closed.aborted) return;
       state = 'waiting';
-      const isStable = openedAt !== null && Date.now() - openedAt >= STABLE_MS;
-      failures = isStable ? 1 : failures + 1;
+      if (openedAt && Date.now() - openedAt >= STABLE_MS) failures = 0;
+      failures += 1;
       const retryIn = await delayAfter(ended, failures);
       if (closed.aborted) return;
       alarm = ended.notBefore ? null : new AbortController();
-      events.error({status: ended.status, reason: ended.message, retryIn}, ended.next);
-      if (retryIn === null) return close();
-      await sleep(retryIn, alarm ? alarm.signal : closed);
-      if (closed.aborted) return;
+      tell({kind: 'error', failure: {status: ended.status, reason: ended.message, retryIn}});
+      if (retryIn === null) return close(ended.next);
+      await sleep(retryIn, alarm?.signal ?? closed);
     }
   }
 
   /** Connect, by one transport after the other; return how the connection ended. */
   async function attempt(): Promise<Ended> {
     state = 'connecting';
-    openedAt = null;
+    openedAt = 0;
     try {
       // Awaited even when the token is at hand: the caller must be able to set handlers first.
       const token = await tokens.next();
@@ -178,7 +174,7 @@ export function openConnection(
       const ended = await link.ended;
       const {successor} = link;
       if (closed.aborted || !successor || ended.next === 'NEVER') return ended;
-      link.overlap!.settle();
+      successor.overlap!.settle();
       link = successor;
       if (!link.open) state = 'connecting';
     }
@@ -202,6 +198,6 @@ export function openConnection(
   /** The page was away, or its network was: its link may be dead unseen. */
   function wake(): void {
     hurry();
-    if (current?.open) handOver(current, 0);
+    if (current?.open) void successors.handOver(current, 0);
   }
 }

@@ -39,7 +39,10 @@ export class PushErrorEvent extends Event implements Failure {
   readonly reason!: string;
   readonly retryIn!: number | null;
 
-  constructor(failure: Failure) {
+  constructor(
+    /** @internal */
+    readonly failure: Failure,
+  ) {
     super('error');
     Object.assign(this, failure);
   }
@@ -56,15 +59,11 @@ export interface PushEventMap {
 
 const EVENT_NAMES = ['open', 'message', 'gap', 'error', 'close'] as const;
 
-/** Call `owner.onopen` and so on with the detail of each event of `source`. */
-export function callHandlers(
-  owner: object,
-  source: EventTarget,
-  detail: (event: Event) => unknown,
-): void {
-  const handlers = owner as Record<string, ((detail: unknown) => void) | null>;
+/** Call `client.onopen` and so on with the detail of each event of the client. */
+export function callHandlers(client: EventTarget, detail: (event: Event) => unknown): void {
+  const handlers = client as unknown as Record<string, ((detail: unknown) => void) | null>;
   for (const name of EVENT_NAMES) {
     handlers[`on${name}`] = null;
-    source.addEventListener(name, (event) => handlers[`on${name}`]?.(detail(event)));
+    client.addEventListener(name, (event) => handlers[`on${name}`]?.(detail(event)));
   }
 }

@@ -11,7 +11,13 @@ export interface Form {
   cursor?: string | null;
   /** The cursor of a poll's answer: names of the session, a comma, and how far the page has come. */
   session?: string;
-  [field: string]: unknown;
+  /** Of the controls hello and heartbeat; reconnect; expiring. */
+  heartbeat_ms?: number;
+  after_ms?: number;
+  in_ms?: number;
+  /** Of the control close of an event stream. */
+  code?: number;
+  reason?: string;
 }
 
 /** The payload as published. */

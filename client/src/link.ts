@@ -32,7 +32,7 @@ export interface LinkOwner {
   give(form: Form, isRepeat?: boolean): void;
   gap(): void;
   /** The gateway asks to open a second link after so many ms. */
-  handOver(link: Link, afterMs: number): void;
+  handOver(link: Link, afterMs: number): Promise<void>;
 }
 
 /** A WebSocket, an event stream, or the polls of one attempt. */
@@ -49,19 +49,18 @@ export interface Link {
   /** A successor is planned, or on its way. */
   leaving: boolean;
   /** The link that is taking over from this link. */
-  successor: Link | null;
-  /** With the successor, or with the predecessor. */
-  overlap: Overlap | null;
+  successor?: Link | null;
+  /** With the predecessor. */
+  overlap?: Overlap;
   readonly silence: Silence;
   /** By the control's name. */
   readonly controls: Record<string, ((form: Form) => void) | undefined>;
   /** Aborted by `stop`, and once the link has ended by itself. */
-  readonly signal: AbortSignal;
+  readonly over: AbortSignal;
   readonly stop: () => void;
   /** Resolves with how the link has ended. */
   readonly ended: Promise<Ended>;
-  readonly openOrEnded: Promise<unknown>;
-  /** The first form of the gateway has come. */
+  /** The first hello, message or answer of the gateway has come. */
   opened(): void;
   /**
    * A hello or a heartbeat. If it has no cursor, the gateway does not resume: it has ignored the
@@ -82,53 +81,49 @@ export function openLink(
   const stopper = new AbortController();
   const {signal} = stopper;
   const stop = () => stopper.abort();
-  let resolveOpen: (value?: unknown) => void;
-  const opened = new Promise((resolve) => (resolveOpen = resolve));
-  const isCovered = () => Boolean(link.overlap && !link.overlap.over);
 
   const link = {
     owner,
     name,
     token,
     cursor: owner.place.cursor,
-    successor: null,
-    overlap: null,
     silence: silence(isHasty),
     controls: {
       __proto__: null as never,
       gap: owner.gap,
       reconnect(form: Form) {
         link.received(form);
-        owner.handOver(link, Number(form.after_ms));
+        void owner.handOver(link, form.after_ms!);
       },
     },
-    signal,
+    over: signal,
     stop,
     opened() {
       if (link.open || signal.aborted) return;
       link.open = true;
       link.silence.greeted();
-      link.covered = isCovered();
+      link.covered = Boolean(link.overlap?.lasts);
       owner.opened(link);
-      resolveOpen();
+      void link.overlap?.begin(signal);
     },
-    beat({cursor = null}) {
+    beat({cursor = null, heartbeat_ms: everyMs}) {
       link.received({cursor});
+      link.silence.heard(everyMs);
       if (cursor !== null || !link.cursor) return;
       link.cursor = '';
       if (!link.covered) owner.gap();
     },
     received(form) {
       if (signal.aborted) return;
-      if (!link.overlap) owner.give(form);
-      else if (link.successor) link.overlap.older(form);
-      else link.overlap.newer(form);
+      link.opened();
+      if (link.successor) link.successor.overlap!.older(form);
+      else if (link.overlap) link.overlap.newer(form);
+      else owner.give(form);
     },
   } as Partial<Link> as Mutable<Link>;
   owner.closed.addEventListener('abort', stop, {signal});
   link.ended = Promise.race([TRANSPORTS[name](link), link.silence.noticed(signal)])
     .catch(asEnded)
     .finally(stop);
-  link.openOrEnded = Promise.race([opened, link.ended]);
   return link;
 }

@@ -1,8 +1,11 @@
 // The time in which two links get the same messages.
 
 import {forgetOldest} from './bounds.js';
+import {sleep} from './delays.js';
 import type {Form} from './form.js';
 
+/** How long the older link stays after the newer link has opened. */
+export const OVERLAP_MS = 1_000;
 /** Ids to remember, and messages that may wait, during an overlap. */
 const MAX_OVERLAP = 256;
 
@@ -14,7 +17,10 @@ const MAX_OVERLAP = 256;
  * in order. Repeats are known by id here, and by position in Place.
  */
 export interface Overlap {
-  readonly over: boolean;
+  /** The older link has not ended. */
+  lasts: boolean;
+  /** The newer link, whose signal is given, is open. */
+  begin(signal: AbortSignal): Promise<void>;
   /** Take a form of the older link. */
   older(form: Form): void;
   /** Take a form of the newer link. */
@@ -23,7 +29,7 @@ export interface Overlap {
   settle(): void;
 }
 
-export function overlap(
+export function overlapOf(
   give: (form: Form, isRepeat?: boolean) => void,
   stopOlder: () => void,
 ): Overlap {
@@ -31,12 +37,12 @@ export function overlap(
   const ids = new Set<unknown>();
   /** Messages of the newer link. */
   const waiting: Form[] = [];
-  let over = false;
   const giveOnce = (form: Form) => give(form, ids.delete(form.id));
 
-  return {
-    get over() {
-      return over;
+  const overlap: Overlap = {
+    lasts: true,
+    async begin(signal) {
+      if (!(await sleep(OVERLAP_MS, signal))) stopOlder();
     },
     older(form) {
       give(form);
@@ -45,12 +51,13 @@ export function overlap(
       forgetOldest(ids, MAX_OVERLAP);
     },
     newer(form) {
-      if (over) giveOnce(form);
+      if (!overlap.lasts) giveOnce(form);
       else if (waiting.push(form) === MAX_OVERLAP) stopOlder();
     },
     settle() {
-      over = true;
+      overlap.lasts = false;
       waiting.splice(0).forEach(giveOnce);
     },
   };
+  return overlap;
 }

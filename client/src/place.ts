@@ -16,7 +16,7 @@ const POSITION_MS = 120_000;
  */
 export interface Place {
   /** The cursor of the last poll; null where another transport has moved on since. */
-  session: string | null;
+  session?: string | null;
   /** What a link resumes from; empty before a gateway has sent a cursor. */
   readonly cursor: string;
   /** Be where a whole cursor says; be without a cursor where the text is none. */
@@ -36,26 +36,23 @@ export function placeAt(cursor = ''): Place {
   let asOf = '';
 
   const place: Place = {
-    session: null,
     get cursor() {
       return asOf && [asOf, ...Array.from(positions, ([name, [offset]]) => `${name}-${offset}`)].join();
     },
     load(cursor) {
+      const [time, ...all] = parts(cursor);
       positions.clear();
-      asOf = '';
-      if (!CURSOR.test(cursor)) return;
-      const [time, ...all] = cursor.split(',');
       asOf = time!;
       all.forEach(moveOn);
     },
     clear: () => positions.clear(),
     move({cursor, data, session}) {
-      if (session !== undefined) place.load(session.slice(session.indexOf(',') + 1));
+      if (session !== undefined) place.load(session.replace(/^[^,]*,/, ''));
       if (cursor === null) place.load('');
-      if (!cursor || !CURSOR.test(cursor)) return true;
+      const [time, ...all] = parts(cursor || '');
+      if (!time) return true;
       place.session = null;
-      const [time, ...all] = cursor.split(',');
-      if (time !== asOf) moveTime(time!);
+      if (time !== asOf) moveTime(time);
       // The last position is the message's own. A control repeats positions of earlier messages.
       return data === undefined || !all[0] || moveOn(all.pop()!);
     },
@@ -86,4 +83,9 @@ export function placeAt(cursor = ''): Place {
     forgetOldest(positions, MAX_POSITIONS);
     return true;
   }
+}
+
+/** The as-of and the positions in a cursor; an empty text alone where the text is no cursor. */
+function parts(cursor: string): string[] {
+  return CURSOR.test(cursor) ? cursor.split(',') : [''];
 }

@@ -15,11 +15,10 @@ const THAW_MS = 2_000;
  * meanwhile, neither a WebSocket nor a fetch ends by itself for minutes.
  */
 export interface Silence {
-  /** From now on a sign of life comes every `ms`. */
-  expect(ms: number): void;
+  /** A sign of life has come; the next is due in `everyMs`, by default in as many ms as before. */
+  heard(everyMs?: number): void;
   /** The gateway has said hello. */
   greeted(): void;
-  heard(): void;
   /** Rejects when a sign of life is overdue, or `signal` is aborted; never resolves. */
   noticed(signal: AbortSignal): Promise<never>;
 }
@@ -27,33 +26,29 @@ export interface Silence {
 /** `isHasty`: until the gateway has said hello, the link is given up sooner. */
 export function silence(isHasty: boolean): Silence {
   /** The longest time between two signs of life; the gateway's first sign is due at once. */
-  let everyMs = 0;
+  let periodMs = 0;
   let graceMs = isHasty ? HASTY_MS : SILENCE_MS;
   /** When the next sign is overdue, by performance.now(). */
   let dueAt: number;
 
-  function heard(): void {
-    dueAt = performance.now() + everyMs + graceMs;
+  function heard(everyMs = periodMs): void {
+    periodMs = everyMs;
+    dueAt = performance.now() + periodMs + graceMs;
   }
 
   heard();
   return {
     heard,
-    expect(ms) {
-      everyMs = ms;
-      heard();
-    },
     greeted() {
       graceMs = SILENCE_MS;
     },
     async noticed(signal) {
-      for (;;) {
-        const awaited = dueAt;
-        if (await sleep(awaited - performance.now(), signal)) throw new Ended('');
-        if (dueAt > awaited) continue;
-        if (performance.now() - awaited < THAW_MS) throw new Silent('nothing came for too long');
-        dueAt = performance.now() + THAW_MS; // the timer was late: the page was frozen
+      while (!(await sleep(dueAt - performance.now(), signal))) {
+        const lateMs = performance.now() - dueAt; // negative where a sign has come meanwhile
+        if (lateMs >= THAW_MS) dueAt += lateMs + THAW_MS; // the timer was late: the page was frozen
+        else if (lateMs >= 0) throw new Silent('nothing came for too long');
       }
+      throw new Ended('');
     },
   };
 }

@@ -4,11 +4,8 @@ import type {Choice, TransportName} from './choice.js';
 import {delay, QUICK_RETRY_MS, sleep} from './delays.js';
 import {asEnded, type Ended} from './ended.js';
 import {type Link, type LinkOwner, openLink} from './link.js';
-import {overlap} from './overlap.js';
-import {renew, renewalOf} from './tokens.js';
-
-/** How long the first link stays after the second has opened. */
-const OVERLAP_MS = 1_000;
+import {OVERLAP_MS, overlapOf} from './overlap.js';
+import {renewAhead} from './tokens.js';
 
 /** Opens the successors of a connection's links. */
 export interface Successors {
@@ -25,30 +22,30 @@ export function successorsOf(owner: LinkOwner, choice: Choice): Successors {
     async handOver(link, afterMs) {
       if (link.leaving) return;
       link.leaving = true;
-      const isNew = link.overlap && !link.overlap.over; // the link's predecessor must end first
-      let wait: number | null = isNew ? Math.max(afterMs, OVERLAP_MS) : afterMs;
-      for (let failures = 1; wait !== null; failures += 1) {
-        if (await sleep(wait, link.signal)) return;
+      // The link's predecessor must end first.
+      let wait = link.overlap?.lasts ? Math.max(afterMs, OVERLAP_MS) : afterMs;
+      for (let failures = 1; ; failures += 1) {
+        if (await sleep(wait, link.over)) return;
         const refused = await replaceAfresh(link, link.name);
-        wait = refused?.next === 'LATER' ? delay(refused, QUICK_RETRY_MS, failures) : null;
+        if (refused?.next !== 'LATER') break;
+        wait = delay(refused, QUICK_RETRY_MS, failures);
       }
       link.leaving = false;
     },
     async renewTokens(link) {
-      for (;;) {
-        const due = renewalOf(link.token);
-        if (link.name === 'ws' || !due) return; // a WebSocket is told, see refreshInBand
-        if (await sleep(due.inMs, link.signal)) return;
-        if (!(await renew(due.leftMs, link.signal, () => renewed(link)))) return;
-      }
+      if (link.name === 'ws') return; // the gateway tells when the token is about to expire
+      while (await renewAhead(link.token, link.over, () => renewed(link)));
     },
     async lookUp(link) {
       const names = choice.above(link.name);
       while (names[0]) {
-        if (await sleep(choice.contentMs, link.signal)) return;
+        if (await sleep(choice.contentMs, link.over)) return;
         for (const name of names) {
-          if (!link.leaving) await changed(link, replaceAfresh(link, name));
-          if (link.signal.aborted) return;
+          if (link.leaving) continue;
+          link.leaving = true;
+          await replaceAfresh(link, name);
+          link.leaving = false;
+          if (link.over.aborted) return;
         }
         choice.passed(link.name, true);
       }
@@ -57,21 +54,16 @@ export function successorsOf(owner: LinkOwner, choice: Choice): Successors {
 
   /** Another token is there; for an event stream another link has it, and has taken over. */
   async function renewed(link: Link): Promise<boolean> {
-    const token = await owner.tokens.next().catch(() => link.token);
-    if (token === link.token || link.leaving || link.signal.aborted) return false;
+    const token = await owner.tokens.newer(link.token);
+    if (!token || link.leaving || link.over.aborted) return false;
     if (link.name === 'poll') {
       link.token = token; // the next poll brings it
       return true;
     }
-    return !(await changed(link, replace(link, link.name, token)));
-  }
-
-  /** Keep other successors away from `link` meanwhile. */
-  async function changed<T>(link: Link, change: Promise<T>): Promise<T> {
     link.leaving = true;
-    const result = await change;
+    const refused = await replace(link, link.name, token);
     link.leaving = false;
-    return result;
+    return !refused;
   }
 
   function replaceAfresh(older: Link, name: TransportName): Promise<Ended | null> {
@@ -87,14 +79,13 @@ export function successorsOf(owner: LinkOwner, choice: Choice): Successors {
     name: TransportName,
     token: string | undefined,
   ): Promise<Ended | null> {
-    if (older.signal.aborted) return null;
+    if (older.over.aborted) return null;
     const newer = openLink(owner, name, token, name !== older.name);
     older.successor = newer;
-    older.overlap = newer.overlap = overlap(owner.give, older.stop);
-    await newer.openOrEnded;
-    if (!(await sleep(OVERLAP_MS, newer.signal))) older.stop();
-    if (older.signal.aborted) return null;
-    older.successor = older.overlap = null;
+    newer.overlap = overlapOf(owner.give, older.stop);
+    await Promise.race([older.ended, newer.ended]);
+    if (older.over.aborted) return null;
+    older.successor = null;
     return newer.ended;
   }
 }

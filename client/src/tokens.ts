@@ -13,9 +13,13 @@ const MAX_TIMER_MS = 2_147_483_647;
 const LEAST_LEFT_MS = 1_000;
 
 export interface Tokens {
-  /** A token was accepted. */
+  /** A token was accepted; a token at hand may be old when another is needed. */
   accepted(): void;
   next(): Promise<string | undefined>;
+  /** A token other than `older`; undefined where the page has none, or a fixed token. */
+  newer(older: string | undefined): Promise<string | undefined>;
+  /** The next token, which stays the next. */
+  peek(): Promise<string | undefined>;
   /**
    * Whether there may be a token other than `spent`. Asked only once after an accepted token: when
    * the next token is refused too, the client gives up.
@@ -29,38 +33,51 @@ export function tokensOf(source: TokenSource): Tokens {
   /** The page was asked for another token since a token was last accepted. */
   let asked = false;
   const ask = () => (typeof source === 'function' ? source() : source);
+  const peek = async () => (atHand = await ask());
+
+  const next = async () => {
+    const token = atHand || (await ask());
+    atHand = undefined;
+    return token;
+  };
 
   return {
     accepted() {
+      atHand = undefined;
       asked = false;
     },
-    async next() {
-      const token = atHand || (await ask());
-      atHand = undefined;
-      return token;
+    peek,
+    next,
+    async newer(older) {
+      const token = await next().catch(() => older);
+      return token === older ? undefined : token;
     },
     async another(spent) {
       if (typeof source !== 'function' || asked) return false;
       asked = true;
       try {
-        atHand = await ask();
+        return (await peek()) !== spent;
       } catch {
         return true; // the page's backend is away: the next attempt asks the page again
       }
-      return atHand !== spent;
     },
   };
 }
 
 /**
- * In how many ms a token has to be renewed, and how long it lives from then on; null where that
- * can't be read, or the clock here is wrong: then the gateway says when the token has expired.
+ * Call `attempt` ahead of a token's end, and again until an attempt succeeds. Returns false without,
+ * or where the token's end can't be read or the clock here is wrong: then the gateway says when the
+ * token has expired.
  */
-export function renewalOf(token: string | undefined): {inMs: number; leftMs: number} | null {
-  const lifeMs = expiryOf(token) - Date.now();
-  if (!(lifeMs > 0 && lifeMs < MAX_TIMER_MS)) return null;
+export async function renewAhead(
+  token: string | undefined,
+  signal: AbortSignal,
+  attempt: () => Promise<boolean>,
+): Promise<boolean> {
+  const lifeMs = claimsIn(token).exp! * 1_000 - Date.now(); // NaN for a text that is no JWT
+  if (!(lifeMs > 0 && lifeMs < MAX_TIMER_MS)) return false;
   const leftMs = Math.min(AHEAD_MS, lifeMs / 2);
-  return {inMs: lifeMs - leftMs, leftMs};
+  return !(await sleep(lifeMs - leftMs, signal)) && renew(leftMs, signal, attempt);
 }
 
 /** Try until a try succeeds, each time when half of the time that is left has passed. */
@@ -77,18 +94,14 @@ export async function renew(
   return true;
 }
 
-/** When a JWT expires (RFC 7519 §4.1.4), in epoch milliseconds; NaN for a text that is none. */
-function expiryOf(token = ''): number {
-  return claimsIn(token).exp! * 1_000;
-}
-
 /** Whose a JWT is: the user and the device, to compare; the same for all texts that are none. */
-export function userOf(token = ''): string {
+export function userOf(token: string | undefined): string {
   const {sub, device} = claimsIn(token);
   return JSON.stringify([sub, device]);
 }
 
-function claimsIn(token: string): {exp?: number; sub?: string; device?: string} {
+/** The claims in a JWT (RFC 7519 §4.1): `exp` is in epoch seconds. */
+function claimsIn(token = ''): {exp?: number; sub?: string; device?: string} {
   try {
     return JSON.parse(atob(token.split('.')[1]!.replace(/-/g, '+').replace(/_/g, '/')));
   } catch {

@@ -1,6 +1,7 @@
 // Notices that the page was away, asleep or without a network: its link may be dead unseen.
 
 import {sleep} from './delays.js';
+import {isHidden, listen} from './page.js';
 
 const TICK_MS = 10_000;
 /** A wall clock that is so far ahead of the steady clock has passed a sleep. */
@@ -10,27 +11,29 @@ const FROZEN_MS = 120_000;
 
 /** Call `woke` where the link may be dead, and `seen` when the page becomes visible. */
 export function watchWaking(signal: AbortSignal, woke: () => void, seen: () => void): void {
-  let wall = Date.now();
-  let steady = performance.now();
+  let checkedAt = performance.now();
+  /** How far the wall clock is ahead of the steady clock. */
+  let aheadMs = Date.now() - checkedAt;
   const check = () => {
-    const steadyMs = performance.now() - steady;
-    const wallMs = Date.now() - wall;
-    wall += wallMs;
-    steady += steadyMs;
-    if (wallMs - steadyMs > SLEPT_MS || steadyMs > FROZEN_MS) woke();
+    const now = performance.now();
+    const nowAheadMs = Date.now() - now;
+    if (nowAheadMs - aheadMs > SLEPT_MS || now - checkedAt > FROZEN_MS) woke();
+    checkedAt = now;
+    aheadMs = nowAheadMs;
   };
-  const {document} = globalThis;
-  // Node.js has no events of its own, workers have no document.
-  globalThis.addEventListener?.('online', woke, {signal});
-  globalThis.addEventListener?.('pageshow', (event) => event.persisted && woke(), {signal});
-  document?.addEventListener(
-    'visibilitychange',
-    () => {
-      if (document.visibilityState !== 'visible') return;
-      check();
-      seen();
+  listen(
+    {
+      online: woke,
+      pageshow(event) {
+        if ((event as PageTransitionEvent).persisted) woke();
+      },
+      visibilitychange() {
+        if (isHidden()) return;
+        check();
+        seen();
+      },
     },
-    {signal},
+    signal,
   );
   void (async () => {
     while (!(await sleep(TICK_MS, signal))) check();

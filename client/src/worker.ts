@@ -1,6 +1,5 @@
 // The file of a SharedWorker that keeps one connection for all tabs of an origin.
 
-import {openConnection} from './connection.js';
 import {sleep} from './delays.js';
 import type {FromHolder} from './tabs/forms.js';
 import {type Holder, holderOf} from './tabs/holder.js';
@@ -36,12 +35,7 @@ function hear(form: ToWorker, port: MessagePort): void {
 
 function hold({url, transport, hasToken, cursor, link}: Start): Holder {
   const token = hasToken ? askForToken : undefined;
-  return holderOf(
-    (from, events) => openConnection({url: new URL(url), transport, token, cursor: from}, events),
-    tellAll,
-    cursor,
-    link,
-  );
+  return holderOf({url: new URL(url), transport, token}, tellAll, cursor, link);
 }
 
 function leave(): void {
@@ -57,7 +51,7 @@ function tellAll(form: FromHolder): void {
       tell(port, form);
     }
   }
-  if (form.kind === 'over') leave();
+  if (form.kind === 'close') leave();
 }
 
 function tell(port: MessagePort, form: FromWorker): void {

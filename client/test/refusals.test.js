@@ -65,6 +65,16 @@ test("the gateway's own page needs no probe", async (t) => {
   assert.equal(requests.length, 1);
 });
 
+test('another server that answers the probe is no gateway, and its answer is the reason', async (t) => {
+  const {clock, sockets, requests, connect} = world(t);
+  const {errors} = await connect();
+  await sockets[0].end();
+  await requests[0].answer(200, 'a page');
+  assert.deepEqual(errors, [{status: 200, reason: 'the gateway answered 200 a page', retryIn: 5_000}]);
+  await clock.pass(5_000);
+  assert.equal(sockets.length, 2);
+});
+
 test('long reasons are cut', async (t) => {
   const {requests, connect} = world(t);
   const {errors} = await connect({transport: 'poll'});

@@ -179,6 +179,17 @@ test('tabs of two users share nothing', async (t) => {
   );
 });
 
+test('tabs whose forms have another version, and so another number, share nothing', async (t) => {
+  const {inTab, first} = await twoTabs(t);
+  const other = inTab(first.tab, () => new BroadcastChannel('pushgate https://push.test/ ws true [null,null]'));
+  other.onmessage = () => {};
+  const here = {kind: 'here', count: 0, start: AS_OF, cursor: AS_OF, transport: null, hidden: false};
+  other.postMessage({...here, link: Number.MAX_SAFE_INTEGER, state: 'waiting'});
+  await settle();
+  assert.equal(first.client.state, 'open');
+  other.close();
+});
+
 test('a token that can not be had at first is asked for again', async (t) => {
   const {sockets, open, clock} = browser(t);
   let fails = true;

@@ -149,6 +149,25 @@ test('the tries to refresh end with the token', async (t) => {
   assert.deepEqual(sent, []);
 });
 
+test('an empty token is no new token for a WebSocket', async (t) => {
+  const tokens = ['t1', '', 't2'];
+  const {clock, sent} = await expiring(t, () => tokens.shift());
+  assert.deepEqual(sent, []);
+  await clock.pass(15_000);
+  assert.deepEqual(sent, ['t2']);
+});
+
+test('an empty token is no new token for polls', async (t) => {
+  const {clock, requests, connect} = world(t);
+  const tokens = [jwt(50_000), ''];
+  await connect({transport: 'poll', token: () => tokens.shift()});
+  await requests[0].polled('k.s.1');
+  await clock.pass(25_000);
+  await requests[1].polled('k.s.1');
+  assert.deepEqual(tokens, []);
+  assert.equal(requests[2].token, requests[0].token);
+});
+
 test('a token that is refused is replaced once', async (t) => {
   const {clock, requests, connect} = world(t);
   const tokens = ['t1', 't2', 't3'];

@@ -102,7 +102,7 @@ test('what a tab missed comes again for all', async (t) => {
   const tab = await open({hasToken: false, cursor: AS_OF});
   await sockets[0].hello({cursor: AS_OF});
   await sockets[0].message('1', {cursor: `${AS_OF},push-0-1`});
-  await tab.say({kind: 'back', link: tab.got.at(-1).link, asOf: AS_OF});
+  await tab.say({kind: 'ping', lacks: tab.got.at(-1).link, cursor: `${AS_OF},push-0-0`});
   assert.equal(sockets[0].closedWith, 1000);
   assert.equal(sockets[1].cursor, AS_OF);
 });

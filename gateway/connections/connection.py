@@ -171,7 +171,7 @@ class Connection:
 
     @property
     def id(self) -> str:
-        """The connection's name in listings: no other connection of the node has it now.
+        """The connection's name in listings and in the log: no other of the node has it now.
 
         Memory is used again by a later connection, which began at another time.
         """
@@ -220,11 +220,16 @@ class Connection:
         For `except` blocks of loops over connections: an unexpected error of one connection must
         neither end the loop nor go on with every message.
         """
-        log.exception("a connection failed, and is ended", transport=self.transport)
+        log.exception(
+            "a connection failed, and is ended",
+            connection=self.id,
+            user=self.user,
+            transport=self.transport,
+        )
         try:
             self.abort("failed")
         except Exception:
-            log.exception("a connection that failed can't be ended", transport=self.transport)
+            log.exception("a connection that failed can't be ended", connection=self.id)
 
     def part(self, close: Close, delay_seconds: float) -> None:
         """Tell the client to reconnect after `delay_seconds`; `close` has the reason.

@@ -14,6 +14,8 @@ from functools import cache
 from itertools import islice
 from typing import Final, ParamSpec
 
+import structlog
+
 from gateway import metrics
 from gateway.connections.admission import Admission
 from gateway.connections.as_of import AsOf
@@ -32,6 +34,8 @@ from gateway.connections.registrar import Registrar
 from gateway.connections.slowness import Slowness
 from gateway.connections.sweep import Sweep
 from registry.directory import Node
+
+log = structlog.get_logger("gateway.connection")
 
 #: The 101 or 200 is sent when the user is registered, or after this many seconds at the latest.
 REGISTRATION_SECONDS: Final = 1.0
@@ -159,6 +163,14 @@ class GatewayNode:
             self.registrar.changed(connection.user)
         connection.expiry_tick = self._tick_of(expires_at)
         self.age_at(connection, None)
+        log.debug(
+            "connection is held",
+            connection=connection.id,
+            user=connection.user,
+            device=connection.device,
+            transport=connection.transport,
+            client=address,
+        )
 
     def registered(self, connection: Connection) -> Awaitable[bool]:
         """Return a wait until the connection's user is in the registry, a second at most.
@@ -180,9 +192,11 @@ class GatewayNode:
                 del self._parting[connection.user]
         _connections(connection.transport).dec()
         _closed(connection.transport, reason).inc()
+        log.debug("connection is released", connection=connection.id, reason=reason)
 
     def forget(self, connection: Connection) -> None:
         """Drop a closed connection from the clock and from what admission counts."""
+        log.debug("connection is forgotten", connection=connection.id)
         self.sweep.forget(connection)
         self.admission.count_out(connection.address)
         if not self.admission.held:
@@ -206,6 +220,7 @@ class GatewayNode:
 
         A node that takes no new connections keeps no places.
         """
+        log.debug("client is told to reconnect", connection=connection.id)
         if self.takes_new:
             self._parting.setdefault(connection.user, {})[connection] = False
 

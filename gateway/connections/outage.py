@@ -51,8 +51,10 @@ class Outage:
         if now - self._logged_at.get(code, -math.inf) < _LOG_SECONDS:
             return
         self._logged_at[code] = now
-        event = "can't reach the registry" if code is None else "the registry refuses writes"
-        log.error(f"{event}; clients stay, trying on", error=str(error))
+        if code is None:
+            log.error("can't reach the registry; clients stay, trying on", error=str(error))
+        else:
+            log.error("the registry refuses writes; clients stay, trying on", error=str(error))
 
     def ended(self) -> None:
         """Note the end of the outage."""

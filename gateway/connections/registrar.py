@@ -291,9 +291,9 @@ class Registrar:
             log.info("this node's name is its own again", node=name)
         else:
             log.error(
-                "another process has this node's name, so nobody finds who is connected here; "
-                "give each its own PUSHGATE_NODE_NAME",
+                "another process has this node's name; messages find no user of this node",
                 node=name,
+                cure="give each its own PUSHGATE_NODE_NAME",
             )
 
     def _assert_all(self) -> None:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import metrics
+from gateway import metrics, refusals
 from gateway.connections.closes import GOING_AWAY
 from gateway.connections.connection import Connection, StreamConnection
 from gateway.connections.identity import Identity
@@ -212,8 +212,8 @@ class Entry:
         request.attach(wire, lent.resume, last=not lent.keep_alive)
 
     def count_refusal(self, refusal: HTTPException) -> None:
-        """Count a request that is refused on the public listener, by status code."""
-        metrics.REFUSED.labels(str(refusal.status_code)).inc()
+        """Count a request that is refused on the public port."""
+        refusals.count("public", refusal.status_code, refusal.detail)
         if self._refused is not None:
             self._refused(refusal)
 

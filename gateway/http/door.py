@@ -11,6 +11,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from gateway import refusals
+from gateway.refusals import Port
 from registry.networks import Network, within
 
 #: While a node drains, a socket that was never used is closed this long after its accept.
@@ -70,23 +72,26 @@ class Door:
         "count_detached",
         "draining",
         "is_balancer",
+        "port",
     )
 
     def __init__(
         self,
         bounds: DoorBounds,
         *,
+        port: Port = "public",
         balancers: Sequence[Network] = (),
         count_detached: Callable[[], int] = lambda: 0,
     ) -> None:
         """Bound the sockets of a listener.
 
-        `balancers` are the networks from which connections start with a PROXY header.
-        `count_detached` returns the number of this listener's sockets that have left HTTP (held
-        WebSockets and event streams, parked polls): they use file descriptors too, so
+        `port` is for metrics. `balancers` are the networks from which connections start with a
+        PROXY header. `count_detached` returns the number of this listener's sockets that have left
+        HTTP (held WebSockets and event streams, parked polls): they use file descriptors too, so
         `bounds.sockets` covers HTTP and detached sockets together.
         """
         self.bounds = bounds
+        self.port: Port = port
         #: A function: is an address a balancer's? None where no balancers are configured.
         self.is_balancer = within(balancers) if balancers else None
         self.count_detached = count_detached
@@ -139,11 +144,12 @@ class Door:
         return http_socket in self._expected
 
     def turn_away(self, refused: HttpSocket, reason: str) -> None:
-        """Close a socket without an answer, and count the close for the log.
+        """Close a socket without an answer, and count the close, for the log too.
 
-        `reason` is the text of a log event: a few fixed texts, no client's bytes.
+        `reason` is one of a few fixed texts, with no byte of a client's.
         """
         self._turned_away[reason] += 1
+        refusals.count_cut_off(self.port, reason)
         refused.transport.abort()
 
     def close_unused(self, now: float) -> None:
@@ -163,15 +169,17 @@ class Door:
         `now` is the event loop's time. Log events are at least a second apart. A socket over its
         limit is not logged.
         """
-        for overdue in _began_by(now - self.bounds.head_seconds, self._expected):
-            del self._expected[overdue]
-            overdue.transport.abort()
+        if overdue := _began_by(now - self.bounds.head_seconds, self._expected):
+            refusals.count_cut_off(self.port, "late", len(overdue))
+        for late in overdue:
+            del self._expected[late]
+            late.transport.abort()
         for idle in _began_by(now - self.bounds.idle_seconds, self._resting):
             del self._resting[idle]
             idle.transport.close()
         if self._turned_away and now - self._logged_at >= _LOG_SECONDS:
             for reason, count in self._turned_away.items():
-                log.warning(reason, closed=count)
+                log.warning("sockets are closed without an answer", reason=reason, closed=count)
             self._turned_away.clear()
             self._logged_at = now
 

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from gateway import refusals
 from gateway.errors import GatewayError, has_vanished
 from gateway.http import head, responses
 from gateway.http.detach import EXCHANGE, Detached, Lent, Resume
@@ -367,6 +368,7 @@ class DetachableHTTP(HttpToolsProtocol):
         if self._refused:
             return
         self._refused = True
+        refusals.count(self._door.port, status, text)
         self._door.satisfied(self)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:

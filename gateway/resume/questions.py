@@ -419,7 +419,7 @@ class Questions:
                 topic, number, _ = cast("Position", delivery.place)
                 messages.setdefault((topic, number), []).append(delivery)
         except (msgspec.MsgspecError, NotForConnection) as error:
-            log.error("an answer is of no use", error=str(error))
+            log.error("an answer is of no use", connection=connection.id, error=str(error))
             return
         gate.heard.add(answer.processor)
         gate.take_counts(answer.partitions)

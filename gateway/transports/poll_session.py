@@ -66,6 +66,11 @@ class ParkedPoll:
         self._last = False
 
     @property
+    def id(self) -> str:
+        """The session's name in listings and in the log."""
+        return self._session.id
+
+    @property
     def most_answer_bytes(self) -> int:
         """An upper bound of the answer's length, in bytes; see PollSession."""
         return self._session.most_answer_bytes

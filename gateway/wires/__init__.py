@@ -79,6 +79,10 @@ class Wire(Protocol):
 class Holder(Protocol):
     """The owner of a wire: a connection, or a parked poll request."""
 
+    @property
+    def id(self) -> str:
+        """The connection's name, for the log."""
+
     def received(self, data: bytes) -> None:
         """Take bytes from the peer."""
 

@@ -94,7 +94,7 @@ class EpollSet:
                 wire.ready(events)
             except Exception:
                 # An error in a connection ends only this connection, as with a transport.
-                log.exception("a held connection failed")
+                log.exception("a held connection failed", connection=wire.holder_id)
                 wire.abort()
 
 
@@ -122,6 +122,11 @@ class EpollWire:
         self._unsent: Backlog | None = None
         self._listening = False
         self._closing = False
+
+    @property
+    def holder_id(self) -> str:
+        """The name of the holder's connection."""
+        return self._holder.id
 
     def listen(self) -> None:
         """Begin to receive."""

@@ -52,29 +52,29 @@ class Reach:
                 url = self._urls[node] = await self.calls.url(node)
             except OutsideNetworks as error:
                 metrics.OUTSIDE_NETWORKS.inc()
-                self._log("a gateway may not be reached", node, str(error))
+                self._log_error("a gateway may not be reached", node, str(error))
                 raise
         return url
 
     def refused(self, node: Node, status: int) -> None:
         """Take note that a gateway refuses the secret; the log has the cure."""
-        self._log("a gateway refuses forwards", node, f"status {status}: {REFUSED}")
+        self._log_error("a gateway refuses forwards", node, f"status {status}: {REFUSED}")
 
     def takes_no_links(self, node: Node, status: int) -> None:
         """Take note that a gateway knows no links; the log has the cure."""
-        self._log("a gateway takes no links", node, f"status {status}: {_NO_LINKS}")
+        self._log_error("a gateway takes no links", node, f"status {status}: {_NO_LINKS}")
 
     def failed(self, node: Node, error: Exception) -> None:
         """Take note that a gateway gave no answer; a fault of TLS is logged with the cure."""
         self._urls.pop(node, None)
         if (fault := tls_fault(error)) is not None:
-            self._log("a gateway can't be trusted", node, f"{NO_TLS}: {fault}")
+            self._log_error("a gateway can't be trusted", node, f"{NO_TLS}: {fault}")
 
     def retain(self, present: Callable[[Node], bool]) -> None:
         """Forget the URLs of gateways that are not present."""
         self._urls = {node: url for node, url in self._urls.items() if present(node)}
 
-    def _log(self, event: str, node: Node, reason: str) -> None:
+    def _log_error(self, event: str, node: Node, reason: str) -> None:
         now = self._clock()
         if now >= self._log_after.get(event, now):
             self._log_after[event] = now + _LOG_SECONDS

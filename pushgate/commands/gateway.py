@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import click
+import structlog
 
 from gateway.server import Gateway
 from pushgate.commands.running import load_settings, serve
@@ -25,14 +26,16 @@ def gateway(**flags: Any) -> None:
     elif index is None:
         sys.exit(run_workers(settings.workers))
     else:
-        _serve_as_worker(settings.for_worker(index))
+        _serve_as_worker(settings.for_worker(index), index)
 
 
 class _CannotStart(click.ClickException):
     exit_code = CANNOT_START
 
 
-def _serve_as_worker(settings: GatewayCommandSettings) -> None:
+def _serve_as_worker(settings: GatewayCommandSettings, index: int) -> None:
+    structlog.contextvars.bind_contextvars(worker=index)  # in each line: workers share a log
+
     def make() -> Gateway:
         gateway = Gateway(settings)
         when_parent_ends(gateway.stop)

@@ -47,9 +47,9 @@ def load_settings(
     except click.UsageError as error:
         raise click.UsageError("\n".join((error.message, *warnings))) from None
     if isinstance(loaded, LogSettings):
-        logs.configure(as_json=loaded.log_json)
+        logs.configure(as_json=loaded.log_json, level=loaded.log_level)
         for warning in warnings:
-            log.warning(warning)
+            log.warning("variables that are no settings", which=warning)
     else:
         for warning in warnings:
             click.echo(f"Warning: {warning}", err=True)

@@ -11,7 +11,7 @@ const LANGUAGES = {
   kcat({kafka, topic}) {
     const {user, payload, headers} = withId();
     const fields = Object.entries(headers).map(([name, value]) => ` -H ${word(`${name}=${value}`)}`);
-    const to = `kcat -P -b ${kafka} -t ${topic} -k ${word(user)}${fields.join('')}`;
+    const to = `kcat -P -b ${kafka} -X partitioner=murmur2_random -t ${topic} -k ${word(user)}${fields.join('')}`;
     // A line is a message; a file is one message, whatever lines it has.
     return payload.includes('\n')
       ? `printf %s ${quoted(payload)} |\n  ${to} /dev/stdin`

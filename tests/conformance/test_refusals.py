@@ -11,7 +11,7 @@ from tests.support.processes import GatewayProcess
 pytestmark = pytest.mark.anyio
 
 MIB = 1024 * 1024
-REFUSED = 'pushgate_gateway_refused_total{status="503"}'
+REFUSED = 'pushgate_gateway_refused_total{port="public",reason="full",status="503"}'
 
 
 @pytest.mark.parametrize("path", ["/ws", "/sse", "/poll"])

@@ -16,6 +16,8 @@ from tests.support.kafka import KafkaServer
 from tests.support.processes import free_port, http_status, wait_until
 from tests.system.dev_process import STOP_SECONDS, Dev
 
+KCAT_RECORD = "-X partitioner=murmur2_random -t push -k alice"
+
 
 @pytest.fixture
 def devs() -> Iterator[list[Dev]]:
@@ -155,7 +157,7 @@ def test_ports_of_the_embedded_servers_can_be_chosen(tmp_path: Path, devs: list[
     dev = Dev(tmp_path, EMBEDDED_KAFKA_PORT=str(kafka), EMBEDDED_REDIS_PORT=str(redis))
     devs.append(dev)
     dev.until_up()
-    assert f"kcat -P -b {LOOPBACK}:{kafka} -t push -k alice\n" in dev.out
+    assert f"kcat -P -b {LOOPBACK}:{kafka} {KCAT_RECORD}\n" in dev.out
     assert f"redis://{LOOPBACK}:{redis}/0" in dev.out
     assert "another process" not in dev.out
 
@@ -169,7 +171,7 @@ def test_a_default_kafka_port_that_is_taken_is_said_with_the_port_in_use(
         dev.until_up()
     host, _, port = dev.bootstrap.partition(":")
     assert (host, port != "9092") == (LOOPBACK, True)
-    assert f"kcat -P -b {dev.bootstrap} -t push -k alice\n  (port 9092 is " in dev.out
+    assert f"kcat -P -b {dev.bootstrap} {KCAT_RECORD}\n  (port 9092 is " in dev.out
 
 
 @contextlib.contextmanager

@@ -164,6 +164,8 @@ async def test_each_worker_is_a_node_of_its_own_on_the_one_port(
             assert held[f"127.0.0.1:{port}"] == here.count(1) > 0
         for client in clients.values():
             assert (await client.message()).payload == b"x"
+    ready = {line["worker"]: line["node"] for line in workers.events("gateway is ready")}
+    assert ready == {index: f"{workers.name}-{index}" for index in range(COUNT)}
 
 
 async def test_a_killed_worker_comes_back_as_a_new_node_and_no_other_client_notices(

@@ -9,9 +9,12 @@ import re
 from collections.abc import Collection
 from typing import Final
 
+import pytest
+
 from gateway import internal
 from gateway.connections.closes import CLOSES
 from gateway.entry import auth
+from gateway.refusals import OTHER, REASONS, reason_of
 from processor.outcomes.outcome import Kind
 from registry import message
 from tests.support.markdown import ROOT, Page, codes
@@ -43,14 +46,39 @@ TOKEN_REFUSED: Final = "token refused: "
 Answer = tuple[int, str]
 
 
-def test_every_refusal_of_the_public_port_is_there_and_no_other() -> None:
+def public_refusals() -> set[Answer]:
     made = refused_in(PUBLIC, "HTTPException", "BadHandshake", "_refuse") | STARLETTE
     made |= {(401, t) for t in unauthenticated() if not t.startswith(TOKEN_REFUSED)}
     made.add((401, TOKEN_REFUSED + HOLE))
     limits = said_in_returns(ADMISSION, "_refusal") + said_in_returns(ADMISSION, "user_refusal")
     waits = said_in_calls(PUBLIC, "Overloaded", at=1)
-    made |= {(503, text) for text in [*limits, *waits, NO_LIMIT]}
-    assert faults(made, answers("Refusals")) == []
+    return made | {(503, text) for text in [*limits, *waits, NO_LIMIT]}
+
+
+def test_every_refusal_of_the_public_port_is_there_and_no_other() -> None:
+    assert faults(public_refusals(), answers("Refusals")) == []
+
+
+def test_every_refusal_is_counted_by_a_reason_and_every_reason_is_of_a_refusal() -> None:
+    texts = {text for _, text in public_refusals() | answers("The internal port")}
+    texts |= {f"{TOKEN_REFUSED}{text}" for text in first_cells("Token refused")}
+    assert {text for text in texts if reason_of(text) == OTHER} == set()
+    assert {*map(reason_of, texts)} == {*REASONS}
+    assert reason_of("a route that somebody has added: no") == OTHER
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("wait is a number of seconds: 'alice'", "wait is"),
+        ("token refused: expired 12 s ago", "token refused: expired"),
+        ("token refused: sub is missing", "token refused"),
+        ("too many new connections", "too many new connections"),
+        ("too many users; at most 10000", "too many"),
+    ],
+)
+def test_the_longest_beginning_is_the_reason(text: str, reason: str) -> None:
+    assert reason_of(text) == reason
 
 
 def test_every_fault_of_a_token_is_there_and_no_other() -> None:

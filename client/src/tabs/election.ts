@@ -1,6 +1,6 @@
 // The channel among tabs that elect the holder from among themselves.
 
-import type {Channel, FromHolder, FromTab} from './forms.js';
+import type {Channel, FromHolder, FromTab, Hear} from './forms.js';
 import type {Holder} from './holder.js';
 
 /**
@@ -11,7 +11,7 @@ import type {Holder} from './holder.js';
  */
 export function election(
   name: string,
-  hear: (form: FromHolder) => void,
+  hear: Hear,
   hold: (tell: (form: FromHolder) => void) => Holder,
 ): Channel {
   const channel = new BroadcastChannel(name);
@@ -21,14 +21,11 @@ export function election(
   let free: (() => void) | undefined;
 
   channel.onmessage = ({data}: MessageEvent<FromHolder | FromTab>) => {
-    if (data.kind === 'ping' || data.kind === 'back') holder?.hear(data);
-    else hear(data);
+    if (data.kind === 'ping') holder?.hear(data);
+    else hear(data, false);
   };
   void request();
   return {
-    get holds() {
-      return holder !== null;
-    },
     tell(form) {
       if (!holder) channel.postMessage(form); // else this tab has nothing to ask
     },
@@ -67,7 +64,7 @@ export function election(
       free = resolve;
       holder = hold((form) => {
         channel.postMessage(form);
-        hear(form);
+        hear(form, true);
       });
     });
   }

@@ -1,11 +1,8 @@
 // The side of a group of tabs that has the link, in one of the tabs or in a worker.
 
-import type {Connection, ConnectionEvents} from '../connection.js';
-import type {Next} from '../ended.js';
-import {asOfIn, covers, type FromHolder, type FromTab} from './forms.js';
-
-/** Opens a connection that resumes from a cursor. */
-export type Open = (cursor: string, events: ConnectionEvents) => Connection;
+import {type Connection, type ConnectionOptions, openConnection} from '../connection.js';
+import {isHidden} from '../page.js';
+import {covers, type FromHolder, type FromTab} from './forms.js';
 
 /** Keeps a link, tells all tabs what comes, and answers the tabs. */
 export interface Holder {
@@ -18,7 +15,7 @@ export interface Holder {
  * numbers of earlier links that are known here. `wasOpen`: tabs had an earlier link.
  */
 export function holderOf(
-  open: Open,
+  options: ConnectionOptions,
   tell: (form: FromHolder) => void,
   cursor: string,
   link: number,
@@ -33,8 +30,8 @@ export function holderOf(
   begin(cursor);
   return {
     hear(form) {
-      if (form.kind === 'ping') sayHere();
-      else if (form.link === link) beginAgain(form.asOf);
+      if (form.lacks === link) beginAgain(form.cursor!);
+      else sayHere();
     },
     close,
   };
@@ -45,47 +42,33 @@ export function holderOf(
   }
 
   /** What a tab lacks comes again, for all tabs: the tabs that have it know it by position. */
-  function beginAgain(asOf: string): void {
+  function beginAgain(cursor: string): void {
     close();
-    // What another tab lacks may be on its way still.
-    const last = asOfIn(connection.cursor);
     link += 1;
-    begin(covers(last, asOf) ? last : asOf);
+    // What another tab lacks may be on its way still.
+    const first = covers(connection.cursor, cursor) ? connection.cursor : cursor;
+    begin(first.split(',', 1)[0]!); // the time alone: the positions are of one tab
   }
 
   function begin(from: string): void {
     count = 0;
-    start = asOfIn(from);
+    start = from;
     stopped = false;
-    let next: Next = 'LATER';
-    const gap = () => tell({kind: 'gap', link});
-    connection = open(from, {
-      open() {
-        sayHere();
-        // Between this link and an earlier link there was nobody.
-        if (wasOpen && !from) gap();
-        wasOpen = false; // of its own reconnects a connection knows
-      },
-      form(form) {
-        if (form.data !== undefined) count += 1;
-        tell({kind: 'form', link, form, count});
-      },
-      gap,
-      error(failure, after) {
-        next = after;
-        sayHere();
-        tell({kind: 'error', link, failure});
-      },
-      close() {
-        if (!stopped) tell({kind: 'over', link, next});
-      },
+    connection = openConnection({...options, cursor: from}, (event) => {
+      if (stopped) return;
+      if (event.kind === 'form') count += Number(event.form.data !== undefined);
+      else if (event.kind !== 'close') sayHere();
+      tell({...event, link, count});
+      if (event.kind !== 'open') return;
+      // Between this link and an earlier link there was nobody.
+      if (wasOpen && !from) tell({kind: 'gap', link, count});
+      wasOpen = false; // of its own reconnects a connection knows
     });
     sayHere();
   }
 
   function sayHere(): void {
     const {cursor, state, transport} = connection;
-    const hidden = Boolean(globalThis.document?.hidden);
-    tell({kind: 'here', link, count, start, cursor, state, transport, hidden});
+    tell({kind: 'here', link, count, start, cursor, state, transport, hidden: isHidden()});
   }
 }

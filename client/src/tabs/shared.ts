@@ -1,22 +1,17 @@
 // A connection that all tabs of an origin share.
 
 import {choiceOf, type TransportName} from '../choice.js';
-import {
-  type Connection,
-  type ConnectionEvents,
-  type ConnectionOptions,
-  openConnection,
-  type State,
-} from '../connection.js';
+import type {Connection, ConnectionOptions, State, Tell} from '../connection.js';
 import {forgetOldest} from '../bounds.js';
 import {delay, FIRST_RETRY_MS, sleep} from '../delays.js';
 import {asEnded} from '../ended.js';
 import type {Failure} from '../events.js';
 import type {Form} from '../form.js';
+import {isHidden, listen} from '../page.js';
 import {placeAt} from '../place.js';
 import {tokensOf, userOf} from '../tokens.js';
 import {election} from './election.js';
-import {asOfIn, type Channel, covers, type FromHolder, type Here} from './forms.js';
+import {type Channel, covers, type FromHolder, type Here} from './forms.js';
 import {type Holder, holderOf} from './holder.js';
 import {workerPort} from './worker_port.js';
 
@@ -29,8 +24,6 @@ const TAKE_TICKS = 5;
 const MAX_ABSENCE_MS = 60_000;
 /** Ids of the last messages: those without a position are known by their id. */
 const MAX_IDS = 256;
-/** After so many forms a tab says that it is there: a worker forgets a tab that never does. */
-const FORMS_PER_ANSWER = 256;
 
 export interface SharedOptions extends ConnectionOptions {
   readonly shared?: boolean | string | undefined;
@@ -38,15 +31,15 @@ export interface SharedOptions extends ConnectionOptions {
   readonly workerUrl?: string | URL | undefined;
 }
 
-/** As `openConnection`; where tabs can't share, the page has a connection of its own. */
-export function shareConnection(options: SharedOptions, events: ConnectionEvents): Connection {
-  const canShare = globalThis.BroadcastChannel && globalThis.navigator?.locks;
-  return (canShare ? openShared : openConnection)(options, events);
+/** Whether tabs can reach each other here, and elect one. */
+export function canShare(): boolean {
+  return Boolean(globalThis.BroadcastChannel && globalThis.navigator?.locks);
 }
 
-function openShared(options: SharedOptions, events: ConnectionEvents): Connection {
+/** As `openConnection`. */
+export function shareConnection(options: SharedOptions, tell: Tell): Connection {
   const {url, transport, shared} = options;
-  choiceOf(transport ?? 'auto', url.host); // throws for what can't be had here
+  choiceOf(url.host, transport); // throws for what can't be had here
   const tokens = tokensOf(options.token);
   const place = placeAt();
   const ids = new Set<unknown>();
@@ -56,21 +49,18 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
   let channel: Channel | null = null;
   let state: State = 'connecting';
   let transportInUse: TransportName | null = null;
-  /** The token by which the tab knows its user, until the token is used. */
-  let atHand: string | undefined;
-  let user: string;
+  let user: string | undefined;
   /** The page knows that the connection is open. */
   let isOpen = false;
   let wasOpen = false;
-  let hasJoined = false;
-  /** The link that this tab listens to, and how many messages the link has brought. */
+  /** The link that this tab listens to; 0 before there is one. */
   let link = 0;
+  /** How many messages the link has brought. */
   let count = 0;
   /** The tab has missed messages, and takes none before a link has brought those. */
   let isBehind = false;
   /** When the tab last had everything, by Date.now(). */
   let wholeAt = 0;
-  let heardForms = 0;
   let silentTicks = 0;
 
   void start();
@@ -79,7 +69,7 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
       return state;
     },
     get transport() {
-      return transportInUse;
+      return state === 'open' ? transportInUse : null;
     },
     get cursor() {
       return place.cursor;
@@ -91,53 +81,40 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
     if (state === 'closed') return;
     leave();
     state = 'closed';
-    transportInUse = null;
     closer.abort();
-    events.close();
+    tell({kind: 'close'});
   }
 
   async function start(): Promise<void> {
     await identify();
-    if (signal.aborted) return;
     // A page in the back-forward cache may have neither locks nor channels, and what comes for a
     // page that is frozen would wait without bound.
-    const turns = {pagehide: leave, freeze: leave, pageshow: enter, resume: enter, visibilitychange: ask};
-    for (const [name, act] of Object.entries(turns)) {
-      // With `capture`: some of these events are the document's, and don't bubble.
-      globalThis.addEventListener?.(name, act, {signal, capture: true});
-    }
+    const acts = {pagehide: leave, freeze: leave, pageshow: enter, resume: enter, visibilitychange: ask};
+    listen(acts, signal);
     enter();
     while (!(await sleep(TICK_MS, signal))) tick();
   }
 
   /** Learn whose token it is: tabs of different users share nothing. */
   async function identify(): Promise<void> {
-    for (let failures = 1; !signal.aborted; failures += 1) {
+    for (let failures = 1; !user && !signal.aborted; failures += 1) {
       try {
-        atHand = await tokens.next();
-        user = userOf(atHand);
-        return;
+        user = userOf(await tokens.peek());
       } catch (error) {
         if (signal.aborted) return;
         const ended = asEnded(error);
         const retryIn = delay(ended, FIRST_RETRY_MS, failures);
         state = 'waiting';
-        fail({status: null, reason: ended.message, retryIn});
+        fail({status: ended.status, reason: ended.message, retryIn});
         await sleep(retryIn, signal);
       }
     }
   }
 
-  async function nextToken(): Promise<string | undefined> {
-    const token = atHand ?? (await tokens.next());
-    atHand = undefined;
-    return token;
-  }
-
   function enter(): void {
     if (channel || signal.aborted) return;
     state = 'connecting';
-    isBehind = hasJoined;
+    isBehind = link > 0;
     channel = openChannel();
     ask();
   }
@@ -148,7 +125,8 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
   }
 
   function openChannel(): Channel {
-    const name = `pushgate ${url} ${transport} ${shared} ${user}`;
+    // The number goes with the forms that tabs exchange: tabs with other forms share nothing.
+    const name = `pushgate 2 ${url} ${transport} ${shared} ${user}`;
     // The build of /pushgate.js has no SharedWorker, nor what is for it alone.
     if (globalThis.SharedWorker && workerUrl) {
       try {
@@ -157,8 +135,8 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
           cursor: place.cursor,
           link,
           hear,
-          nextToken,
-          enterAgain(withWorker = hasJoined) {
+          nextToken: tokens.next,
+          enterAgain(withWorker = link > 0) {
             if (!withWorker) workerUrl = undefined;
             leave();
             enter();
@@ -171,15 +149,9 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
     return election(name, hear, hold);
   }
 
-  function hold(tell: (form: FromHolder) => void): Holder {
-    const token = options.token && (nextToken as () => Promise<string>);
-    return holderOf(
-      (cursor, heard) => openConnection({url, transport, token, cursor}, heard),
-      tell,
-      place.cursor,
-      link + 1,
-      wasOpen,
-    );
+  function hold(tellAll: (form: FromHolder) => void): Holder {
+    const token = options.token && (tokens.next as () => Promise<string>);
+    return holderOf({...options, token}, tellAll, place.cursor, link + 1, wasOpen);
   }
 
   function ask(): void {
@@ -188,42 +160,38 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
   }
 
   function tick(): void {
-    silentTicks += 1;
+    silentTicks = (silentTicks + 1) % TAKE_TICKS;
     if (silentTicks === ASK_TICKS) ask();
-    if (silentTicks < TAKE_TICKS) return;
-    silentTicks = 0;
-    channel?.take();
+    if (!silentTicks) channel?.take();
   }
 
-  function hear(form: FromHolder): void {
+  function hear(form: FromHolder, isOwn: boolean): void {
     if (form.link < link || !channel) return; // of a holder that has lost the link
     silentTicks = 0;
-    heardForms += 1;
-    if (heardForms % FORMS_PER_ANSWER === 0) ask();
-    if (form.kind === 'here') meet(form, form.link);
-    else if (form.link === link && hasJoined) follow(form);
+    if (form.kind === 'here') meet(form);
+    else if (form.link === link) follow(form, isOwn);
   }
 
-  function meet(here: Here, heardLink: number): void {
-    const asOf = asOfIn(place.cursor);
+  function meet(here: FromHolder & Here): void {
+    const {cursor} = place;
     const isWhole =
-      heardLink === link
+      here.link === link
         ? here.count === count
-        : here.count === 0 && (asOf ? covers(here.start, asOf) : !isBehind);
-    link = heardLink;
+        : here.count === 0 && (cursor ? covers(here.start, cursor) : !isBehind);
+    const hasJoined = link > 0;
+    link = here.link;
     if (hasJoined && !isWhole) {
-      if (asOf && Date.now() - wholeAt < MAX_ABSENCE_MS) {
+      if (cursor && Date.now() - wholeAt < MAX_ABSENCE_MS) {
         isBehind = true;
         count = -1; // of this link nothing will do
-        channel!.tell({kind: 'back', link, asOf});
+        channel!.tell({kind: 'ping', lacks: link, cursor});
         return;
       }
       forget();
     }
     if (!isWhole || !hasJoined) place.load(here.cursor);
-    if (here.state === 'open') atHand = undefined; // it may be old when this tab needs a token
+    if (here.state === 'open') tokens.accepted();
     count = here.count;
-    hasJoined = true;
     isBehind = false;
     wholeAt = Date.now();
     show(here);
@@ -234,18 +202,18 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
     transportInUse = here.transport;
     if (state === 'open' && !isOpen) {
       isOpen = wasOpen = true;
-      events.open();
+      tell({kind: 'open'});
     }
     // The timers of a page in the background may not run for a minute.
-    if (state === 'waiting' && here.hidden && !globalThis.document?.hidden) channel?.take();
+    if (state === 'waiting' && here.hidden && !isHidden()) channel?.take();
   }
 
-  function follow(form: Exclude<FromHolder, {kind: 'here'}>): void {
+  function follow(form: FromHolder, isOwn: boolean): void {
     if (form.kind === 'form') move(form.form, form.count);
     else if (form.kind === 'gap') forget();
     else if (form.kind === 'error') fail(form.failure);
     // Another tab may have a better token: only what is said to this user ends all.
-    else if (form.next === 'NEVER' || channel!.holds) close();
+    else if (form.kind === 'close' && (form.next === 'NEVER' || isOwn)) close();
   }
 
   function move(form: Form, newCount: number): void {
@@ -259,7 +227,7 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
     count = newCount;
     wholeAt = Date.now();
     const isNew = place.move(form);
-    if (!isMessage || (isNew && !isRepeat(form.id))) events.form(form);
+    if (!isMessage || (isNew && !isRepeat(form.id))) tell({kind: 'form', form});
   }
 
   function isRepeat(id: unknown): boolean {
@@ -272,11 +240,11 @@ function openShared(options: SharedOptions, events: ConnectionEvents): Connectio
   function forget(): void {
     place.clear();
     ids.clear();
-    events.gap();
+    tell({kind: 'gap'});
   }
 
   function fail(failure: Failure): void {
     isOpen = false;
-    events.error(failure, 'LATER');
+    tell({kind: 'error', failure});
   }
 }

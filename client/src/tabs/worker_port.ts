@@ -3,7 +3,10 @@
 import type {TransportOption} from '../choice.js';
 import type {ConnectionOptions} from '../connection.js';
 import {asEnded} from '../ended.js';
-import type {Channel, FromHolder, FromTab} from './forms.js';
+import type {Channel, FromHolder, FromTab, Hear} from './forms.js';
+
+/** After so many forms a tab says that it is there: a worker forgets a tab that never does. */
+const FORMS_PER_ANSWER = 256;
 
 /** The first form of a tab: what the worker connects with, if this tab is the first. */
 export interface Start {
@@ -32,7 +35,7 @@ export interface PortOwner {
   readonly options: ConnectionOptions;
   readonly cursor: string;
   readonly link: number;
-  hear(form: FromHolder): void;
+  readonly hear: Hear;
   nextToken(): Promise<string | undefined>;
   /** Find another holder; by default with the worker, if one has answered before. */
   enterAgain(withWorker?: boolean): void;
@@ -42,18 +45,20 @@ export function workerPort(file: string | URL, name: string, owner: PortOwner): 
   const worker = new SharedWorker(file, {name, type: 'module'});
   const {port} = worker;
   const tell = (form: ToWorker) => port.postMessage(form);
+  let heardForms = 0;
 
   worker.onerror = () => owner.enterAgain(false);
   port.onmessage = ({data}: MessageEvent<FromWorker>) => {
+    heardForms += 1;
+    if (heardForms % FORMS_PER_ANSWER === 0) tell({kind: 'ping'});
     if (data.kind === 'token') void answer();
-    else owner.hear(data);
+    else owner.hear(data, true);
   };
   const {url, transport, token} = owner.options;
   const {cursor, link} = owner;
   const hasToken = token !== undefined;
   tell({kind: 'start', url: url.href, transport, hasToken, cursor, link: link + 1});
   return {
-    holds: true,
     tell,
     take: () => owner.enterAgain(),
     close() {

@@ -2,7 +2,7 @@
 
 import {sleep} from '../delays.js';
 import type {Link} from '../link.js';
-import {read, request} from '../request.js';
+import {request} from '../request.js';
 
 const POLL_SECONDS = 25;
 /** Least time between polls that are answered empty before their time. */
@@ -15,12 +15,11 @@ export async function longPoll(link: Link): Promise<never> {
   // The first poll does not wait: its answer at once tells that the session is open, a new session
   // or the session of the cursor.
   for (let wait = 0; ; wait = POLL_SECONDS) {
-    const askedAt = Date.now();
-    link.silence.expect(wait * 1_000);
+    const pause = sleep(POLL_PAUSE_MS, link.over);
+    link.silence.heard(wait * 1_000);
     const after = place.session && `&cursor=${encodeURIComponent(place.session)}`;
-    const response = await request(link, `poll?wait=${wait}${after}`);
     let json = '';
-    await read(response, link, (text) => {
+    await request(link, `poll?wait=${wait}${after}`, (text) => {
       json += text;
     });
     const answer = JSON.parse(json);
@@ -29,8 +28,7 @@ export async function longPoll(link: Link): Promise<never> {
     place.session = answer.cursor;
     answer.messages.forEach(link.received);
     link.received({session: answer.cursor});
-    const pause = askedAt + POLL_PAUSE_MS - Date.now();
-    if (wait && !answer.messages.length && pause > 0) await sleep(pause, link.signal);
+    if (wait && !answer.messages.length) await pause;
   }
 }
 

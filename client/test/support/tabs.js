@@ -105,7 +105,7 @@ export function browser(t) {
     navigator: {locks: new Locks(state)},
     BroadcastChannel: Channel,
     addEventListener: listen,
-    document: {addEventListener: listen, hidden: false, visibilityState: 'visible'},
+    document: {addEventListener: listen, hidden: false},
   });
   const open = async (options = {}) => {
     const tab = (state.tab = new Tab());

@@ -190,7 +190,7 @@ class Request {
 /** What a page has: a place, a memory, and events. */
 class Browser extends EventTarget {
   stored = new Map();
-  visibilityState = 'visible';
+  hidden = false;
 
   constructor(href) {
     super();
@@ -202,7 +202,7 @@ class Browser extends EventTarget {
   }
 
   async show(visibilityState) {
-    this.visibilityState = visibilityState;
+    this.hidden = visibilityState !== 'visible';
     await this.happens('visibilitychange');
   }
 

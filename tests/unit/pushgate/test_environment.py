@@ -164,7 +164,7 @@ def started(
         result = CliRunner().invoke(cli, [command], env={**SECRET_VARIABLES, **variables})
     assert result.exit_code == 0, result.output
     assert {entry["log_level"] for entry in entries} == {"warning"}
-    return made[0], [entry["event"] for entry in entries]
+    return made[0], [entry["which"] for entry in entries]
 
 
 def test_a_server_starts_with_the_default_and_logs_each_warning_once(

@@ -146,7 +146,7 @@ def test_sockets_that_are_turned_away_are_logged_with_their_number_once_a_second
         made.admit(FakeSocket(), 5.0, http_sockets=0)
         made.advance(5.5)
         made.advance(6.0)
-    assert [(entry["event"], entry["closed"]) for entry in logs] == [
+    assert [(entry["reason"], entry["closed"]) for entry in logs] == [
         ("no descriptors for more clients", 3),
         ("no descriptors for more clients", 1),
     ]

@@ -28,6 +28,8 @@ NOTICE = b"gap\n"
 class Holder:
     """Whoever holds the wire: remembers what it was told."""
 
+    id = "the holder"
+
     def __init__(self) -> None:
         self.got = b""
         self.backlogs = 0
