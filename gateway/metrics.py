@@ -124,6 +124,11 @@ CUT_OFF = Counter(
     ["port", "reason"],
     registry=_registry,
 )
+WAITING_HANDSHAKES = Gauge(
+    "pushgate_gateway_waiting_handshakes",
+    "Requests for new connections that wait for a turn of the event loop.",
+    registry=_registry,
+)
 GAPS = Counter(
     "pushgate_gateway_gaps_total",
     "Times that a client was told that messages may be missing.",

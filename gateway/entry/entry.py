@@ -24,6 +24,7 @@ from gateway.connections.identity import Identity
 from gateway.connections.node import GatewayNode
 from gateway.entry.auth import Authenticator, Unauthenticated, credential
 from gateway.entry.origin import Origins, RefusedOrigins, Trust
+from gateway.entry.turns import Turns
 from gateway.errors import GatewayError
 from gateway.http.detach import Detached, Lent, Resume, exchange_of
 from gateway.http.head import Head
@@ -105,11 +106,15 @@ class Entry:
         self._auth = auth
         self._wires = wires
         self._refused = refused
+        self._turns = Turns()
 
     async def admit(
         self, head: Head, subprotocols: Sequence[str] = (), *, new: bool = True
     ) -> Admitted:
         """Let a request in, or refuse the request before anything is allocated for it.
+
+        A new connection waits for a turn of the event loop (turns.py) before the checks: a limit
+        that was checked before a wait would no longer hold.
 
         The checks, in order: Origin, body, load of the node, credential, load by user and address.
         A request for a session that the node holds already is not `new`, and is never refused for
@@ -121,6 +126,8 @@ class Entry:
                 the refused request.
         """
         began = time.perf_counter()
+        if new:
+            await self._turns.take()
         origin = head.fields.get("origin")
         trust = self._trust(head)
         if trust is Trust.NONE:
