@@ -36,9 +36,10 @@ from gateway.resume.links import ResumeLinks
 from registry.credentials import Credentials
 from registry.directory import Node
 from registry.message import EPOCH_HEADER, MAX_BATCH_BYTES, NODE_HEADER, valid_user
+from registry.process import VERSION
 from registry.proof import SCHEME
 from registry.resume import RESUME_PATH
-from registry.status import Status, version
+from registry.status import Status
 
 #: How often a wrong credential is logged at most.
 _LOG_SECONDS: Final = 60.0
@@ -320,7 +321,7 @@ class _Operations:
             name=node.identity.name,
             epoch=node.identity.epoch,
             address=node.identity.address,
-            version=version(),
+            version=VERSION,
             status=node.status,
             warnings=_warnings(node),
             started_ms=self._started_ms,

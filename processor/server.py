@@ -35,9 +35,10 @@ from processor.tasks import Tasks
 from registry.calls import REFUSED, GatewayCalls
 from registry.credentials import Credentials
 from registry.directory import TIMINGS, Node, RegistryRefuses, RegistryUnavailable
+from registry.process import VERSION
 from registry.proof import SCHEME
 from registry.redis_store import RedisRegistry
-from registry.status import Status, version
+from registry.status import Status
 
 if TYPE_CHECKING:
     from processor.tracing import Traces
@@ -359,7 +360,7 @@ class Processor:
             name=self._settings.processor_name,
             epoch=None if port is None else port.epoch,
             address=None if port is None else port.address,
-            version=version(),
+            version=VERSION,
             status="ready" if self.ready else self._waits_for(),
             warnings=self._warnings(),
             started_ms=self._started_ms,

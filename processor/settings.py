@@ -1,4 +1,4 @@
-"""Settings of a processor, and of clients of Kafka: one class for either, one sentence a field."""
+"""Settings of a processor, and of clients of Kafka: a class for either, a sentence a field."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class KafkaSettings(BaseSettings):
 
 
 class OutcomesSettings(KafkaSettings):
-    """Where outcomes are told."""
+    """The topic of outcomes."""
 
     outcomes_topic: Annotated[
         str | None,
@@ -99,7 +99,7 @@ class OutcomesSettings(KafkaSettings):
 
 
 class DeadLetterSettings(KafkaSettings):
-    """Where rejected records are kept."""
+    """The topic of rejected records."""
 
     dead_letter_topic: Annotated[
         str, Field(min_length=1, description="Topic that keeps records which break the rules.")
@@ -107,7 +107,7 @@ class DeadLetterSettings(KafkaSettings):
 
 
 class RecordSettings(OutcomesSettings):
-    """What publishers have to know of processors; `pushgate send` takes these settings too."""
+    """The rules of processors for records, which publishers have to know; `pushgate send` takes these settings too."""
 
     max_payload_bytes: Annotated[
         int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
@@ -115,7 +115,7 @@ class RecordSettings(OutcomesSettings):
 
 
 class PortSettings(CallSettings):
-    """Which processors' ports are known to tools."""
+    """The processors' ports that tools know."""
 
     processor_networks: Annotated[
         str,
@@ -219,7 +219,7 @@ class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings, Tracin
         return f"{socket.gethostname()[:50]}-{self.processor_port}"
 
     def port_for_tools(self) -> Node | None:
-        """Return this start of the processor, for tools; None where they can't reach it.
+        """Return this start of the processor, for tools; None where tools can't reach the processor.
 
         Each call draws a new epoch.
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import Metric
@@ -13,8 +12,7 @@ from prometheus_client.registry import Collector
 
 from registry import process
 
-#: Read once: importlib reads a file for it, and every scrape stops the event loop.
-_VERSIONS: Final = (version("pushgate"), platform.python_version())
+_VERSIONS: Final = (process.VERSION, platform.python_version())
 
 
 class ProcessCollector(Collector):

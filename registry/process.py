@@ -1,12 +1,15 @@
-"""What this process uses of the machine: CPU time, memory and file descriptors."""
+"""This process: its version, its start, and its use of CPU time, memory and file descriptors."""
 
 from __future__ import annotations
 
 import resource
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+#: Of pushgate. Read once: importlib reads a file for the version.
+VERSION: Final = version("pushgate")
 #: When this process began (to the second, as this module is imported at its start), Unix time.
 STARTED_AT: Final = time.time()
 _PAGE_BYTES: Final = resource.getpagesize()

@@ -1,12 +1,9 @@
-"""The answer to `GET /status`: what a gateway or a processor says of itself, for tools."""
+"""The answer to `GET /status`: the state of a gateway or a processor, for tools."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -19,12 +16,12 @@ class Sample(msgspec.Struct):
     value: float
 
 
-#: The samples of metrics, by the names that Prometheus knows.
+#: The samples of metrics, by Prometheus's names.
 Samples = dict[str, list[Sample]]
 
 
 class Status(msgspec.Struct):
-    """What a process says of itself. docs/protocol.md ("Status") has the fields."""
+    """The state of a process. docs/protocol.md ("Status") has the fields."""
 
     kind: Literal["gateway", "processor"]
     name: str
@@ -40,7 +37,7 @@ class Status(msgspec.Struct):
 
 
 class Family(Protocol):
-    """A metric of prometheus_client, as its registry collects it."""
+    """A metric of prometheus_client, as collected from a registry."""
 
     samples: list[Any]
 
@@ -48,7 +45,7 @@ class Family(Protocol):
 def samples_of(families: Iterable[Family]) -> Samples:
     """Return the samples of metrics by name.
 
-    Left out are the times at which counters were made, and values that JSON has no number for.
+    Left out are the times at which counters were made, and values without a number in JSON.
     """
     samples: Samples = {}
     for family in families:
@@ -71,15 +68,6 @@ def by_label(samples: Samples, name: str, label: str) -> dict[str, float]:
             key = sample.labels[label]
             values[key] = values.get(key, 0.0) + sample.value
     return values
-
-
-@cache
-def version() -> str:
-    """Return the version of pushgate that runs here; empty where it is not installed."""
-    try:
-        return version_of("pushgate")
-    except PackageNotFoundError:
-        return ""
 
 
 def _has(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

@@ -1,10 +1,10 @@
-"""Spans of gateways and processors, by OpenTelemetry: who sends them, and to whom.
+"""Spans of gateways and processors, by OpenTelemetry, and their way to a collector.
 
-The only file, with `processor/tracing.py` and `gateway/tracing.py`, that imports OpenTelemetry: the
-packages of the extra `tracing`. The three are imported only where PUSHGATE_OTLP_ENDPOINT is set.
+This file, `processor/tracing.py` and `gateway/tracing.py` alone import OpenTelemetry, the packages
+of the extra `tracing`. The three are imported only where PUSHGATE_OTLP_ENDPOINT is set.
 
 A message is traced where its record's `traceparent` (W3C Trace Context) is sampled. A span begins
-only for such a message, or for a batch with one: so the provider samples all that it is given.
+only for a traced message, or for a batch with traced messages: so the provider samples every span.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import version
 from typing import Final
 
 import requests
@@ -26,12 +25,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-#: What a span has at most: a batch has up to a thousand messages, and a link for each traced one.
+from registry.process import VERSION
+
+#: Links of a span at most: a batch has up to a thousand messages, and a link for a traced message.
 MOST_LINKS: Final = 128
-#: The most spans that wait for the collector, and of one request to it. Further spans are dropped.
+#: The most spans that wait for the collector, and of a request to the collector. Further spans are dropped.
 _QUEUE_SPANS: Final = 8_192
 _REQUEST_SPANS: Final = 512
-#: How long a collector may take to answer one request, retries included.
+#: How long a collector may take to answer a request, retries included.
 _EXPORT_SECONDS: Final = 2.0
 #: How long the end of a process waits for its last spans.
 _END_SECONDS: Final = 2.0
@@ -44,12 +45,12 @@ class Tracing:
     """The spans of one process."""
 
     def __init__(self, service: str, instance: str, spans: SpanProcessor) -> None:
-        """`service` and `instance` name the process in traces; `spans` takes what has ended."""
+        """`service` and `instance` name the process in traces; `spans` takes ended spans."""
         resource = Resource.create(
             {
                 "service.name": service,
                 "service.instance.id": instance,
-                "service.version": version("pushgate"),
+                "service.version": VERSION,
             }
         )
         self._provider = TracerProvider(
@@ -59,7 +60,7 @@ class Tracing:
         self.tracer: trace.Tracer = self._provider.get_tracer("pushgate")
 
     async def end(self) -> None:
-        """Send the last spans; give up after two seconds, in which the event loop goes on."""
+        """Send the last spans; give up after two seconds; the event loop goes on meanwhile."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def end() -> None:
@@ -79,7 +80,7 @@ class Tracing:
 
 
 def by_otlp(endpoint: str) -> SpanProcessor:
-    """Return what sends spans to a collector, by OTLP over HTTP, in a thread of its own.
+    """Return a sender of spans to a collector, by OTLP over HTTP, in a thread of its own.
 
     `endpoint` is the collector's URL without the path of traces.
     """
@@ -93,7 +94,7 @@ def by_otlp(endpoint: str) -> SpanProcessor:
 
 
 def sampled(traceparent: str | None) -> Context | None:
-    """Return the context that a traceparent names; None unless it is valid and sampled (§3.2).
+    """Return the context of a traceparent; None unless it is valid and sampled (§3.2).
 
     A bad traceparent is ignored, as the standard asks (§4.3).
     """
@@ -105,14 +106,14 @@ def sampled(traceparent: str | None) -> Context | None:
 
 
 def traceparent_of(span: trace.Span) -> str:
-    """Return the traceparent that names a span."""
+    """Return the traceparent of a span."""
     fields: dict[str, str] = {}
     _propagator.inject(fields, trace.set_span_in_context(span))
     return fields["traceparent"]
 
 
 def links_to(traceparents: Iterable[str]) -> list[trace.Link]:
-    """Return links to the spans that traceparents name."""
+    """Return links to the spans of traceparents."""
     contexts = (sampled(each) for each in traceparents)
     return [
         trace.Link(trace.get_current_span(context).get_span_context())
