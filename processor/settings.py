@@ -107,7 +107,7 @@ class DeadLetterSettings(KafkaSettings):
 
 
 class RecordSettings(OutcomesSettings):
-    """The rules of processors for records, which publishers have to know; `pushgate send` takes these settings too."""
+    """The rules of processors for records, for `pushgate send` too."""
 
     max_payload_bytes: Annotated[
         int, Field(ge=1, le=3 * 1024 * 1024, description="Largest payload that is delivered.")
@@ -219,7 +219,7 @@ class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings, Tracin
         return f"{socket.gethostname()[:50]}-{self.processor_port}"
 
     def port_for_tools(self) -> Node | None:
-        """Return this start of the processor, for tools; None where tools can't reach the processor.
+        """Return this start of the processor, for tools; None where tools can't reach it.
 
         Each call draws a new epoch.
         """

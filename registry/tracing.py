@@ -29,7 +29,7 @@ from registry.process import VERSION
 
 #: Links of a span at most: a batch has up to a thousand messages, and a link for a traced message.
 MOST_LINKS: Final = 128
-#: The most spans that wait for the collector, and of a request to the collector. Further spans are dropped.
+#: The most spans that wait for the collector, and of a request. Further spans are dropped.
 _QUEUE_SPANS: Final = 8_192
 _REQUEST_SPANS: Final = 512
 #: How long a collector may take to answer a request, retries included.
