@@ -44,8 +44,8 @@ _READ_SECONDS: Final = 1.0
 MOST_OFFSETS: Final = 1_200_000
 #: So much is read back at once: some 1.5 s of CPU.
 _OFFSETS_AT_ONCE: Final = 200_000
-#: How many questions are answered in one turn of the event loop.
-_QUESTIONS_A_TURN: Final = 50
+#: Questions that are answered in a turn of the event loop: some 3 ms.
+_QUESTIONS_A_TURN: Final = 20
 #: The most evicted messages that are read again for an ask: each question has its share.
 MOST_SCATTERED: Final = 10_000
 

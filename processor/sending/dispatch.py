@@ -45,6 +45,9 @@ from registry.directory import Node
 #: the user is connected (registry/doubt.py). The message waits until the registry can, or its TTL
 #: ends.
 _UNKNOWN_SECONDS: Final = 0.25
+#: Users of waiting messages that are looked up again in a round, some 8 ms: after a gateway was
+#: killed thousands of users are looked up every second, and new messages go between.
+_WAITING_A_ROUND: Final = 200
 
 #: Takes messages with their outcome.
 Settled = Callable[[Sequence[Message]], None]
@@ -283,7 +286,7 @@ class Dispatcher:
         of nodes) wait for the timer.
         """
         flights = self._settle_undue(flights)
-        waiting = self._waiting.take_to_look_up(self._batch_messages)
+        waiting = self._waiting.take_to_look_up(_WAITING_A_ROUND)
         if not flights and not waiting:
             return
         users = list(dict.fromkeys(flight.to_send[0].push.user for flight in flights))

@@ -13,6 +13,7 @@ from processor import metrics
 from processor.outcomes.outcome import DELIVERED, EXPIRED, OFFLINE, Kind, outcome, outcome_of
 from processor.reading import progress as progress_module
 from processor.reading.message import Message
+from processor.sending import dispatch as dispatch_module
 from processor.sending import gateways as gateways_module
 from processor.sending import lines as lines_module
 from processor.sending.forward import (
@@ -246,6 +247,21 @@ async def test_a_user_with_no_newer_message_is_looked_up_again_every_second() ->
             rig.dispatcher.observe([])
             await turns()
         assert len(forward.ids_to(B)) == 10, "once each"
+
+
+async def test_users_of_waiting_messages_are_looked_up_a_few_a_round() -> None:
+    most = dispatch_module._WAITING_A_ROUND
+    users = [f"u{number}" for number in range(3 * most + 1)]
+    registry = FakeRegistry(dict.fromkeys(users, (A,)))
+    forward = FakeForward({A: answers(TIMEOUT)})
+    async with running(Rig(registry, forward)) as rig:
+        rig.take(*(envelope(user, user) for user in users))
+        await turns()
+        registry.lookups.clear()
+        registry.answer(dict.fromkeys(users, (A, B)))
+        rig.dispatcher.observe([])
+        await until(lambda: len(forward.ids_to(B)) == len(users))
+    assert [len(users) for users in registry.lookups[:4]] == [most, most, most, 1]
 
 
 async def test_a_message_that_waits_expires_with_its_ttl() -> None:
