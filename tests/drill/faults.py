@@ -150,7 +150,7 @@ async def drain_all(stage: Stage, lengths: Lengths) -> Fault:
     """Row 3: drain all gateways, one after the other, each with a client that refuses to go."""
     fault = Fault()
     for node in stage.nodes:
-        await _drain(stage, fault, node)
+        await drain(stage, fault, node)
         await stage.aside(node.process.start)
     fault.ended = time.monotonic()
     return fault
@@ -354,7 +354,7 @@ async def _restart(stage: Stage, node: Node) -> float:
     return absent
 
 
-async def _drain(stage: Stage, fault: Fault, node: Node) -> None:
+async def drain(stage: Stage, fault: Fault, node: Node) -> None:
     """Let a gateway drain until its process ends, and judge how its clients left."""
     refusing = User(f"{stage.topic}-refuses", [])
     async with _unread_socket(node.port, refusing):

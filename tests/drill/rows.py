@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from tests.drill import faults
 from tests.drill.accounts import Findings, last_arrival, latencies
@@ -63,7 +63,7 @@ class Row:
     tells_gaps: bool = False  # a lease was away for longer than the node counts
     tells_twice: bool = False  # processors crash: a report may come twice
 
-    def plan(self, clients: int, rate: float, *, mix: Sequence[str] = MIX, **others: int) -> Plan:
+    def plan(self, clients: int, rate: float, *, mix: Sequence[str] = MIX, **others: Any) -> Plan:
         """Return the plan of the row with so many clients, of `mix`, and messages a second."""
         return Plan(
             clients=clients,

@@ -1,4 +1,4 @@
-"""The system of the drill: gateways behind HAProxy, processors, Kafka and Redis, load and faults.
+"""The drill's system: gateways behind a balancer, processors, Kafka and Redis, load and faults.
 
 All processes are real. Between a gateway and Redis, the processors or HAProxy a row may put a proxy
 that goes silent in one way or in both, as a network does that loses packets. Clients, publisher and
@@ -21,7 +21,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -36,6 +36,7 @@ from registry.directory import TIMINGS, RegistryUnavailable
 from registry.redis_store import RedisRegistry
 from tests.drill.accounts import Findings, Session, Told, User, judge
 from tests.drill.crowd import MIX, Crowd, payload
+from tests.support.balancer import Balancer
 from tests.support.haproxy import haproxy
 from tests.support.processes import (
     INTERNAL_SECRET,
@@ -83,6 +84,7 @@ class Plan:
     latecomers: int = 0  # users more, who connect while the fault lasts
     hops: frozenset[Hop] = frozenset()
     mix: Sequence[str] = MIX  # the clients' kinds, in turn
+    balancer: Callable[..., AbstractContextManager[Balancer]] = haproxy  # called with the nodes
 
     @property
     def back_seconds(self) -> float:
@@ -142,7 +144,7 @@ class Stage:
     #: One thread starts all processes: a child process ends with the thread that started it.
     _thread: ThreadPoolExecutor
     _producer: AIOKafkaProducer
-    port: int = 0  # HAProxy's
+    balancer: Balancer | None = None
     nodes: list[Node] = field(default_factory=list)
     processors: list[ProcessorProcess] = field(default_factory=list)
     #: Users beside the crowd's, without a client of the crowd.
@@ -429,10 +431,9 @@ async def staged(plan: Plan, bootstrap: str) -> AsyncIterator[Stage]:
         )
         stage = Stage(plan, bootstrap, topic, crowd, valkey, thread, producer)
         await _start_processes(stage, stack)
-        before_nodes = haproxy(*stage.nodes)
-        balancer = await stage.aside(partial(stack.enter_context, before_nodes))
-        stage.port = balancer.port
-        connected = crowd.connected(stage.port, timeout_seconds=_CONNECT_SECONDS)
+        before_nodes = plan.balancer(*stage.nodes)
+        stage.balancer = await stage.aside(partial(stack.enter_context, before_nodes))
+        connected = crowd.connected(stage.balancer.port, timeout_seconds=_CONNECT_SECONDS)
         await stack.enter_async_context(connected)
         # A group: without one, a sampler that fails would leave a row with little memory to judge.
         async with asyncio.TaskGroup() as tasks:

@@ -17,8 +17,8 @@ TEMPLATE: Final = Path(__file__).parents[2] / "deploy/nginx/nginx.conf.template"
 
 
 @contextmanager
-def nginx(a: Balanced, b: Balanced, *, send_proxy: bool = False) -> Iterator[Balancer]:
-    """Run nginx in front of two gateways; gives it once it answers.
+def nginx(*gateways: Balanced, send_proxy: bool = False) -> Iterator[Balancer]:
+    """Run nginx in front of two gateways or more; gives it once it answers.
 
     Skips the test where nginx is not installed, unless PUSHGATE_REQUIRE_NGINX is 1.
     """
@@ -28,7 +28,7 @@ def nginx(a: Balanced, b: Balanced, *, send_proxy: bool = False) -> Iterator[Bal
         balancing(
             [executable("nginx"), "-e", "stderr", "-g", "daemon off;", "-c"],
             port=port,
-            gateways=(a, b),
+            gateways=gateways,
             render=partial(_rendered, f"{directory}/pid", port, "on" if send_proxy else "off"),
             reload_signal=signal.SIGHUP,
             env={},
@@ -59,11 +59,15 @@ def rendered(pid_file: str, **variables: str) -> str:
 
 
 def _rendered(pid_file: str, port: int, proxy_protocol: str, gateways: Sequence[Balanced]) -> str:
-    a, b = gateways
-    return rendered(
+    a, b, *more = gateways
+    text = rendered(
         pid_file,
         PUSHGATE_NGINX_BIND=f"127.0.0.1:{port}",
         PUSHGATE_NGINX_PROXY_PROTOCOL=proxy_protocol,
         PUSHGATE_GATEWAY_A=f"127.0.0.1:{a.port}",
         PUSHGATE_GATEWAY_B=f"127.0.0.1:{b.port}",
     )
+    # The shipped configuration has two servers: further ones are as its last.
+    [last] = [line for line in text.splitlines() if f"server 127.0.0.1:{b.port} " in line]
+    lines = [last, *(last.replace(f":{b.port} ", f":{each.port} ") for each in more)]
+    return text.replace(last, "\n".join(lines))
