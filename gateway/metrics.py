@@ -95,9 +95,11 @@ CLOSED = Counter(
     ["transport", "reason"],
     registry=_registry,
 )
-#: What alerts watch begins at 0: a counter that begins with its first event shows Prometheus no
-#: increase for the event.
+#: What alerts and autoscaling watch begins at 0: a counter that begins with its first event shows
+#: Prometheus no increase for the event, and a comparison with a series that is missing is no alert.
 for _transport in ("websocket", "sse", "poll"):
+    CONNECTIONS.labels(_transport)
+    OPENED.labels(_transport)
     CLOSED.labels(_transport, "failed")
 DROPPED = Counter(
     "pushgate_gateway_dropped_total",
