@@ -51,6 +51,7 @@ lock:
 	.venv/lock/bin/python -m pip install --quiet uv
 	.venv/lock/bin/$(COMPILE) pyproject.toml --all-extras --group build --output-file requirements/all.txt
 	.venv/lock/bin/$(COMPILE) pyproject.toml --output-file requirements/run.txt
+	.venv/lock/bin/$(COMPILE) pyproject.toml --extra tracing --constraint requirements/all.txt --output-file requirements/tracing.txt
 	.venv/lock/bin/$(COMPILE) --group pyproject.toml:build --constraint requirements/all.txt --output-file requirements/build.txt
 	.venv/lock/bin/$(COMPILE) --group pyproject.toml:release --constraint requirements/all.txt --output-file requirements/release.txt
 

@@ -201,7 +201,10 @@ def with_tracing_installed(url: str | None) -> str | None:
         except ModuleNotFoundError:  # of a parent package
             installed = False
         if not installed:
-            raise ValueError("that needs the extra `tracing`: pip install 'pushgate[tracing]'")
+            raise ValueError(
+                "that needs the extra `tracing`: "
+                "pip install --require-hashes -r requirements/tracing.txt"
+            )
     return url
 
 

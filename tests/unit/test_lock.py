@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-FILES = ("all.txt", "run.txt", "build.txt", "release.txt")
+FILES = ("all.txt", "run.txt", "tracing.txt", "build.txt", "release.txt")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)")
 
 
@@ -25,6 +25,7 @@ def project() -> dict[str, list[str]]:
     extras = read["project"]["optional-dependencies"]
     return {
         "run.txt": read["project"]["dependencies"],
+        "tracing.txt": [*read["project"]["dependencies"], *extras["tracing"]],
         "build.txt": [*read["dependency-groups"]["build"], *read["build-system"]["requires"]],
         "release.txt": read["dependency-groups"]["release"],
         "all.txt": [
@@ -59,7 +60,7 @@ def test_every_pin_has_hashes_and_no_line_is_anything_else(name: str) -> None:
 
 def test_the_files_agree() -> None:
     everything = pins("all.txt")
-    for name in ("run.txt", "build.txt"):
+    for name in ("run.txt", "tracing.txt", "build.txt"):
         assert pins(name).items() <= everything.items()
 
 
