@@ -143,6 +143,14 @@ def test_internal_tls_is_at_both_ends_and_a_processor_has_no_key(tmp_path: Path)
     assert endpoint["scheme"] == "https"
 
 
+def test_a_long_drain_leaves_a_rollout_its_time() -> None:
+    """Kubernetes refuses a deadline that is not above `minReadySeconds`; it is 600 s by default."""
+    objects = by_name(manifests(rendered("--set=gateway.drainSeconds=3600")))
+    spec = objects["Deployment pushgate-gateway"]["spec"]
+    assert spec["minReadySeconds"] == spec["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert spec["progressDeadlineSeconds"] == spec["minReadySeconds"] + 600 > 4_200
+
+
 def test_each_topic_has_a_trigger(tmp_path: Path) -> None:
     triggers = everything(tmp_path)["ScaledObject pushgate-processor"]["spec"]["triggers"]
     assert [trigger["metadata"]["topic"] for trigger in triggers] == ["push", "push.slow"]

@@ -155,6 +155,7 @@ def test_a_gateway_has_time_to_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec["terminationGracePeriodSeconds"] > int(pause) + leaving
     # The next old pods go when those before them have left.
     assert GATEWAY["spec"]["minReadySeconds"] >= spec["terminationGracePeriodSeconds"]
+    assert GATEWAY["spec"]["progressDeadlineSeconds"] >= GATEWAY["spec"]["minReadySeconds"] + 600
 
 
 def test_a_processor_has_time_to_leave() -> None:
@@ -313,6 +314,7 @@ def test_a_cloud_is_the_same_for_helm_and_kustomize(cloud: str) -> None:
     longer = pause - int(container(GATEWAY)["lifecycle"]["preStop"]["exec"]["command"][1])
     grace = gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace == gateway["spec"]["minReadySeconds"] == base + longer
+    assert gateway["spec"]["progressDeadlineSeconds"] == grace + 600
 
 
 def schema() -> dict[str, Any]:
