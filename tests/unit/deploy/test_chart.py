@@ -40,7 +40,7 @@ processor:
   settings: {PUSHGATE_KAFKA_TOPICS: "push, push.slow"}
   autoscaling: {enabled: true, lag: 12000000, authenticationName: kafka}
 service: {type: NodePort, loadBalancerSourceRanges: [192.0.2.0/24]}
-podMonitor: {enabled: true}
+podMonitor: {enabled: true, labels: {release: kube-prometheus-stack}}
 """
 #: Helm takes a cluster of 1.20 for granted where Go built helm.
 VERSION: Final = ("--kube-version", f"{VERSIONS[-1]}.0")
@@ -149,6 +149,14 @@ def test_a_long_drain_leaves_a_rollout_its_time() -> None:
     spec = objects["Deployment pushgate-gateway"]["spec"]
     assert spec["minReadySeconds"] == spec["template"]["spec"]["terminationGracePeriodSeconds"]
     assert spec["progressDeadlineSeconds"] == spec["minReadySeconds"] + 600 > 4_200
+
+
+def test_prometheus_operators_choose_pod_monitors_by_labels_of_their_own(tmp_path: Path) -> None:
+    objects = everything(tmp_path)
+    for kind in ("gateway", "processor"):
+        labels = objects[f"PodMonitor pushgate-{kind}"]["metadata"]["labels"]
+        assert labels["release"] == "kube-prometheus-stack"
+        assert labels["app.kubernetes.io/component"] == kind
 
 
 def test_each_topic_has_a_trigger(tmp_path: Path) -> None:
