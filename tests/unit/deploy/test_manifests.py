@@ -88,13 +88,12 @@ def test_every_manifest_is_valid(file: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_pod_of_the_docs_is_valid_and_may_reach_gateways_and_processors(version: str) -> None:
-    (text,) = (
-        block.text
-        for block in Page(ROOT / "docs/kubernetes.md").blocks
-        if "kind: Pod" in block.text
-    )
-    (pod,) = manifests(text)
+@pytest.mark.parametrize("name", ["audit", "tools"])
+def test_a_pod_of_the_docs_is_valid_and_may_reach_gateways_and_processors(
+    version: str, name: str
+) -> None:
+    blocks = (b.text for b in Page(ROOT / "docs/kubernetes.md").blocks if "kind: Pod" in b.text)
+    (pod,) = (pod for text in blocks for pod in manifests(text) if pod["metadata"]["name"] == name)
     assert list(faults([pod], version)) == []
     for kind, rule in (("gateway", 1), ("processor", 0)):
         policy = OBJECTS[f"NetworkPolicy pushgate-{kind}"]["spec"]
