@@ -19,13 +19,12 @@ import asyncio
 import itertools
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
-    contextmanager,
     suppress,
 )
 from dataclasses import dataclass, field
@@ -166,7 +165,7 @@ async def full_node(stage: Stage) -> AsyncIterator[None]:
 
     async def knock_on() -> None:
         while True:
-            with suppress(AssertionError):  # 503
+            with suppress(AssertionError, OSError):  # 503, or cut off
                 async with connect("sse", port, "refused"):
                     pass
             await asyncio.sleep(0.2)
@@ -174,7 +173,7 @@ async def full_node(stage: Stage) -> AsyncIterator[None]:
     async with AsyncExitStack() as clients:
         for number in range(FULL):
             await clients.enter_async_context(connect("sse", port, f"guest-{number}"))
-        clients.enter_context(working(knock_on()))
+        await clients.enter_async_context(working(knock_on()))
         yield
 
 
@@ -201,19 +200,22 @@ FAULTS: Final = {
 }
 
 
-@contextmanager
-def working(*coroutines: Coroutine[None, None, None]) -> Iterator[None]:
-    """Run coroutines beside what is inside; end them after it."""
-    tasks = [asyncio.create_task(each) for each in coroutines]
-    try:
+@asynccontextmanager
+async def working(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run coroutines beside what is inside; end them after it.
+
+    Raises:
+        ExceptionGroup: a coroutine has failed, by which what is inside is cancelled.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in coroutines]
         yield
-    finally:
         for task in tasks:
             task.cancel()
 
 
-@contextmanager
-def load(stage: Stage) -> Iterator[None]:
+@asynccontextmanager
+async def load(stage: Stage) -> AsyncIterator[None]:
     """Hold clients at two gateways, between which they move, and publish for them."""
     users = [f"client-{number}" for number in range(30)]
 
@@ -231,7 +233,8 @@ def load(stage: Stage) -> Iterator[None]:
                         await client.message(timeout=3_600)
             await asyncio.sleep(0.5)
 
-    with working(publish_on(), *(hold_on(user, turn) for turn, user in enumerate(users))):
+    holding = (hold_on(user, turn) for turn, user in enumerate(users))
+    async with working(publish_on(), *holding):
         yield
 
 
@@ -294,7 +297,10 @@ async def tried(name: str, stage: Stage, watch: Watch, report: Report) -> None:
 async def drill(names: Sequence[str], stage: Stage, report: Report, picture: Path | None) -> None:
     """Try all faults."""
     began = time.time()
-    with load(stage), prometheus(stage.targets(), seconds=SCRAPE_SECONDS) as monitor:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(load(stage))
+        watching = prometheus(stage.targets(), seconds=SCRAPE_SECONDS)
+        monitor = await asyncio.to_thread(stack.enter_context, watching)
         watch = Watch(monitor)
         await watch.watch(CALM_SECONDS)
         early = watch.take_strangers()

@@ -64,12 +64,11 @@ async def restart_all(stage: Stage, lengths: Lengths) -> Fault:
     with ExitStack() as stack:
         watching = prometheus(targets, seconds=_SCRAPE_SECONDS)
         monitor = await stage.aside(partial(stack.enter_context, watching))
-        looking = asyncio.create_task(_look(stage, monitor, fired))
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(_look(stage, monitor, fired))
             await asyncio.sleep(_CALM_SECONDS)
             fault = await _restart_each(stage, lengths)
             await asyncio.sleep(_CALM_SECONDS)
-        finally:
             looking.cancel()
         asked = Asked(monitor.url, seconds=time.time() - began, rate_seconds=60)
         for what in await stage.aside(lambda: list(_not_shown(asked, stage))):
