@@ -31,8 +31,9 @@ MESSAGES_A_PROCESSOR: Final = 25_000
 PROCESS_BYTES: Final = 110_000_000
 #: The kernel's part of an idle connection, in slab (10,000 connections, Linux 6.18).
 KERNEL_BYTES: Final = 4_500
-#: What waits in a processor for gateways and topics at most, beside its window.
-WAITING_BYTES: Final = 192 * 1024 * 1024
+#: What waits in a processor at most, beside its window: 128 MiB for silent gateways, and 16 MiB for
+#: each of the dead-letter and outcomes topics.
+WAITING_BYTES: Final = 160 * 1024 * 1024
 #: The window's index, a message.
 INDEX_BYTES: Final = 16
 #: A record beside its payload, in Kafka.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.sizing import FIGURES, PAGE, Figure, Load, page, sizes
+from loadtest.sizing import FIGURES, PAGE, WAITING_BYTES, Figure, Load, page, sizes
+from processor import metrics
+from processor.outcomes import accessory
+from processor.sending import gateways
 
 
 def test_the_tables_are_as_they_are_calculated() -> None:
@@ -16,6 +19,12 @@ def test_the_tables_are_as_they_are_calculated() -> None:
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 def test_what_is_planned_with_is_no_less_than_what_was_measured(figure: Figure) -> None:
     assert 0 < figure.measured <= figure.planned
+
+
+def test_a_processor_has_memory_for_all_that_may_wait() -> None:
+    assert gateways.MAX_WAITING_BYTES > 0  # which sets the gauge of all gateways' bound
+    ((silent,),) = (family.samples for family in metrics.WAITING_LIMIT_BYTES.collect())
+    assert silent.value + 2 * accessory._MOST_BYTES == WAITING_BYTES
 
 
 def test_what_a_load_needs() -> None:

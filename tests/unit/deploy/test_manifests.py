@@ -14,6 +14,7 @@ import yaml
 
 from gateway.metrics import CONNECTIONS
 from gateway.server import Gateway
+from loadtest.sizing import WAITING_BYTES
 from processor.server import Processor
 from pushgate.environment import known_variables
 from pushgate.settings import GatewayCommandSettings, ProcessorCommandSettings
@@ -294,8 +295,7 @@ def test_a_processor_has_the_memory_of_its_bounds(monkeypatch: pytest.MonkeyPatc
     window = ProcessorCommandSettings.model_validate({}).resume_bytes
     resources = container(PROCESSOR)["resources"]
     assert bytes_of(resources["requests"]["memory"]) > PROCESS_BYTES + window
-    silent, accessories = 128 * 1024 * 1024, 2 * 16 * 1024 * 1024
-    bound = PROCESS_BYTES + window + silent + accessories
+    bound = PROCESS_BYTES + window + WAITING_BYTES
     assert bytes_of(resources["limits"]["memory"]) > 2 * bound - PROCESS_BYTES
 
 
