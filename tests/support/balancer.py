@@ -119,7 +119,10 @@ def balancing(
         finally:
             # The master ends its workers; killed, it would leave them.
             process.terminate()
-            process.wait(STOP_SECONDS)
+            try:
+                process.wait(STOP_SECONDS)
+            finally:
+                process.kill()
 
 
 def _answers(port: int) -> bool:

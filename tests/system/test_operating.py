@@ -23,7 +23,7 @@ from tests.support.processes import INTERNAL_SECRET, GatewayProcess, ProcessorPr
 from tests.support.valkey import RedisServer
 from tests.system.conftest import StartGateway
 from tests.system.steps import publish, take
-from tests.system.tools import on_terminal, running, tool
+from tests.system.tools import SECONDS, on_terminal, running, tool
 
 pytestmark = pytest.mark.anyio
 
@@ -281,4 +281,5 @@ async def line_of(pipe: IO[str] | None) -> dict[str, Any]:
 
 async def text_of(pipe: IO[str] | None) -> str:
     assert pipe is not None
-    return await asyncio.to_thread(pipe.readline)
+    async with asyncio.timeout(SECONDS):
+        return await asyncio.to_thread(pipe.readline)

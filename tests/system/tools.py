@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import Final
 
 from click.testing import CliRunner, Result
 
 from pushgate.cli import cli
 from pushgate.embedded import tied_to_parent
 from tests.support.processes import INTERNAL_SECRET
+
+#: For a tool to end, or to say something.
+SECONDS: Final = 20.0
 
 
 def environment(redis_url: str, **settings: object) -> dict[str, str]:
@@ -50,18 +56,30 @@ def on_terminal(redis_url: str, *words: str, columns: int, rows: int) -> bytes:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, columns))
     with subprocess.Popen(
-        [sys.executable, "-m", "pushgate", *words],
+        tied_to_parent([sys.executable, "-m", "pushgate", *words]),
         env=_inherited() | environment(redis_url) | {"TERM": "xterm-256color"},
         stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip
         os.close(theirs)
-        shown = b""
-        with suppress(OSError):  # Linux: nobody has the terminal open any more
-            while chunk := os.read(ours, 65_536):
-                shown += chunk
-        os.close(ours)
-        assert process.wait(20) == 0, shown
+        try:
+            shown = _read_to_end(ours)
+            assert process.wait(SECONDS) == 0, shown
+        finally:
+            process.kill()
+            os.close(ours)
     return shown
+
+
+def _read_to_end(terminal: int) -> bytes:
+    """Read what is shown until nobody has the terminal open; fail where that takes too long."""
+    shown = b""
+    deadline = time.monotonic() + SECONDS
+    while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            shown += os.read(terminal, 65_536)
+        except OSError:  # Linux: nobody has the terminal open any more
+            return shown
+    raise AssertionError(f"not ended within {SECONDS:g} s: {shown!r}")
 
 
 def _inherited() -> dict[str, str]:
