@@ -75,6 +75,7 @@ async def test_a_traced_message_goes_through_a_gateway_that_does_not_trace_and_b
         await publish(backend, topic, user, b"of the share")
         assert (await client.message()).payload == b"of the share"
     assert processor.terminate() == 0
+    await eventually(lambda: len(collecting.spans) >= 2, "two spans are sent")
     (process,) = collecting.named(f"process {topic}")
     assert process.parent_id == ""
     assert {span.name for span in collecting.spans} == {process.name, "forward"}
