@@ -101,6 +101,7 @@ class TopSettings(PortSettings):
             secret=self.internal_secret.get_secret_value(),
             allowed=networks(self.processor_networks),
             setting="PUSHGATE_PROCESSOR_NETWORKS",
+            kind="processor",
         )
 
 
