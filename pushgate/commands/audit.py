@@ -17,6 +17,7 @@ from pushgate.audit import audit as run_audit
 from pushgate.commands.running import json_option, load_settings, print_json
 from pushgate.options import settings_options
 from pushgate.ports import registry_of
+from pushgate.printable import printable
 from pushgate.settings import DEV_FILE, AuditSettings
 from pushgate.standard_output import run_while_read
 from registry.calls import GatewayCalls
@@ -97,7 +98,7 @@ def _print(comparison: Audit) -> None:
     )
     for kind, places in (("phantom", comparison.phantoms), ("missing", comparison.missing)):
         for user, node in _sorted(places)[:_SHOWN]:
-            click.echo(f"{kind}: {user!r} at {node.name}")
+            click.echo(f"{kind}: {user!r} at {printable(node.name)}")
 
 
 def _as_json(comparison: Audit) -> dict[str, object]:

@@ -80,7 +80,7 @@ def _print(user: str, found: Connections) -> None:
         if total > len(rows):
             click.echo(f"and {total - len(rows)} more")
     for remark in _remarks(found):
-        click.echo(remark)
+        click.echo(printable(remark))
     for error in found.errors:
         click.echo(f"Error: {printable(error)}", err=True)
 

@@ -111,6 +111,15 @@ def test_processes_that_do_not_answer_are_told_with_the_reason() -> None:
     assert (told[1].split()[-2:], told[2]) == (["lag", "-"], "outcomes unknown")
 
 
+def test_no_outcome_of_a_later_version_takes_the_terminal_over() -> None:
+    def answer(number: float) -> Status:
+        name = "pushgate_processor_outcomes_total"
+        return status(PROCESSOR, samples(name, number, outcome="held\x1b[2J"))
+
+    first, second = (reading(at, {}, {PROCESSOR: answer(at)}) for at in (0.0, 2.0))
+    assert lines(figures(second, first), title="top")[2] == "held\ufffd[2J 1.0/s"
+
+
 def test_a_drain_and_an_age_are_told_and_who_is_not_ready_comes_first() -> None:
     last = Node("gw-2", "e1", "10.0.0.4:8081")
     draining = status(GATEWAY, {}, state="draining", drain_seconds=34.2)

@@ -1,0 +1,29 @@
+"""What the comparison of registry and nodes makes of a node that is another one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from pushgate.audit import AuditError, _places_of
+from pushgate.ports import Ports
+from registry.directory import Node
+
+pytestmark = pytest.mark.anyio
+
+NODE = Node("gw-1", "e1", "127.0.0.1:8081")
+
+
+async def test_no_name_of_another_node_takes_the_terminal_over() -> None:
+    listing = {"node": "gw\x1b[2J" + "x" * 100, "epoch": "e1", "users": {}}
+
+    async def ask(method: str, node: Node, path: str, shape: type[Any]) -> object:
+        return msgspec.convert(listing, shape)
+
+    with pytest.raises(AuditError) as raised:
+        await _places_of(cast("Ports", SimpleNamespace(ask=ask)), NODE)
+    name = "gw\ufffd[2J" + "x" * 58 + "…"
+    assert str(raised.value) == f"at 127.0.0.1:8081 is node {name}, not gw-1"
