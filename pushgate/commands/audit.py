@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import uvloop
 
 from pushgate.audit import Audit, AuditError, Place, write_metrics
 from pushgate.audit import audit as run_audit
-from pushgate.commands.running import json_option, load_settings, print_json
+from pushgate.commands.running import json_option, load_settings, print_json, run
 from pushgate.options import settings_options
 from pushgate.ports import registry_of
 from pushgate.printable import printable
@@ -56,7 +55,7 @@ def audit(
         run_while_read(_watch(compare, every_seconds=every, as_json=as_json))
         return
     try:
-        comparison = uvloop.run(compare())
+        comparison = run(compare())
     except (AuditError, RegistryUnavailable) as error:
         raise click.ClickException(str(error)) from error
     _tell(comparison, as_json=as_json)

@@ -1,4 +1,4 @@
-"""What the comparison of registry and nodes makes of a node that is another one."""
+"""The comparison of registry and nodes, where something comes between."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from pushgate.audit import AuditError, _places_of
+from pushgate.audit import Audit, AuditError, _places_of
+from pushgate.cli import cli
 from pushgate.ports import Ports
 from registry.directory import Node
 
 pytestmark = pytest.mark.anyio
 
 NODE = Node("gw-1", "e1", "127.0.0.1:8081")
+
+
+def test_ctrl_c_has_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(*_: object, **__: object) -> Audit:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pushgate.commands.audit.run_audit", interrupted)
+    words = ["audit", "--internal-secret", "s" * 32]
+    assert CliRunner().invoke(cli, words).exit_code == 130
 
 
 async def test_no_name_of_another_node_takes_the_terminal_over() -> None:
