@@ -289,12 +289,10 @@ class _Operations:
         *,
         drain: Callable[[], None],
         now_ms: Callable[[], int] = lambda: int(time.time() * 1_000),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`drain` begins the node's drain, or hastens it; `clock` is the drain's, in seconds."""
+        """`drain` begins the node's drain, or hastens it."""
         self._node = node
         self._drain = drain
-        self._clock = clock
         self._now_ms = now_ms
         self._started_ms = now_ms()
 
@@ -315,8 +313,8 @@ class _Operations:
 
     async def status(self, request: Request) -> Response:  # noqa: ARG002
         """`GET /status`: what the node says of itself, with its metrics, as JSON."""
-        node, drain = self._node, self._node.drain
-        told = Status(
+        node = self._node
+        status = Status(
             kind="gateway",
             name=node.identity.name,
             epoch=node.identity.epoch,
@@ -326,10 +324,10 @@ class _Operations:
             warnings=_warnings(node),
             started_ms=self._started_ms,
             now_ms=self._now_ms(),
-            drain_seconds=None if drain is None else drain.seconds_left(self._clock()),
+            drain_seconds=node.drain_left_seconds,
             metrics=metrics.samples(),
         )
-        return Response(msgspec.json.encode(told), media_type="application/json")
+        return Response(msgspec.json.encode(status), media_type="application/json")
 
     async def start_drain(self, request: Request) -> Response:  # noqa: ARG002
         """`POST /drain`: begin the node's drain, or hasten it."""

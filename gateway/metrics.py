@@ -131,6 +131,11 @@ WAITING_HANDSHAKES = Gauge(
     "Requests for new connections that wait for a turn of the event loop.",
     registry=_registry,
 )
+TURNS_OVERFLOWS = Counter(
+    "pushgate_gateway_turns_overflows_total",
+    "Requests for new connections that found the queue of turns full, and began at once.",
+    registry=_registry,
+)
 GAPS = Counter(
     "pushgate_gateway_gaps_total",
     "Times that a client was told that messages may be missing.",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from gateway import metrics
 from gateway.connections.admission import most_sockets
-from gateway.connections.drain import Drain
 from gateway.connections.node import GatewayNode
 
 
@@ -24,10 +22,6 @@ def observe(node: GatewayNode, *, sockets: Callable[[], int], memory_mark: int) 
     metrics.SHORT_OF_MEMORY.set_function(lambda: admission.memory.reached)
     metrics.READY.set_function(lambda: node.status == "ready")
     metrics.DRAINING.set_function(lambda: node.drain is not None)
-    metrics.DRAIN_LEFT.set_function(lambda: _seconds_left(node.drain))
+    metrics.DRAIN_LEFT.set_function(lambda: node.drain_left_seconds or 0.0)
     metrics.DRAIN_TOLD.set_function(lambda: node.drain.told_clients if node.drain else 0)
     metrics.STATES.read = node.hub.states
-
-
-def _seconds_left(drain: Drain | None) -> float:
-    return drain.seconds_left(time.monotonic()) if drain else 0.0

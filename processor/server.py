@@ -47,8 +47,8 @@ _REFRESH_SECONDS: Final = 1.0
 #: How long settling the messages in hand and leaving the group may take after `stop`.
 _LEAVE_SECONDS: Final = 10.0
 #: How long all of a stop may take, with the time-outs of Kafka clients that do not end (7 s), of
-#: the accessories' last rows (2 s) and of Redis (a second for each of four goodbyes). Below the
-#: 30 s after which Kubernetes kills.
+#: the accessories' last rows (2 s), of Redis (a second for each of four goodbyes) and of a
+#: collector of traces (1 s). Below the 30 s after which Kubernetes kills.
 _STOP_SECONDS: Final = 25.0
 
 log = structlog.get_logger("processor")
@@ -125,7 +125,9 @@ class Processor:
         self._registry_refusal: RegistryRefuses | None = None  # while writes are refused
         #: How tools reach this process; None where no address is advertised.
         self._port = settings.port_for_tools()
-        self._credentials = Credentials([settings.internal_secret.get_secret_value()], self._port)
+        self._credentials = Credentials(
+            [settings.internal_secret.get_secret_value()], self._port, kind="processor"
+        )
         self._started_ms = _now_ms()
         self._stopping = asyncio.Event()
         self._operators = _Server(
@@ -355,7 +357,7 @@ class Processor:
             text = "neither the internal secret nor a proof of it for this processor\n"
             return PlainTextResponse(text, 403)
         port = self._port
-        told = Status(
+        status = Status(
             kind="processor",
             name=self._settings.processor_name,
             epoch=None if port is None else port.epoch,
@@ -368,7 +370,7 @@ class Processor:
             drain_seconds=None,
             metrics=metrics.samples(),
         )
-        return Response(msgspec.json.encode(told), media_type="application/json")
+        return Response(msgspec.json.encode(status), media_type="application/json")
 
 
 def _now_ms() -> int:

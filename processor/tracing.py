@@ -104,10 +104,17 @@ class Traces:
             self._spans[push.traceparent] = span
 
     def settled(self, messages: Iterable[Message]) -> None:
-        """End the spans of messages that have their outcome."""
+        """End the spans of settled messages.
+
+        Messages of a partition that was taken away have no outcome here: the partition's next
+        processor has them again.
+        """
         for message in messages:
             span = self._spans.pop(message.push.traceparent or "", None)
             if span is None:
+                continue
+            if message.progress.lost:
+                span.end()
                 continue
             outcome = outcome_of(message)
             span.set_attribute("pushgate.outcome", outcome.name)
@@ -117,11 +124,14 @@ class Traces:
             span.end()
 
     def rejected(self, rejections: Iterable[Rejection]) -> None:
-        """Make the spans of traced records that were rejected."""
+        """Make the spans of traced records that were rejected, as `settled` ends those of messages.
+
+        Records of a partition that was taken away have none.
+        """
         for rejection in rejections:
             record = rejection.record
             parent = sampled(_traceparent_in(record))
-            if parent is None:
+            if parent is None or rejection.progress.lost:
                 continue
             place = (record.topic, record.partition, record.offset)
             span = self._span(*place, parent)

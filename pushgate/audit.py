@@ -13,12 +13,15 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from pushgate.errors import PushgateError
 from pushgate.ports import NoAnswer, Ports, calling
+from pushgate.printable import printable
 from registry.calls import GatewayCalls
 from registry.directory import Node
 
 #: A user, and a node where the user is registered or connected.
 Place = tuple[str, Node]
 _TIMEOUT_SECONDS: Final = 30.0
+#: How much of another node's name is shown.
+_MOST_CHARACTERS: Final = 64
 
 
 class AuditError(PushgateError):
@@ -113,5 +116,6 @@ async def _places_of(ports: Ports, node: Node) -> Iterable[Place]:
     except NoAnswer as error:
         raise AuditError(str(error)) from error
     if (listing.node, listing.epoch) != (node.name, node.epoch):
-        raise AuditError(f"at {node.address} is node {listing.node}, not {node.name}")
+        other = printable(listing.node, most=_MOST_CHARACTERS)
+        raise AuditError(f"at {node.address} is node {other}, not {node.name}")
     return [(user, node) for user in listing.users]

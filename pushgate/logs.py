@@ -39,8 +39,8 @@ def configure(*, as_json: bool, level: LogLevel = "info") -> None:
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        # Below its level a method of this class does nothing: lines of single connections cost
-        # nothing where they are not asked for.
+        # Below its level a method of this class does nothing: lines of single connections cost a
+        # call and their arguments where they are not asked for.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from pushgate.errors import PushgateError
+from pushgate.printable import printable
 from registry.calls import NO_TLS, REFUSED, GatewayCalls, OutsideNetworks, tls_fault
 from registry.directory import Node
 from registry.redis_store import RedisRegistry
@@ -25,13 +26,15 @@ _Answer = TypeVar("_Answer")
 class NoAnswer(PushgateError):
     """A node gave no answer, or refused the call; the text says why, and the cure if it is known.
 
+    The text is fit for a terminal: another server may answer at a node's address.
+
     `status` is that of the refusal, None where there was no HTTP answer.
     """
 
     def __init__(self, node: Node, reason: str, *, status: int | None = None) -> None:
-        super().__init__(f"{node.name} at {node.address}: {reason}")
+        super().__init__(printable(f"{node.name} at {node.address}: {reason}"))
         self.node = node
-        self.reason = reason
+        self.reason = printable(reason)
         self.status = status
 
 

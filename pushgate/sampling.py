@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TextIO
 
@@ -66,6 +67,10 @@ class Sample:
             del self._spans[event]
         return {event: span.left_out for event, span in ended.items() if span.left_out}
 
+    def next_end(self) -> float | None:
+        """Return when the next span with left-out lines ends; None where no line is left out."""
+        return min((span.ends_at for span in self._spans.values() if span.left_out), default=None)
+
     def _counted_as(self, event: Event, now: float) -> Event:
         spans = self._spans
         if event in spans or len(spans) < MOST_EVENTS:
@@ -76,19 +81,23 @@ class Sample:
         return event if len(spans) < MOST_EVENTS else event._replace(text="")
 
 
-def call_later(seconds: float, report: Callable[[], None]) -> None:
-    """Call `report` after some seconds where an event loop runs; else never."""
+def call_later(seconds: float, report: Callable[[], None]) -> bool:
+    """Call `report` after some seconds where an event loop runs; return whether one runs."""
     try:
-        asyncio.get_running_loop().call_later(seconds, report)
-    except RuntimeError:  # no loop runs: the next line of the event has the number
-        return
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    loop.call_later(seconds, report)
+    return True
 
 
 class SampledHandler(logging.StreamHandler[TextIO]):
     """Writes lines within the budgets of their events.
 
     Where lines were left out, the next line of the event has their number as `left_out`. Where no
-    such line comes, a line of its own says so: `lines were left out`.
+    such line comes, a line of its own says so: `lines were left out`. In a thread without an event
+    loop no report can be scheduled: the next line that is left out elsewhere schedules the report,
+    or `close` reports.
     """
 
     def __init__(
@@ -98,42 +107,66 @@ class SampledHandler(logging.StreamHandler[TextIO]):
         budget_of: Callable[[logging.LogRecord], Budget],
         report: Callable[[Event, int], None],
         clock: Callable[[], float] = time.monotonic,
-        later: Callable[[float, Callable[[], None]], None] = call_later,
+        later: Callable[[float, Callable[[], None]], bool] = call_later,
     ) -> None:
-        """`report` logs how many lines of an event were left out; `later` delays a call."""
+        """`report` logs how many lines of an event were left out.
+
+        `later` delays a call, and returns False where it can't.
+        """
         super().__init__(stream)
         self._budget_of = budget_of
         self._report = report
         self._clock = clock
         self._later = later
         self._sample = Sample()
-        self._is_due = False  # a report is under way
+        self._is_due = False  # a report is scheduled
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, or count it as left out. The handler's lock is held."""
-        budget = self._budget_of(record)
-        missing = self._sample.take(_event_of(record), budget, self._clock())
+        now = self._clock()
+        missing = self._sample.take(_event_of(record), self._budget_of(record), now)
         if missing is None:
-            if not self._is_due:
-                self._is_due = True
-                self._later(budget.seconds, self._report_later)
+            self._schedule(now)
             return
         if missing:
             _note(record, missing)
         super().emit(record)
 
     def close(self) -> None:
-        """Say what was left out, whether or not its span has ended."""
-        self._report_all(float("inf"))
+        """Report all lines that were left out, whether or not their spans have ended."""
+        with self._locked():
+            left_out = self._sample.left_out(float("inf"))
+        self._report_all(left_out)
         super().close()
 
-    def _report_later(self) -> None:
-        self._is_due = False
-        self._report_all(self._clock())
+    def _schedule(self, now: float) -> None:
+        """Schedule a report at the next end of a span. The handler's lock is held."""
+        if self._is_due:
+            return
+        end = self._sample.next_end()
+        if end is not None:
+            self._is_due = self._later(max(0.0, end - now), self._report_ended)
 
-    def _report_all(self, now: float) -> None:
-        for event, lines in self._sample.left_out(now).items():
+    def _report_ended(self) -> None:
+        with self._locked():
+            now = self._clock()
+            self._is_due = False
+            left_out = self._sample.left_out(now)
+            self._schedule(now)
+        self._report_all(left_out)
+
+    def _report_all(self, left_out: Mapping[Event, int]) -> None:
+        """Report outside the lock: a report goes through other handlers, which have own locks."""
+        for event, lines in left_out.items():
             self._report(event, lines)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 def _event_of(record: logging.LogRecord) -> Event:

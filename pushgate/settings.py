@@ -24,7 +24,7 @@ from registry.calls import GatewayCalls
 from registry.networks import is_loopback, networks
 from registry.settings import REDIS_URL_PATTERN, CallSettings, InternalSecret, long_enough
 
-#: The file of the secrets and addresses of `pushgate dev`, for `token`, `listen` and `send`.
+#: The file of the secrets and addresses of `pushgate dev`, which all tools read.
 DEV_FILE: Final = ".pushgate/dev.env"
 
 
@@ -101,6 +101,7 @@ class TopSettings(PortSettings):
             secret=self.internal_secret.get_secret_value(),
             allowed=networks(self.processor_networks),
             setting="PUSHGATE_PROCESSOR_NETWORKS",
+            kind="processor",
         )
 
 

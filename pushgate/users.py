@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -14,6 +14,28 @@ from registry.directory import Node, Registry
 
 #: The answer of a node that has no connection to end.
 _NOT_HERE: Final = 404
+#: The beginning of the year 9999: every later time is beyond what can be shown in some time zone.
+_LATEST_MS: Final = 253_370_764_800_000
+
+
+class Connection(msgspec.Struct):
+    """A connection as its node lists it (docs/protocol.md, `GET /connections/{user}`)."""
+
+    id: str
+    transport: str
+    device: str | None
+    state: str
+    since_ms: Annotated[int, msgspec.Meta(ge=0, le=_LATEST_MS)]
+    age_ms: int
+
+
+class Listing(msgspec.Struct):
+    """A node's answer about a user; `total` counts connections that are not listed, too."""
+
+    node: str
+    epoch: str
+    total: int
+    connections: list[Connection]
 
 
 class Connections(msgspec.Struct):
@@ -21,12 +43,12 @@ class Connections(msgspec.Struct):
 
     `nodes` are the names of the nodes that a look-up finds; `lost` those of them that show no sign
     of life, and may have connections still. Where the look-up is `unknown`, the registry lost
-    entries a moment ago. Each of the `listings` is a node's answer to `GET /connections/{user}`.
-    `errors` say what could not be asked.
+    entries a moment ago. The `listings` are those of nodes with connections. `errors` say what
+    could not be asked.
     """
 
     nodes: list[str]
-    listings: list[dict[str, Any]]
+    listings: list[Listing]
     errors: list[str]
     lost: list[str] = []
     unknown: bool = False
@@ -60,12 +82,12 @@ class Users:
         [found] = await self._registry.lookup([user])
         path = _path(user)
         answers = await asyncio.gather(
-            *(self._ports.ask("GET", node, path, dict[str, Any]) for node in live),
+            *(self._ports.ask("GET", node, path, Listing) for node in live),
             return_exceptions=True,
         )
         return Connections(
             [node.name for node in found or ()],
-            [answer for answer in answers if isinstance(answer, dict) and answer["total"]],
+            [answer for answer in answers if isinstance(answer, Listing) and answer.total],
             _errors(answers),
             [node.name for node in self._lost(found)],
             found is None,

@@ -18,7 +18,7 @@ from registry.directory import Node
 from registry.errors import RegistryError
 from registry.message import EPOCH_HEADER, NODE_HEADER
 from registry.networks import Network, networks, plain, within
-from registry.proof import SCHEME, proof
+from registry.proof import SCHEME, Kind, proof
 from registry.settings import CallSettings, InternalAuth
 
 #: What an operator should know where a process answers 401 or 403.
@@ -59,10 +59,11 @@ class GatewayCalls:
         allowed: Sequence[Network] = (),
         ca_file: str | None = None,
         setting: str = "PUSHGATE_GATEWAY_NETWORKS",
+        kind: Kind = "gateway",
     ) -> None:
         """`allowed` are the networks of gateways, all where there are none; `ca_file` is for TLS.
 
-        `setting` names the setting of the networks in errors.
+        `setting` names the setting of the networks in errors; `kind` is that of the processes.
 
         Raises:
             OSError: the file can't be read, or has no certificate.
@@ -71,6 +72,7 @@ class GatewayCalls:
         self._auth = auth
         self._is_within = within(allowed) if allowed else None
         self._setting = setting
+        self._kind: Kind = kind
         self._scheme = "http" if ca_file is None else "https"
         self.tls = _tls_context(ca_file)
 
@@ -90,7 +92,7 @@ class GatewayCalls:
         By the names another node at this address, such as a later start, can tell the caller that
         the node is gone (421).
         """
-        shown = f"{SCHEME} {proof(self._secret, node)}"
+        shown = f"{SCHEME} {proof(self._secret, node, kind=self._kind)}"
         if self._auth == "bearer":
             shown = f"Bearer {self._secret}"
         return {"authorization": shown, NODE_HEADER: node.name, EPOCH_HEADER: node.epoch}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from registry.directory import Node
-from registry.proof import SCHEME, proof
+from registry.proof import SCHEME, Kind, proof
 
 _PROOF_SCHEME: Final = SCHEME.lower().encode("ascii")
 
@@ -19,9 +19,15 @@ class Credentials:
     proof, which is good for no other process (proof.py).
     """
 
-    def __init__(self, secrets: Sequence[str], node: Node | None) -> None:
-        """Any of `secrets` is accepted (for rotation), and so is a proof of it for `node`."""
-        proofs = [] if node is None else [proof(secret, node).encode() for secret in secrets]
+    def __init__(
+        self, secrets: Sequence[str], node: Node | None, *, kind: Kind = "gateway"
+    ) -> None:
+        """Any of `secrets` is accepted (for rotation), and so is a proof of it for `node`.
+
+        `kind` is the process's.
+        """
+        nodes = [] if node is None else [node]
+        proofs = [proof(secret, each, kind=kind).encode() for secret in secrets for each in nodes]
         self._accepted = {
             b"bearer": [secret.encode() for secret in secrets],
             _PROOF_SCHEME: proofs,

@@ -1,4 +1,4 @@
-"""The proof of the internal secret, for one node: what a call to a gateway shows for the secret.
+"""The proof of the internal secret, for one process: a call shows the proof for the secret.
 
 A caller learns the address of a node from Redis, and anybody with access to Redis can write a false
 address. So a call does not carry the secret, but an HMAC-SHA256 (RFC 2104) keyed with the secret,
@@ -15,7 +15,7 @@ listener on the network, against whom TLS helps.
 from __future__ import annotations
 
 import hmac
-from typing import Final
+from typing import Final, Literal
 
 from registry.directory import Node
 
@@ -23,15 +23,21 @@ from registry.directory import Node
 SCHEME: Final = "Pushgate"
 #: The version and the form of a proof.
 _VERSION: Final = "v1"
+#: The kinds of processes with a port for calls.
+Kind = Literal["gateway", "processor"]
 #: The purpose of the proof, ahead of the node's parts under the HMAC: with another label, the same
-#: secret may serve another purpose.
-_LABEL: Final = "pushgate call to a gateway, v1"
+#: secret may serve another purpose. Processors' ports have no TLS: a proof shown there opens no
+#: gateway, also where a false entry in Redis has a gateway's name, epoch and address.
+_LABELS: Final[dict[Kind, str]] = {
+    "gateway": "pushgate call to a gateway, v1",
+    "processor": "pushgate call to a processor, v1",
+}
 
 
-def proof(secret: str, node: Node) -> str:
+def proof(secret: str, node: Node, *, kind: Kind = "gateway") -> str:
     """Return the proof of `secret` for `node`: printable ASCII, 67 characters.
 
     Parts are separated by NUL, which no part of a node can have: no two nodes have equal bytes.
     """
-    message = "\0".join((_LABEL, node.name, node.epoch, node.address)).encode()
+    message = "\0".join((_LABELS[kind], node.name, node.epoch, node.address)).encode()
     return f"{_VERSION}.{hmac.digest(secret.encode(), message, 'sha256').hex()}"

@@ -3,7 +3,8 @@
 This file, `processor/tracing.py` and `gateway/tracing.py` alone import OpenTelemetry, the packages
 of the extra `tracing`. The three are imported only where PUSHGATE_OTLP_ENDPOINT is set.
 
-A message is traced where its record's `traceparent` (W3C Trace Context) is sampled. A span begins
+A message is traced where its record's `traceparent` (W3C Trace Context) is sampled, or, without a
+traceparent, in the share of PUSHGATE_TRACE_SHARE. A span begins
 only for a traced message, or for a batch with traced messages: so the provider samples every span.
 """
 
@@ -35,7 +36,7 @@ _REQUEST_SPANS: Final = 512
 #: How long a collector may take to answer a request, retries included.
 _EXPORT_SECONDS: Final = 2.0
 #: How long the end of a process waits for its last spans.
-_END_SECONDS: Final = 2.0
+_END_SECONDS: Final = 1.0
 _TRACES_PATH: Final = "/v1/traces"
 
 _propagator = TraceContextTextMapPropagator()
@@ -60,7 +61,7 @@ class Tracing:
         self.tracer: trace.Tracer = self._provider.get_tracer("pushgate")
 
     async def end(self) -> None:
-        """Send the last spans; give up after two seconds; the event loop goes on meanwhile."""
+        """Send the last spans; give up after a second; the event loop goes on meanwhile."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def end() -> None:

@@ -118,6 +118,11 @@ class GatewayNode:
         return "overloaded" if self.admission.overloaded else "ready"
 
     @property
+    def drain_left_seconds(self) -> float | None:
+        """How long the drain's window still lasts; None without a drain."""
+        return None if self.drain is None else self.drain.seconds_left(self._clock())
+
+    @property
     def takes_new(self) -> bool:
         """Whether new connections are taken, apart from load: also while a drain settles."""
         drain = self.drain

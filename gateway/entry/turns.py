@@ -16,14 +16,13 @@ from gateway import metrics
 
 #: Handshakes that begin in a turn of the loop: some 4 ms.
 HANDSHAKES_A_TURN: Final = 10
+#: Requests that wait at most. A further request begins at once, as if there were no turns: a client
+#: that has left gives its socket back, while its request waits, so sockets bound nothing.
+MOST_WAITING: Final = 10_000
 
 
 class Turns:
-    """A queue of requests for new connections.
-
-    A request in the queue has an open socket, so the listener's bound on sockets is the queue's
-    bound too.
-    """
+    """A queue of requests for new connections, MOST_WAITING at most."""
 
     def __init__(self) -> None:
         self._room = HANDSHAKES_A_TURN  # in this turn of the loop
@@ -37,6 +36,9 @@ class Turns:
             self._next = loop.call_soon(self._begin, loop)
         if self._room:
             self._room -= 1
+            return
+        if len(self._waiting) >= MOST_WAITING:
+            metrics.TURNS_OVERFLOWS.inc()
             return
         turn = loop.create_future()
         self._waiting.append(turn)

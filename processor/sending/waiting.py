@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import islice
 
 from processor.reading.message import Message
 from processor.reading.progress import Progress
@@ -13,12 +12,15 @@ from registry.directory import Node
 class Waiting:
     """The messages that have left their flights, and wait; and whose users are to be looked up."""
 
-    __slots__ = ("_by_key", "_to_look_up")
+    __slots__ = ("_by_key", "_pass", "_to_look_up")
 
     def __init__(self) -> None:
         # A dict of messages for every key, as an ordered set: messages leave in any order.
         self._by_key: dict[Hashable, dict[Message, None]] = {}
         self._to_look_up: dict[Hashable, None] = {}
+        # Keys that are looked up before all of `_to_look_up`, the last first. A list: to take keys
+        # from the front of a dict, a few at a time, passes over all that were taken before.
+        self._pass: list[Hashable] = []
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
@@ -31,7 +33,7 @@ class Waiting:
     @property
     def to_look_up(self) -> bool:
         """Whether a user is to be looked up."""
-        return bool(self._to_look_up)
+        return bool(self._pass or self._to_look_up)
 
     def of(self, key: Hashable) -> Sequence[Message]:
         """Return the messages of a key."""
@@ -59,13 +61,15 @@ class Waiting:
 
     def take_to_look_up(self, limit: int) -> dict[str, list[Hashable]]:
         """Return users to look up now, `limit` keys at most, with the keys of their messages."""
-        if not self._to_look_up:
-            return {}
+        if not self._pass:
+            self._pass, self._to_look_up = [*reversed(self._to_look_up)], {}
+        keys = self._pass[: -limit - 1 : -1]
+        del self._pass[-limit:]
         keys_by_user: dict[str, list[Hashable]] = {}
-        for key in list(islice(self._to_look_up, limit)):
-            del self._to_look_up[key]
-            message = next(iter(self._by_key[key]))
-            keys_by_user.setdefault(message.push.user, []).append(key)
+        for key in keys:
+            if key in self._by_key:  # else all messages of the key have their outcomes
+                message = next(iter(self._by_key[key]))
+                keys_by_user.setdefault(message.push.user, []).append(key)
         return keys_by_user
 
     def too_far_back(self) -> Iterator[tuple[Node, set[Message]]]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import uvloop
 
 from pushgate.audit import Audit, AuditError, Place, write_metrics
 from pushgate.audit import audit as run_audit
-from pushgate.commands.running import json_option, load_settings, print_json
+from pushgate.commands.running import json_option, load_settings, print_json, run
 from pushgate.options import settings_options
 from pushgate.ports import registry_of
+from pushgate.printable import printable
 from pushgate.settings import DEV_FILE, AuditSettings
 from pushgate.standard_output import run_while_read
 from registry.calls import GatewayCalls
@@ -55,7 +55,7 @@ def audit(
         run_while_read(_watch(compare, every_seconds=every, as_json=as_json))
         return
     try:
-        comparison = uvloop.run(compare())
+        comparison = run(compare())
     except (AuditError, RegistryUnavailable) as error:
         raise click.ClickException(str(error)) from error
     _tell(comparison, as_json=as_json)
@@ -97,7 +97,7 @@ def _print(comparison: Audit) -> None:
     )
     for kind, places in (("phantom", comparison.phantoms), ("missing", comparison.missing)):
         for user, node in _sorted(places)[:_SHOWN]:
-            click.echo(f"{kind}: {user!r} at {node.name}")
+            click.echo(f"{kind}: {user!r} at {printable(node.name)}")
 
 
 def _as_json(comparison: Audit) -> dict[str, object]:

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import click
-import uvloop
 
 from pushgate import logs
-from pushgate.commands.running import json_option, load_settings, print_json
+from pushgate.commands.running import json_option, load_settings, print_json, run
 from pushgate.descriptors import raise_limit
 from pushgate.doctor.examination import Path, examine
 from pushgate.doctor.finding import Finding, Severity
@@ -61,10 +60,7 @@ def doctor(
     raise_limit()  # as a gateway does
     began = time.monotonic()
     with _silent_libraries():
-        try:
-            findings = uvloop.run(_examine(settings, token, path))
-        except KeyboardInterrupt:
-            sys.exit(130)
+        findings = run(_examine(settings, token, path))
     if as_json:
         print_json(_as_json(findings, time.monotonic() - began))
     else:

@@ -15,7 +15,7 @@ from websockets.exceptions import WebSocketException
 from pushgate.client import TRANSPORTS, Message, Place, Refused
 from pushgate.commands.running import json_option, load_settings, print_json
 from pushgate.options import settings_options
-from pushgate.printable import payload_json, printable_payload
+from pushgate.printable import payload_json, printable, printable_payload
 from pushgate.settings import DEV_FILE, ListenSettings
 from pushgate.standard_output import run_while_read
 from pushgate.token import RefusedClaims, mint
@@ -102,7 +102,8 @@ class _Listener:
                 reason = "the connection ended"
             except Refused as error:
                 if error.status in _FINAL_REFUSALS:
-                    raise click.ClickException(f"{self._url} refused with {error}") from error
+                    text = printable(f"{self._url} refused with {error}")
+                    raise click.ClickException(text) from error
                 reason = f"refused with {error}"
             except (httpx.HTTPError, WebSocketException, OSError) as error:
                 reason = str(error) or type(error).__name__
@@ -116,7 +117,8 @@ class _Listener:
             print_json(_as_json(message))
         elif sys.stdout.isatty():
             now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
-            fields = (now, message.id, message.type or "-", printable_payload(message.payload))
+            names = (printable(message.id), printable(message.type or "-"))
+            fields = (now, *names, printable_payload(message.payload))
             click.echo("  ".join(fields))
         else:
             sys.stdout.buffer.write(message.payload + b"\n")
@@ -130,7 +132,7 @@ class _Listener:
         )
 
     def _say(self, text: str) -> None:
-        click.echo(f"{self._url}: {text}", err=True)
+        click.echo(f"{self._url}: {printable(text)}", err=True)
 
 
 def _as_json(message: Message) -> dict[str, object]:

@@ -38,15 +38,13 @@ def operate(flags: dict[str, Any], work: Callable[[RedisRegistry, Ports], Awaita
         click.ClickException: the registry does not answer, or the node that counts.
     """
     settings = load_settings(OperatorSettings, flags, files=(DEV_FILE,))
-    status = 0
 
-    async def working() -> None:
-        nonlocal status
+    async def working() -> int:
         async with _reached(settings) as (registry, ports):
-            status = await work(registry, ports)
+            return await work(registry, ports)
 
     try:
-        run(working())
+        status = run(working())
     except (RegistryUnavailable, NoAnswer) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)

@@ -27,6 +27,7 @@ log = structlog.get_logger("pushgate")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Settings = TypeVar("_Settings", bound=BaseSettings)
+_Result = TypeVar("_Result")
 
 
 def load_settings(
@@ -102,9 +103,9 @@ def serve(make: Callable[[], Server]) -> None:
     uvloop.run(until_stopped())
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a tool's work; Ctrl-C ends it with status 130, as shells expect."""
+def run(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a tool's work, and return its result; Ctrl-C exits with status 130, as shells expect."""
     try:
-        uvloop.run(work)
+        return uvloop.run(work)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -20,6 +20,7 @@ from pushgate import standard_input
 from pushgate.commands.running import json_option, load_settings, print_json, run
 from pushgate.options import settings_options
 from pushgate.outcomes import Report, in_words, watching
+from pushgate.printable import printable
 from pushgate.publish import Publisher, as_bytes, check_record, coordinates_of, publisher
 from pushgate.settings import DEV_FILE, SendSettings
 from pushgate.topics import UnreadableTopic
@@ -197,7 +198,7 @@ class _Results:
     ) -> None:
         if self._bar is not None:
             self._bar.__exit__(kind, error, traceback)
-            counts = ", ".join(f"{count} {result}" for result, count in self._counts.items())
+            counts = ", ".join(f"{count} {printable(name)}" for name, count in self._counts.items())
             click.echo(f"messages: {counts or 'none'}", err=True)
 
 
@@ -233,7 +234,7 @@ class _Sending:
                     except TimeoutError:
                         report = _no_outcome(coordinates, timeout_seconds)
                     result = report["outcome"] or "without an outcome"
-                    results.add(coordinates, result, in_words(report), report)
+                    results.add(coordinates, result, printable(in_words(report)), report)
                     # An outcome of a later version is no reason to say that all is well.
                     status = _STATUS.get(result, 1) if report["outcome"] else _NO_OUTCOME
                     self.status = max(self.status, status)

@@ -27,6 +27,8 @@ from pushgate.topics import UnreadableTopic, reading
 _SHOWN_BYTES: Final = 60
 #: The fewest cells that a user is cut to on a terminal: a quarter of the line, or these.
 _LEAST_USER_CELLS: Final = 8
+#: The most of --since, in seconds: 31 years. Kafka takes no time before 1970.
+_MOST_SINCE: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class _Line:
 )
 @click.argument("topic", type=click.Choice(["outcomes", "dead"]))
 @click.option("--user", help="The records of this user alone.")
-@click.option("--since", type=click.FloatRange(min=0), metavar="SECONDS",
+@click.option("--since", type=click.FloatRange(0, _MOST_SINCE), metavar="SECONDS",
               help="Begin with the records of the last so many seconds.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), help="End after so many records.")
 @json_option

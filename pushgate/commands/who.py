@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import click
+import msgspec
 
 from pushgate.commands.operating import NOT_CONNECTED, operate, require_user
 from pushgate.commands.running import json_option, print_json
@@ -14,7 +15,7 @@ from pushgate.ports import Ports
 from pushgate.printable import printable
 from pushgate.settings import OperatorSettings
 from pushgate.table import Column, counted, duration, table, terminal_cells
-from pushgate.users import Connections, Users
+from pushgate.users import Connection, Connections, Users
 from registry.redis_store import RedisRegistry
 
 _COLUMNS: Final = (
@@ -57,50 +58,50 @@ def _as_json(found: Connections) -> dict[str, object]:
         "registered": None if found.unknown else found.nodes,
         "lost": found.lost,
         "connections": [
-            {"node": listing["node"], "epoch": listing["epoch"], **connection}
+            {"node": listing.node, "epoch": listing.epoch, **msgspec.structs.asdict(connection)}
             for listing in found.listings
-            for connection in listing["connections"]
+            for connection in listing.connections
         ],
-        "total": sum(listing["total"] for listing in found.listings),
+        "total": sum(listing.total for listing in found.listings),
         "errors": found.errors,
     }
 
 
 def _print(user: str, found: Connections) -> None:
-    total, nodes = sum(each["total"] for each in found.listings), len(found.listings)
+    total, nodes = sum(each.total for each in found.listings), len(found.listings)
     click.echo(f"{printable(user)}: {counted(total, 'connection')} on {counted(nodes, 'node')}")
     if found.listings:
         rows = [
-            _row(listing["node"], connection)
+            _row(listing.node, connection)
             for listing in found.listings
-            for connection in listing["connections"]
+            for connection in listing.connections
         ]
         for line in table(_COLUMNS, rows, cells=terminal_cells()):
             click.echo(line)
         if total > len(rows):
             click.echo(f"and {total - len(rows)} more")
     for remark in _remarks(found):
-        click.echo(remark)
+        click.echo(printable(remark))
     for error in found.errors:
         click.echo(f"Error: {printable(error)}", err=True)
 
 
-def _row(node: str, connection: dict[str, Any]) -> list[str]:
-    since = datetime.fromtimestamp(connection["since_ms"] / 1_000).astimezone()
+def _row(node: str, connection: Connection) -> list[str]:
+    since = datetime.fromtimestamp(connection.since_ms / 1_000).astimezone()
     return [
         node,
-        connection["device"] or "-",
-        connection["transport"],
-        duration(connection["age_ms"] / 1_000),
-        connection["state"],
+        connection.device or "-",
+        connection.transport,
+        duration(connection.age_ms / 1_000),
+        connection.state,
         since.strftime("%Y-%m-%d %H:%M:%S"),
-        connection["id"],
+        connection.id,
     ]
 
 
 def _remarks(found: Connections) -> list[str]:
     """Say where registry and nodes differ."""
-    connected = {listing["node"] for listing in found.listings}
+    connected = {listing.node for listing in found.listings}
     registered = set(found.nodes)
     remarks = []
     if found.unknown:

@@ -31,6 +31,7 @@ from pushgate.doctor.deadlines import Check, findings_of
 from pushgate.doctor.finding import Finding, Subject
 from pushgate.doctor.ports import Listener, authority, listener_at
 from pushgate.doctor.records import MOST_SECONDS, RECORDS, check_records
+from pushgate.table import counted
 
 KAFKA: Final = Subject("kafka")
 
@@ -225,7 +226,7 @@ def _of_partitions(topic: str, cluster: Cluster) -> Iterator[Finding]:
             cure="raise the topic's replication factor to 3 (kafka-reassign-partitions)",
         )
     else:
-        yield KAFKA.ok(f"topic {topic}: {_counted(len(partitions), 'partition')}")
+        yield KAFKA.ok(f"topic {topic}: {counted(len(partitions), 'partition')}")
 
 
 async def _check_group(
@@ -240,7 +241,7 @@ async def _check_group(
 def judge_group(name: str, group: Group, *, partitions: int, most_of_a_topic: int) -> Finding:
     """Judge the members of the processors' group against the partitions of their topics."""
     members = (
-        f"group {name}: {_counted(group.members, 'processor')}, {_counted(partitions, 'partition')}"
+        f"group {name}: {counted(group.members, 'processor')}, {counted(partitions, 'partition')}"
     )
     if group.state in _AT_REST or not group.members:
         return KAFKA.warning(
@@ -388,7 +389,7 @@ async def _check_addresses(
         if known[address] is not _expected(settings)
     ]
     places = ", ".join(authority(*address) for address in cluster.brokers.values())
-    return found or [KAFKA.ok(f"{_counted(len(cluster.brokers), 'broker')} at {places}")]
+    return found or [KAFKA.ok(f"{counted(len(cluster.brokers), 'broker')} at {places}")]
 
 
 async def _listeners(addresses: Sequence[tuple[str, int]]) -> list[Listener]:
@@ -435,7 +436,3 @@ def _refusal(settings: ProcessorSettings, address: tuple[str, int], reason: str)
 def _listed(numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:8]))
     return shown if len(numbers) <= 8 else f"{shown} … ({len(numbers)})"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -182,7 +182,15 @@ class _Visit:
         if self.findings:
             return
         answer = await self._http.get(f"{url}/readyz")
-        readiness = msgspec.json.decode(answer.content, type=_Readiness)
+        try:
+            readiness = msgspec.json.decode(answer.content, type=_Readiness)
+        except msgspec.DecodeError as error:
+            self._fault(
+                f"/readyz answers {answer.status_code}, and nothing that a gateway says: {error}",
+                "find what answers there: PUSHGATE_ADVERTISE_ADDRESS has to be the gateway's own "
+                "internal port, without a proxy before it",
+            )
+            return
         if readiness.status != "ready":
             self.findings.append(
                 NODES.warning(

@@ -193,7 +193,7 @@ def _gateway(node: Node, answer: Status | NoAnswer, since: _Since) -> Gateway:
         connections=by_label(samples, "pushgate_gateway_connections", "transport"),
         opened_rate=since.rate("pushgate_gateway_connections_opened_total"),
         closed_rate=since.rate("pushgate_gateway_connections_closed_total"),
-        refused_rate=since.rate("pushgate_gateway_refused_total"),
+        refused_rate=since.rate("pushgate_gateway_refused_total", port="public"),
         pushed_rate=since.rate("pushgate_gateway_pushed_total"),
         delivery_p99_seconds=since.quantile("pushgate_gateway_delivery_seconds"),
         resident_bytes=_value(samples, "process_resident_memory_bytes"),

@@ -95,7 +95,8 @@ def _outcomes(figures: Figures) -> str:
     rates = figures.outcome_rates
     if rates is None:
         return "outcomes unknown"
-    return "   ".join(f"{n} {_rate(rate)}/s" for n, rate in rates.items() if rate) or "no outcomes"
+    told = (f"{printable(name)} {_rate(rate)}/s" for name, rate in rates.items() if rate)
+    return "   ".join(told) or "no outcomes"
 
 
 def _cropped(lines: Sequence[str], most: int) -> list[str]:

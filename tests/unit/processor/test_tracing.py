@@ -52,9 +52,9 @@ def record(
     )  # fmt: skip
 
 
-def message(traceparent: str | None) -> Message:
+def message(traceparent: str | None, progress: Progress = PROGRESS) -> Message:
     push = Push("alice", b"hello", "m-1", position="push-3-7", traceparent=traceparent)
-    return Message(Envelope(push, 1_000), PROGRESS, 7)
+    return Message(Envelope(push, 1_000), progress, 7)
 
 
 def test_the_last_traceparent_of_a_record_is_read_with_the_message() -> None:
@@ -152,6 +152,21 @@ def test_a_rejected_record_has_a_failed_span() -> None:
     assert span.attributes is not None
     assert span.attributes["pushgate.outcome"] == "rejected"
     assert span.attributes["error.type"] == "push-ttl"
+
+
+def test_what_another_processor_gets_again_has_no_outcome_here() -> None:
+    rig, progress = Rig(), Progress(TopicPartition("push", 3), lane=0)
+    taken = message(SAMPLED, progress)
+    rig.traces.begin([taken])
+    progress.lost = True
+    rig.traces.settled([taken])
+    error = RejectedRecord("push-ttl", "whole seconds")
+    rig.traces.rejected([Rejection(progress, record(SAMPLED.encode()), error, 1_000)])
+    (span,) = rig.ended
+    assert span.attributes is not None
+    assert "pushgate.outcome" not in span.attributes
+    assert span.status.is_unset
+    assert not rig.traces._spans
 
 
 class FakeForwarder:

@@ -11,17 +11,22 @@ from typing import Final
 
 import pytest
 from click.testing import CliRunner, Result
+from pydantic import SecretStr
 
 from pushgate.cli import cli
+from pushgate.client import Message
 from pushgate.commands import listen as listen_module
+from pushgate.commands.listen import _Listener
 from pushgate.printable import printable_payload
+from pushgate.settings import ListenSettings
 
 CURSOR: Final = b"event: pushgate.cursor\ndata: 25000\nid: %b\n\n"
 BARE: Final = b"event: pushgate.cursor\ndata: 25000\n\n"
+NO_TOKEN: Final = b"no such token\n"
 
 
 @contextmanager
-def answering(*streams: bytes) -> Iterator[tuple[str, list[str]]]:
+def answering(*streams: bytes, refusal: bytes = NO_TOKEN) -> Iterator[tuple[str, list[str]]]:
     """Answer the first requests with event streams that end, the next with 401.
 
     Give the server's address, and what is asked for.
@@ -34,7 +39,7 @@ def answering(*streams: bytes) -> Iterator[tuple[str, list[str]]]:
             if not left:
                 self.send_response(401)
                 self.end_headers()
-                self.wfile.write(b"no such token\n")
+                self.wfile.write(refusal)
                 return
             self.send_response(200)
             self.end_headers()
@@ -52,11 +57,14 @@ def answering(*streams: bytes) -> Iterator[tuple[str, list[str]]]:
 
 
 def listened(
-    monkeypatch: pytest.MonkeyPatch, *streams: bytes, flags: Sequence[str] = ()
+    monkeypatch: pytest.MonkeyPatch,
+    *streams: bytes,
+    flags: Sequence[str] = (),
+    refusal: bytes = NO_TOKEN,
 ) -> tuple[Result, list[str]]:
     """Run it until it is refused; give what it said, and what it asked for."""
     monkeypatch.setattr(listen_module, "_RECONNECT_SECONDS", 0.0)
-    with answering(*streams) as (url, targets):
+    with answering(*streams, refusal=refusal) as (url, targets):
         given = ["--transport", "sse", "--url", url, "--jwt-secret", "x" * 32, *flags]
         return CliRunner().invoke(cli, ["listen", "alice", *given]), targets
 
@@ -118,6 +126,25 @@ def test_a_token_that_the_gateway_would_refuse_is_not_tried(
     result, targets = listened(monkeypatch, flags=["--device", ""])
     assert (result.exit_code, targets) == (1, [])
     assert "device is no device name" in result.stderr
+
+
+def test_no_refusal_takes_the_terminal_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = listened(monkeypatch, refusal=b"no \x1b[2J token")
+    assert "refused with 401: no \ufffd[2J token" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_no_id_and_no_type_takes_the_terminal_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    settings = ListenSettings(jwt_secret=SecretStr("x" * 32))
+    listener = _Listener("alice", "sse", None, settings, as_json=False)
+    listener.show(Message("m\x1b[2J", "greet\n", b"hi\x07"))
+    listener._say("another server\x1b[2J")
+    told = capsys.readouterr()
+    assert told.out.partition("  ")[2] == "m\ufffd[2J  greet\ufffd  hi\\x07\n"
+    assert told.err.endswith(": another server\ufffd[2J\n")
 
 
 def test_a_payload_takes_no_terminal_over() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from pushgate.cli import cli
+from pushgate.commands import send as send_module
+from pushgate.outcomes import Report
 from registry.message import RejectedRecord, from_record
 
 #: Nobody listens there: what is refused in time never asks.
@@ -91,6 +96,29 @@ def test_a_kafka_that_does_not_answer_is_named() -> None:
     result = sent("u", "x")
     assert result.exit_code == 1
     assert "Kafka at 127.0.0.1:1: " in result.stderr
+
+
+def test_no_report_takes_the_terminal_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kafka:
+        async def hand_over(self, *_: object) -> Awaitable[object]:
+            acknowledged = asyncio.get_running_loop().create_future()
+            acknowledged.set_result(None)
+            return acknowledged
+
+    class Reports:
+        async def outcome_of(self, coordinates: str) -> Report:
+            return {"outcome": "failed\x1b[2J", "reason": "\x1b]0;x\x07"}
+
+    @asynccontextmanager
+    async def given(*arguments: object) -> AsyncIterator[object]:
+        yield Kafka() if len(arguments) == 1 else Reports()
+
+    monkeypatch.setattr(send_module, "publisher", given)
+    monkeypatch.setattr(send_module, "watching", given)
+    monkeypatch.setattr(send_module, "coordinates_of", lambda _: "push-0-1")
+    result = sent("u", "x", "--wait")
+    assert result.exit_code == 1, result.output
+    assert result.stdout == "push-0-1  failed\ufffd[2J: \ufffd]0;x\ufffd\n"
 
 
 def test_the_help_lists_the_exit_statuses() -> None:

@@ -9,9 +9,11 @@ from typing import cast
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from rich.cells import cell_len
 
 from processor.reading.kafka import Record
+from pushgate.cli import cli
 from pushgate.commands.tail import _in_cells, _letter, _Line, _lines, _outcome
 from pushgate.settings import TailSettings
 
@@ -70,6 +72,13 @@ def test_no_name_in_an_outcome_takes_the_terminal_over() -> None:
     assert line.value["user"] == HOSTILE.decode()
     assert outcome(None).user == "-"
     assert outcome(b"\xff").value["user"] == "\\xff"
+
+
+@pytest.mark.parametrize("seconds", ["-1", "1e10", "inf"])
+def test_a_time_that_kafka_does_not_take_is_wrong_usage(seconds: str) -> None:
+    result = CliRunner().invoke(cli, ["tail", "dead", "--since", seconds])
+    assert result.exit_code == 2
+    assert "is not in the range 0<=x<=1000000000" in result.output
 
 
 @pytest.mark.parametrize("cells", [1, 12, 24, 40, 200])

@@ -68,6 +68,19 @@ def test_a_counter_without_a_sample_has_not_grown_and_cpu_of_an_older_version_is
     assert (gateway.refused_rate, gateway.closed_rate, gateway.cpu_share) == (0, 0, None)
 
 
+def test_clients_that_are_refused_are_those_of_the_public_port() -> None:
+    def answer(public: float, internal: float) -> Status:
+        refused = [
+            Sample({"port": port, "status": "401", "reason": "no token"}, number)
+            for port, number in (("public", public), ("internal", internal))
+        ]
+        return status(GATEWAY, {"pushgate_gateway_refused_total": refused})
+
+    first = reading(0.0, {GATEWAY: answer(0, 0)}, {})
+    second = reading(2.0, {GATEWAY: answer(4, 100)}, {})
+    assert figures(second, first).gateways[0].refused_rate == 2
+
+
 def test_outcomes_and_lag_are_summed_over_processors() -> None:
     def answer(delivered: float, lag: float) -> Status:
         outcomes = samples("pushgate_processor_outcomes_total", delivered, outcome="delivered")
@@ -109,6 +122,15 @@ def test_processes_that_do_not_answer_are_told_with_the_reason() -> None:
     assert "gw-1: ConnectTimeout" in told
     assert "2 processors not shown: set PUSHGATE_PROCESSOR_ADVERTISE_ADDRESS there" in told
     assert (told[1].split()[-2:], told[2]) == (["lag", "-"], "outcomes unknown")
+
+
+def test_no_outcome_of_a_later_version_takes_the_terminal_over() -> None:
+    def answer(number: float) -> Status:
+        name = "pushgate_processor_outcomes_total"
+        return status(PROCESSOR, samples(name, number, outcome="held\x1b[2J"))
+
+    first, second = (reading(at, {}, {PROCESSOR: answer(at)}) for at in (0.0, 2.0))
+    assert lines(figures(second, first), title="top")[2] == "held\ufffd[2J 1.0/s"
 
 
 def test_a_drain_and_an_age_are_told_and_who_is_not_ready_comes_first() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from registry.credentials import Credentials
 from registry.directory import Node
-from registry.proof import proof
+from registry.proof import Kind, proof
 
 NODE = Node("gw", "e1", "127.0.0.1:8081")
 LATER = Node("gw", "e2", "127.0.0.1:8081")
@@ -28,6 +30,18 @@ LATER = Node("gw", "e2", "127.0.0.1:8081")
 )
 def test_credentials(credential: str, accepted: bool) -> None:
     assert Credentials(["one", "other"], NODE).accept(credential.encode()) is accepted
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_proof_for_a_gateway_opens_no_processor_and_the_other_way_round(kind: Kind) -> None:
+    opened = [
+        each
+        for each in get_args(Kind)
+        if Credentials(["one"], NODE, kind=kind).accept(
+            f"Pushgate {proof('one', NODE, kind=each)}".encode()
+        )
+    ]
+    assert opened == [kind]
 
 
 def test_without_a_node_no_proof_counts() -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from gateway import metrics
+from gateway.entry import turns as turns_module
 from gateway.entry.turns import HANDSHAKES_A_TURN, Turns
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +87,17 @@ async def test_a_request_that_is_given_up_takes_no_ones_turn(requests: Requests)
     others = {*range(HANDSHAKES_A_TURN), *range(2 * HANDSHAKES_A_TURN, 3 * HANDSHAKES_A_TURN)}
     assert set(requests.begun) == others
     assert len(requests.begun_by_turn) <= 2 + 2
+
+
+async def test_where_the_queue_is_full_a_request_begins_at_once(
+    requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "MOST_WAITING", 5)
+    before = metrics.TURNS_OVERFLOWS._value.get()
+    requests.come(HANDSHAKES_A_TURN + 5 + 3)
+    await asyncio.sleep(0)
+    assert len(requests.begun) == HANDSHAKES_A_TURN + 3
+    assert metrics.TURNS_OVERFLOWS._value.get() - before == 3
 
 
 async def test_waiting_requests_are_counted(requests: Requests) -> None:
