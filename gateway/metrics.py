@@ -95,8 +95,8 @@ CLOSED = Counter(
     ["transport", "reason"],
     registry=_registry,
 )
-#: What alerts and autoscaling watch begins at 0: a counter that begins with its first event shows
-#: Prometheus no increase for the event, and a comparison with a series that is missing is no alert.
+#: Metrics of alerts and of autoscaling begin at 0: a counter that begins with the first event shows
+#: Prometheus no increase for the event, and a comparison with a missing series is no alert.
 for _transport in ("websocket", "sse", "poll"):
     CONNECTIONS.labels(_transport)
     OPENED.labels(_transport)
