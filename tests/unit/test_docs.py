@@ -32,7 +32,9 @@ OTHER_READERS: Final = (
     *(ROOT / "tests" / "support").glob("*.py"),
 )
 #: Texts that begin as a command line does, and are none.
-NO_COMMANDS: Final = frozenset({"pushgate is up", "pushgate call to a gateway, v1"})
+NO_COMMANDS: Final = frozenset(
+    {"pushgate is up", "pushgate call to a gateway, v1", "pushgate call to a processor, v1"}
+)
 SCRIPT: Final = re.compile(r"<script(?: type=\"module\")?>\n(.*?)</script>", re.DOTALL)
 SUBSTITUTION: Final = re.compile(r"\$\(([^()]*)\)")
 SEPARATORS: Final = frozenset({"|", "||", "&&", ";", "&", "(", ")"})
