@@ -55,7 +55,7 @@ REFUSALS = [
     ("public", "GET", "/ws", {}, 401, "no token"),
     ("public", "GET", "/sse", {"Authorization": "Bearer x"}, 401, "token refused: not a JWT"),
     ("public", "GET", "/poll", bearer("u", ttl_seconds=-5), 401, "token refused: expired"),
-    ("public", "GET", "/poll?wait=alice", bearer("u"), 400, "wait is"),
+    ("public", "GET", "/poll?wait=alice", bearer("u", ttl_seconds=86_400), 400, "wait is"),
     ("public", "GET", "/sse", {"Origin": "https://x.test"}, 403, "this origin is not allowed"),
     ("public", "POST", "/ws", {}, 405, "GET is what connects"),
     ("public", "GET", "/nowhere", {}, 404, "Not Found"),

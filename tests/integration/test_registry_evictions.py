@@ -84,5 +84,5 @@ async def test_a_policy_that_evicts_is_named_at_the_start(
         client.config_set("maxmemory-policy", policy)
     with structlog.testing.capture_logs() as logs:
         await registry.heartbeat(NODE, claim=True)
-    warned = [entry["maxmemory_policy"] for entry in logs if "maxmemory-policy" in entry["event"]]
+    warned = [entry["maxmemory_policy"] for entry in logs if "maxmemory_policy" in entry]
     assert warned == ([] if policy == "noeviction" else [[policy]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from typing import Any
 
@@ -26,7 +27,9 @@ FAULT = HERE.fault("broken \x1b[31m\nname", why="for a reason", cure="set PUSHGA
 
 @pytest.fixture(autouse=True)
 def _process_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the logging and the limits of the tests' process alone."""
+    """Leave the logging and the limits of the tests' process alone; have no settings of its own."""
+    for name in [name for name in os.environ if name.startswith("PUSHGATE_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setattr(logs, "configure", lambda **_: None)
     monkeypatch.setattr(command, "raise_limit", lambda: None)
 
