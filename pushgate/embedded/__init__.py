@@ -22,7 +22,7 @@ class EmbeddedError(PushgateError):
 def require(package: str) -> None:
     """Raise EmbeddedError, with the install command, unless `package` can be imported."""
     if importlib.util.find_spec(package) is None:
-        raise EmbeddedError(f"{package} is not installed: pip install 'pushgate[dev]'")
+        raise EmbeddedError(f"{package} is not installed: pip install '.[dev]', in a clone")
 
 
 def choose_port(preferred: int = 0) -> int:

