@@ -113,8 +113,8 @@ class Entry:
     ) -> Admitted:
         """Let a request in, or refuse the request before anything is allocated for it.
 
-        A new connection waits for a turn of the event loop (turns.py) before the checks: a limit
-        that was checked before a wait would no longer hold.
+        A new connection waits for a turn of the event loop (turns.py). Limits are checked behind
+        the wait: a limit that was checked before would no longer hold.
 
         The checks, in order: Origin, body, load of the node, credential, load by user and address.
         A request for a session that the node holds already is not `new`, and is never refused for
@@ -126,8 +126,6 @@ class Entry:
                 the refused request.
         """
         began = time.perf_counter()
-        if new:
-            await self._turns.take()
         origin = head.fields.get("origin")
         trust = self._trust(head)
         if trust is Trust.NONE:
@@ -138,13 +136,20 @@ class Entry:
         if head.has_body:
             # Where the body is incomplete, the listener closes the connection gracefully.
             raise HTTPException(413, "no body is taken here", cors)
-        if new and self.node.refuses_everyone:
-            raise Overloaded(cors, self.node.refusal(head.address))
+        if new:
+            self._check_node(head, cors)  # a refusal takes no turn
+            await self._turns.take()
+            self._check_node(head, cors)
         identity = await self._identify(head, subprotocols, cors, trust)
         admitted = Admitted(identity, cors, head.address, began)
         if new:
             self.check_load(admitted)
         return admitted
+
+    def _check_node(self, head: Head, cors: dict[str, str]) -> None:
+        """Refuse a new connection where the node takes none, whoever the user."""
+        if self.node.refuses_everyone:
+            raise Overloaded(cors, self.node.refusal(head.address))
 
     def check_load(self, admitted: Admitted) -> None:
         """Refuse a new connection where the share of its user or its address is used up.

@@ -68,6 +68,6 @@ def _rendered(pid_file: str, port: int, proxy_protocol: str, gateways: Sequence[
         PUSHGATE_GATEWAY_B=f"127.0.0.1:{b.port}",
     )
     # The shipped configuration has two servers: further ones are as its last.
-    [last] = [line for line in text.splitlines() if f"server 127.0.0.1:{b.port} " in line]
+    *_, last = [line for line in text.splitlines() if f"server 127.0.0.1:{b.port} " in line]
     lines = [last, *(last.replace(f":{b.port} ", f":{each.port} ") for each in more)]
-    return text.replace(last, "\n".join(lines))
+    return "\n".join(lines).join(text.rsplit(last, 1))

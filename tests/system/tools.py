@@ -10,13 +10,11 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
-from click.testing import CliRunner, Result
-
-from pushgate.cli import cli
 from pushgate.embedded import tied_to_parent
 from tests.support.processes import INTERNAL_SECRET
 
@@ -30,11 +28,31 @@ def environment(redis_url: str, **settings: object) -> dict[str, str]:
     return own | {f"PUSHGATE_{name.upper()}": str(v) for name, v in settings.items()}
 
 
-async def tool(redis_url: str, *words: str, **settings: object) -> Result:
-    """Run a tool to its end, in a thread: a process of its own takes a second to start."""
-    none = {name: None for name in os.environ if name.startswith("PUSHGATE_")}
-    env: Mapping[str, str | None] = {**none, **environment(redis_url, **settings)}
-    return await asyncio.to_thread(CliRunner().invoke, cli, words, env=env, catch_exceptions=False)
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The end of a tool."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+async def tool(redis_url: str, *words: str, **settings: object) -> Ran:
+    """Run a tool to its end, in a process of its own: a thread's loop may end in another thread.
+
+    uvloop closes what a loop has left when it is collected, in whatever thread that is, and the
+    loop of a later test then can't be closed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *tied_to_parent([sys.executable, "-m", "pushgate", *words]),
+        env=_inherited() | environment(redis_url, **settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert process.returncode is not None
+    return Ran(process.returncode, stdout.decode(), stderr.decode())
 
 
 @contextmanager
