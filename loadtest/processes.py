@@ -283,7 +283,7 @@ class Processor(Server):
         )
 
     def outcomes(self) -> dict[str, int]:
-        """Return the number of messages by outcome since the processor's start."""
+        """Return the number of messages by outcome since the processor's start; none of 0."""
         text = httpx.get(f"{self.operators}/metrics", trust_env=False).text
         outcomes: dict[str, int] = {}
         for line in text.splitlines():
@@ -291,7 +291,7 @@ class Processor(Server):
                 labels, value = line.rsplit(" ", 1)
                 outcome = labels.partition('outcome="')[2].partition('"')[0]
                 outcomes[outcome] = outcomes.get(outcome, 0) + int(float(value))
-        return outcomes
+        return {outcome: count for outcome, count in outcomes.items() if count}
 
 
 def tokens(users: Sequence[str]) -> list[str]:
