@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Final, Protocol
 
 #: Upper bounds of the buckets, in milliseconds; one more bucket is for all above.
@@ -28,6 +28,10 @@ class Timed(Protocol):
     position: str | None
     timestamp_ms: int | None
     lane: str | None
+
+
+#: A delivery, its user, and its device.
+_Addressed = tuple[Timed, str, str | None]
 
 
 class Times:
@@ -76,7 +80,7 @@ class Latency:
 
     def note(
         self,
-        batch: Sequence[tuple[Timed, str, str | None]],
+        batch: Sequence[_Addressed],
         results: Sequence[object],
         now_ms: int,
     ) -> None:
@@ -86,23 +90,27 @@ class Latency:
         without a lane are of one topic, which the position of the first message tells. `now_ms` is
         this node's clock, Unix time in milliseconds.
         """
-        written = [
-            delivery
+        lanes = {delivery.lane for delivery, _, _ in batch}
+        if len(lanes) == 1:
+            self._note_lane(batch, results, now_ms)
+            return
+        for lane in lanes:
+            of_lane = [each[0].lane == lane for each in batch]
+            self._note_lane([*compress(batch, of_lane)], [*compress(results, of_lane)], now_ms)
+
+    def _note_lane(
+        self, batch: Sequence[_Addressed], results: Sequence[object], now_ms: int
+    ) -> None:
+        timestamps = [
+            delivery.timestamp_ms
             for (delivery, _, _), result in zip(batch, results, strict=True)
             if result.__class__ is int and result
         ]
-        lanes = {delivery.lane for delivery in written}
-        if len(lanes) == 1:
-            self._note_lane(written, now_ms)
-        else:
-            for lane in lanes:
-                self._note_lane([each for each in written if each.lane == lane], now_ms)
-
-    def _note_lane(self, written: Sequence[Timed], now_ms: int) -> None:
-        known = [each.timestamp_ms for each in written if each.timestamp_ms is not None]
-        self.untimed += len(written) - len(known)
+        known = [each for each in timestamps if each is not None]
+        self.untimed += len(timestamps) - len(known)
         if known:
-            self._of(written[0].lane or _topic_of(written[0].position)).add(known, now_ms)
+            first, _, _ = batch[0]
+            self._of(first.lane or _topic_of(first.position)).add(known, now_ms)
 
     def by_topic(self) -> Mapping[str, Times]:
         """Return the latencies of each topic."""

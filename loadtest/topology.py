@@ -23,14 +23,14 @@ import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Final
 
 import uvloop
 
 from loadtest.dashboard import DASHBOARD, Asked
-from loadtest.processes import LoadtestError
+from loadtest.kafka import real_kafka
 from loadtest.report import Report
 from tests.drill import faults
 from tests.drill.faults import Fault, Lengths
@@ -38,7 +38,6 @@ from tests.drill.rows import Row, run
 from tests.drill.stage import Node, Stage
 from tests.support.balancer import Balancer
 from tests.support.haproxy import haproxy
-from tests.support.kafka import start_kafka
 from tests.support.nginx import nginx
 from tests.support.prometheus import Prometheus, prometheus
 
@@ -138,17 +137,6 @@ ROW: Final = Row(
 )
 
 
-@contextmanager
-def _kafka() -> Iterator[str]:
-    kafka = start_kafka()
-    try:
-        if kafka.kind == "embedded":
-            raise LoadtestError(f"a real Kafka is needed: {kafka.missing}")
-        yield kafka.bootstrap
-    finally:
-        kafka.stop()
-
-
 def main() -> None:
     """Restart everything behind each balancer."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.topology")
@@ -159,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("topology")
     gc.disable()  # as in `make drill`: a collection would hold up all clients
-    with _kafka() as bootstrap:
+    with real_kafka(None) as bootstrap:
         for name in arguments.balancers:
             plan = ROW.plan(arguments.clients, arguments.rate, balancer=BALANCERS[name])
             result = uvloop.run(run(ROW, plan, Lengths(), bootstrap, timed=False))

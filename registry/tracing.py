@@ -4,8 +4,8 @@ This file, `processor/tracing.py` and `gateway/tracing.py` alone import OpenTele
 of the extra `tracing`. The three are imported only where PUSHGATE_OTLP_ENDPOINT is set.
 
 A message is traced where its record's `traceparent` (W3C Trace Context) is sampled, or, without a
-traceparent, in the share of PUSHGATE_TRACE_SHARE. A span begins
-only for a traced message, or for a batch with traced messages: so the provider samples every span.
+traceparent, in the share of PUSHGATE_TRACE_SHARE. A span begins only for a traced message, or for a
+batch with traced messages: so the provider samples every span.
 """
 
 from __future__ import annotations

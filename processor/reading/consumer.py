@@ -497,7 +497,8 @@ class Consumer:
                 if not is_settled:
                     rejections.append(Rejection(progress, record, error, timestamp_ms))
                 continue
-            envelope.push.lane = lane
+            if lane is not None:
+                envelope.push.lane = lane
             message = Message(envelope, progress, record.offset, size=size)
             if not is_settled:
                 messages.append(message)

@@ -109,7 +109,7 @@ class Dispatcher:
         """`settled` gets messages with their outcome; `weights` are the weights of the lanes.
 
         A round has at most `batch_messages` messages from the queue, as many flights that continue,
-        and keys of `_WAITING_A_ROUND` messages that wait. TTLs are measured by `now_ms`, in epoch
+        and `_WAITING_A_ROUND` keys of messages that wait. TTLs are measured by `now_ms`, in epoch
         milliseconds; pauses, in seconds of `clock`. A message without a TTL waits
         `patience_seconds` for room in its user's connections.
         """

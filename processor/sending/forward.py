@@ -208,7 +208,9 @@ def push_size(push: Push) -> int:
     """
     size = _ELEMENT_BYTES + len(push.data) + 4 * (len(push.user) + len(push.id))
     # ASCII: the name of a topic has no other characters
-    size += len(push.position or "") + len(push.lane or "")
+    size += len(push.position or "")
+    if push.lane is not None:
+        size += len(push.lane)
     if push.type is None and push.device is None:
         return size
     return size + 4 * (len(push.type or "") + len(push.device or ""))
