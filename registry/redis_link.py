@@ -112,25 +112,15 @@ class RedisLink:
             RegistryRefuses: Redis answers, and refuses a command.
             RegistryUnavailable: a command failed, or there was no answer in time.
         """
-        task = asyncio.current_task()
-        cancellations = task.cancelling() if task is not None else 0
         try:
-            # redis-py's own time-outs bound each step of a command, not the command.
-            async with asyncio.timeout(self.timeout_seconds):
-                await self._find_masters()
-                answer = await commands()
+            async with _heeding_cancellation():
+                # redis-py's own time-outs bound each step of a command, not the command.
+                async with asyncio.timeout(self.timeout_seconds):
+                    await self._find_masters()
+                    return await commands()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            # redis-py uses asyncio.wait_for(). In Python 3.11 wait_for() may raise the error of the
-            # awaited command in place of a cancellation.
-            if task is not None and task.cancelling() > cancellations:
-                raise asyncio.CancelledError from error
             self._masters_known = False
             raise await self._translated(error) from error
-        # The same wait_for() can swallow a cancellation. A cancellation from before this call is
-        # the caller's business: a task that cleans up after its cancellation may still ask.
-        if task is not None and task.cancelling() > cancellations:
-            raise asyncio.CancelledError
-        return answer
 
     async def command(self, *command: Any) -> Any:
         """Run a short command, for use within `ask`; on a Cluster its keys share a slot.
@@ -208,8 +198,13 @@ class RedisLink:
         Raises:
             RegistryUnavailable: a command failed.
         """
+        keys = aiter(self.client.scan_iter(match=pattern, count=count))
         try:
-            async for key in self.client.scan_iter(match=pattern, count=count):
+            while True:
+                async with _heeding_cancellation():
+                    key = await anext(keys, None)
+                if key is None:
+                    return
                 yield key
         except (RedisError, RedisClusterException, OSError) as error:
             raise self._unavailable(str(error)) from error
@@ -300,6 +295,23 @@ class RedisLink:
 
     def _unavailable(self, reason: str) -> RegistryUnavailable:
         return RegistryUnavailable(reason, where=self._where)
+
+
+@contextlib.asynccontextmanager
+async def _heeding_cancellation() -> AsyncIterator[None]:
+    """Raise CancelledError at the end of the body where the task was cancelled meanwhile.
+
+    redis-py uses asyncio.wait_for(), which in Python 3.11 may swallow a cancellation, or raise the
+    error of the awaited command in its place. A cancellation from before the body is the caller's
+    business: a task that cleans up after its cancellation may still ask.
+    """
+    task = asyncio.current_task()
+    cancellations = task.cancelling() if task is not None else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > cancellations:
+            raise asyncio.CancelledError
 
 
 def addresses(url: str) -> list[tuple[str, int]]:

@@ -1120,12 +1120,16 @@ async def test_a_cancelled_command_is_cancelled(own_valkey: RedisServer) -> None
         assert await registry.lookup(["alice"]) == [None]
 
 
+@pytest.mark.parametrize("asking", ["refresh", "entries"])
 async def test_a_cancellation_is_never_swallowed_whenever_it_comes(
-    registry: RedisRegistry,
+    registry: RedisRegistry, asking: str
 ) -> None:
     async def ask_for_ever() -> None:
         while True:
-            await registry.refresh()
+            if asking == "refresh":
+                await registry.refresh()
+            else:
+                _ = [entry async for entry in registry.entries()]
 
     for turns in range(60):
         task = asyncio.create_task(ask_for_ever())

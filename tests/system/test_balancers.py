@@ -180,7 +180,7 @@ async def test_a_reload_keeps_clients_and_refuses_none(
             asked = len(statuses)
             new = [
                 await stack.enter_async_context(connect("ws-v1", balancer.port, f"{user}-{n}"))
-                for n in range(2, 4)
+                for n in range(2, 8)
             ]
             await eventually(lambda: len(statuses) > asked + 10, "requests after the reload")
             assert set(statuses) == {200}
