@@ -351,6 +351,16 @@ class GatewaySettings(
     workers: Annotated[
         int, Field(ge=1, le=256, description="Processes on the public port, each its own node.")
     ] = 1
+    takeover_socket: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=90,
+            description="Path of a socket at which the next gateway process takes over from this "
+            "one, with all connections; a gateway that starts takes over from the one there. "
+            "Worker i has the path with .i behind. Unset: none.",
+        ),
+    ] = None
     tls_cert: Annotated[
         str | None, Field(description="File with the certificate chain (PEM) of the public port.")
     ] = None
@@ -433,6 +443,8 @@ class GatewaySettings(
     def for_worker(self, index: int) -> Self:
         """Return the settings of worker `index`; internal port, name and address are its own."""
         update: dict[str, object] = {"internal_port": self.internal_port + index}
+        if self.takeover_socket is not None:
+            update["takeover_socket"] = f"{self.takeover_socket}.{index}"
         if self.node_name is not None:
             update["node_name"] = f"{self.node_name}-{index}"
         if self.advertise_address is not None:

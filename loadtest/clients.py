@@ -281,6 +281,11 @@ class Crowd:
         self._waker = -1
         self._sockets: dict[int, tuple[socket.socket, Client]] = {}
 
+    @property
+    def descriptor(self) -> int:
+        """Return a descriptor that can be read while any connection can be."""
+        return self._epoll.fileno()
+
     def connect(
         self,
         tokens: Sequence[str],
@@ -343,7 +348,7 @@ class Crowd:
             try:
                 data = client_socket.recv(_READ_BYTES)
                 if not data:
-                    raise LoadtestError("the server ended a connection")
+                    raise LoadtestError(f"the server ended a connection of {type(client).__name__}")
                 if answer := client.feed(data):
                     client_socket.send(answer)
             except ssl.SSLWantReadError:

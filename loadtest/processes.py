@@ -95,20 +95,38 @@ class Server:
         Raises:
             LoadtestError: the process ended, or was not ready within `seconds`; it goes on then.
         """
-        self._process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            cwd=self._checkout,
-        )
-        os.sched_setaffinity(self._process.pid, self._cores)
+        self.launch()
         deadline = time.monotonic() + seconds
         while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self.returncode is not None or time.monotonic() > deadline:
                 raise LoadtestError(f"{self._command} did not start: {self.log()}")
             time.sleep(0.05)
+
+    def launch(self) -> subprocess.Popen[bytes] | None:
+        """Start a process, ready or not; return the process from before, which goes on.
+
+        To be called in a thread that lasts: the end of the thread is the process's end too
+        (prctl(2), PR_SET_PDEATHSIG).
+        """
+        earlier, self._process = (
+            self._process,
+            subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                cwd=self._checkout,
+            ),
+        )
+        os.sched_setaffinity(self._process.pid, self._cores)
+        return earlier
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit status of the process, None while the process runs."""
+        assert self._process is not None, "not started"
+        return self._process.poll()
 
     @property
     def pid(self) -> int:

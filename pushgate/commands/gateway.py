@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 import structlog
 
 from gateway.server import Gateway
+from gateway.takeover.adopt import NotTakenOver
 from pushgate.commands.running import load_settings, serve
 from pushgate.options import load, settings_options
 from pushgate.settings import GatewayCommandSettings
@@ -22,11 +24,18 @@ def gateway(**flags: Any) -> None:
     settings = load_settings(GatewayCommandSettings, flags)
     index = load(WorkerSettings, {}).worker_index
     if settings.workers == 1:
-        serve(lambda: Gateway(settings))
+        _serve(lambda: Gateway(settings))
     elif index is None:
         sys.exit(run_workers(settings.workers))
     else:
         _serve_as_worker(settings.for_worker(index), index)
+
+
+def _serve(make: Callable[[], Gateway]) -> None:
+    try:
+        serve(make)
+    except NotTakenOver as error:  # in the middle of the take-over; the running gateway goes on
+        raise click.ClickException(str(error)) from error
 
 
 class _CannotStart(click.ClickException):
@@ -42,6 +51,6 @@ def _serve_as_worker(settings: GatewayCommandSettings, index: int) -> None:
         return gateway
 
     try:
-        serve(make)
+        _serve(make)
     except click.ClickException as error:
         raise _CannotStart(error.message) from error
