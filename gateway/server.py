@@ -100,6 +100,8 @@ class Gateway:
         )
         self.internal_port: int = internal_socket.getsockname()[1]
         self.port: int = public_socket.getsockname()[1]
+        #: The process that has taken over; None where none has.
+        self.successor: int | None = None
         self._registry = RedisRegistry(
             settings.redis_url,
             timeout_seconds=settings.redis_timeout_seconds,

@@ -349,6 +349,15 @@ class GatewaySettings(
     workers: Annotated[
         int, Field(ge=1, le=256, description="Processes on the public port, each its own node.")
     ] = 1
+    takeover_socket: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=80,
+            description="Path of a Unix socket: a gateway that starts takes over the connections "
+            "of the one that listens there. Worker i has PATH.i.",
+        ),
+    ] = None
     tls_cert: Annotated[
         str | None, Field(description="File with the certificate chain (PEM) of the public port.")
     ] = None
@@ -436,6 +445,8 @@ class GatewaySettings(
         if self.advertise_address is not None:
             host, _, port = self.advertise_address.rpartition(":")
             update["advertise_address"] = f"{host}:{int(port) + index}"
+        if self.takeover_socket is not None:
+            update["takeover_socket"] = f"{self.takeover_socket}.{index}"
         return self.model_copy(update=update)
 
     def node(self, internal_port: int) -> Node:
