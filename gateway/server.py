@@ -102,6 +102,8 @@ class Gateway:
         self.port: int = public_socket.getsockname()[1]
         #: The process that has taken over; None where none has.
         self.successor: int | None = None
+        #: Whether `stop` was called.
+        self.was_stopped = False
         self._registry = RedisRegistry(
             settings.redis_url,
             timeout_seconds=settings.redis_timeout_seconds,
@@ -164,6 +166,7 @@ class Gateway:
 
     def stop(self) -> None:
         """Leave: drain, give up the lease, then return from `run`. A second call leaves faster."""
+        self.was_stopped = True
         drain = self.node.drain
         if drain is not None:
             log.info("drain is hastened", connections=len(self.node.hub))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,9 +25,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pushgate.errors import PushgateError
 from pushgate.supervisor import MAINPID, NOTIFY_SOCKET, READY
 
-#: How long a successor may take from its start until it has taken over and is ready.
+#: How long a successor may take from its start until it is ready, beside the drain of connections
+#: that can't be passed.
 READY_SECONDS: Final = 60.0
 
+_HASH_SEED: Final = "PYTHONHASHSEED"
 #: Runs a command as an orphan, and says the orphan's process id on standard input. Orphans are
 #: systemd's children, and at a stop systemd waits for no main process but children of systemd
 #: ("Supervising process … which is not our child").
@@ -178,6 +181,21 @@ def when_starter_ends(then: Callable[[], None]) -> None:
 def own_command() -> list[str]:
     """Return the command line of this process."""
     return [sys.executable, *sys.orig_argv[1:]]
+
+
+def with_hash_seed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` with a seed of Python's hashes, drawn where there is none.
+
+    A process and its successor hash alike then: what nodes know of repeats is hashes.
+    """
+    return {_HASH_SEED: str(secrets.randbelow(1 << 32)), **environment}
+
+
+def start_again_with_hash_seed() -> None:
+    """Replace this process by one of the same id and command that has a seed, unless it has one."""
+    if _HASH_SEED not in os.environ:
+        command = own_command()
+        os.execve(command[0], command, with_hash_seed(os.environ))  # noqa: S606 - our own command line
 
 
 def _run_detached(command: Sequence[str], environment: Mapping[str, str], stdin: int) -> None:

@@ -182,11 +182,13 @@ class Reloads:
                 say(Ended(error=str(refused)))
 
 
-def reloads_at(path: str | None, renew: Renew, supervisor: Supervisor) -> Reloads | None:
+def reloads_at(
+    path: str | None, renew: Renew, supervisor: Supervisor, environment: Mapping[str, str]
+) -> Reloads | None:
     """Make the reloads of this process, SIGHUP among them; None without a take-over socket."""
     if path is None:
         return None
-    reloads = Reloads(path, renew, supervisor, environment=os.environ)
+    reloads = Reloads(path, renew, supervisor, environment=environment)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.begin_by_signal)
     return reloads
 

@@ -16,6 +16,12 @@ class Predecessor(Protocol):
 
     #: The process that has taken over; None where none has.
     successor: int | None
+    #: Whether `stop` was called.
+    was_stopped: bool
+
+    @property
+    def leave_seconds(self) -> float:
+        """How long a drain takes at most."""
 
     async def until_stopped(self) -> None:
         """Return once the gateway leaves, taken over or not."""
@@ -36,11 +42,14 @@ class Succession:
         *,
         ready_seconds: float = READY_SECONDS,
     ) -> None:
-        """`command` and `environment` are the gateway's; a successor may take `ready_seconds`."""
+        """`command` and `environment` are the gateway's.
+
+        A successor may take `ready_seconds`, and as long as the gateway's drain beside.
+        """
         self._gateway = gateway
         self._command = command
         self._environment = environment
-        self._ready_seconds = ready_seconds
+        self._ready_seconds = ready_seconds + gateway.leave_seconds
 
     async def renew(self, environment: Mapping[str, str] | None) -> AsyncIterator[Renewal]:
         """Start a successor with `environment`, None for the gateway's; yield what became of it."""
@@ -61,9 +70,11 @@ class Succession:
             await successor.until_ready(self._ready_seconds)
         finally:
             leaving.cancel()
+        if self._gateway.was_stopped:
+            successor.leave()  # the stop came in the middle of the take-over
 
     async def _leave_with_gateway(self, successor: Orphan) -> None:
-        """Have a successor that comes too late leave: the gateway was told to stop meanwhile."""
+        """Have a successor leave that has not taken over when the gateway leaves."""
         await self._gateway.until_stopped()
         if self._gateway.successor is None:
             successor.leave()

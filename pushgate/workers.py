@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 
 from pushgate.attendance import attend
-from pushgate.launch import READY_SECONDS, NotReady, own_command
+from pushgate.launch import READY_SECONDS, NotReady, own_command, with_hash_seed
 from pushgate.reloads import Renewal, reloads_at
 from pushgate.supervisor import Supervisor
 from pushgate.worker import Worker
@@ -164,19 +164,26 @@ def next_delay(previous: float, *, lived_seconds: float) -> float:
     return min(2 * previous, MOST_DELAY_SECONDS)
 
 
-def run_workers(count: int, takeover_socket: str | None) -> int:
+def run_workers(count: int, takeover_socket: str | None, *, drain_seconds: float) -> int:
     """Run this process's own command line `count` times, until SIGTERM or SIGINT.
 
-    Returns the exit status that `Workers.run` gives.
+    `drain_seconds` is the window of the workers' drains. Returns the exit status that `Workers.run`
+    gives.
     """
 
     async def run() -> int:
         supervisor = Supervisor.of_process(os.environ)
-        workers = Workers(own_command(), count, environment=os.environ)
+        environment = with_hash_seed(os.environ)
+        workers = Workers(
+            own_command(),
+            count,
+            environment=environment,
+            ready_seconds=READY_SECONDS + drain_seconds,
+        )
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, workers.stop)
-        reloads = reloads_at(takeover_socket, workers.renew, supervisor)
+        reloads = reloads_at(takeover_socket, workers.renew, supervisor, environment)
         attending = loop.create_task(attend(workers, supervisor, reloads=reloads))
         status = await workers.run()
         await attending

@@ -12,7 +12,12 @@ import structlog
 from gateway.server import Gateway
 from pushgate.attendance import attend
 from pushgate.commands.running import load_settings, serve
-from pushgate.launch import LaunchSettings, own_command, when_starter_ends
+from pushgate.launch import (
+    LaunchSettings,
+    own_command,
+    start_again_with_hash_seed,
+    when_starter_ends,
+)
 from pushgate.options import load, settings_options
 from pushgate.reloads import reloads_at
 from pushgate.settings import GatewayCommandSettings
@@ -30,19 +35,28 @@ def gateway(**flags: Any) -> None:
     if settings.workers == 1:
         _serve_alone(settings, launched=launch.launched)
     elif launch.worker_index is None:
-        sys.exit(run_workers(settings.workers, settings.takeover_socket))
+        sys.exit(_run_workers(settings))
     else:
         _serve_as_worker(settings.for_worker(launch.worker_index), launch.worker_index)
 
 
+def _run_workers(settings: GatewayCommandSettings) -> int:
+    return run_workers(
+        settings.workers, settings.takeover_socket, drain_seconds=settings.drain_seconds
+    )
+
+
 def _serve_alone(settings: GatewayCommandSettings, *, launched: bool) -> None:
+    if settings.takeover_socket is not None:
+        start_again_with_hash_seed()
+
     async def attend_to(gateway: Gateway) -> None:
         supervisor = Supervisor.of_process(os.environ, launched=launched)
         succession = Succession(gateway, own_command(), os.environ)
         await attend(
             gateway,
             supervisor,
-            reloads=reloads_at(settings.takeover_socket, succession.renew, supervisor),
+            reloads=reloads_at(settings.takeover_socket, succession.renew, supervisor, os.environ),
             successor=lambda: gateway.successor,
         )
 

@@ -210,7 +210,7 @@ async def test_the_supervisor_hears_of_a_reload_that_a_signal_began(
 ) -> None:
     with NotifySocket(str(tmp_path / "notify")) as systemd, capture_logs() as logs:
         supervisor = Supervisor.of_process({"NOTIFY_SOCKET": systemd.address})
-        reloads = reloads_at(path, processes.renew, supervisor)
+        reloads = reloads_at(path, processes.renew, supervisor, {})
         assert reloads is not None
         os.kill(os.getpid(), signal.SIGHUP)
         await eventually(lambda: logs, "refused: it is not ready")
@@ -228,7 +228,7 @@ async def test_the_supervisor_hears_of_a_reload_that_a_signal_began(
 
 
 def test_without_a_take_over_socket_there_are_no_reloads(processes: Processes) -> None:
-    assert reloads_at(None, processes.renew, Supervisor()) is None
+    assert reloads_at(None, processes.renew, Supervisor(), {}) is None
 
 
 @pytest.mark.parametrize(

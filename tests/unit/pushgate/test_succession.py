@@ -26,6 +26,8 @@ class Gateway:
     def __init__(self) -> None:
         self.successor: int | None = None
         self.leaves = asyncio.Event()
+        self.was_stopped = False
+        self.leave_seconds = 0.5
 
     async def until_stopped(self) -> None:
         await self.leaves.wait()
@@ -113,7 +115,7 @@ async def test_a_command_that_can_not_be_run_is_an_error() -> None:
 
 
 async def test_a_successor_that_hangs_is_killed(notes: Path) -> None:
-    renewal = await renewal_of(succession("signal.pause()", notes, Gateway(), seconds=1.0))
+    renewal = await renewal_of(succession("signal.pause()", notes, Gateway(), seconds=0.5))
     assert renewal.error is not None
     assert "was not ready in 1 s and was killed" in renewal.error
     (pid,) = (int(line.split()[2]) for line in in_order(notes) if "pid" in line)
@@ -127,6 +129,14 @@ async def test_a_gateway_that_is_stopped_meanwhile_has_its_successor_leave(notes
     gateway.leaves.set()
     await until_noted(notes, "None SIGTERM")
     assert (await renewing).error is not None
+
+
+async def test_a_stop_in_the_middle_of_a_take_over_is_passed_on(notes: Path) -> None:
+    gateway = Gateway()
+    gateway.was_stopped = True
+    gateway.successor = 1
+    assert (await renewal_of(succession("serve()", notes, gateway))).error is None
+    await until_noted(notes, "None SIGTERM")
 
 
 async def test_a_gateway_that_is_taken_over_from_lets_its_successor_live(notes: Path) -> None:

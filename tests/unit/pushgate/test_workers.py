@@ -197,7 +197,7 @@ COMMAND = (
     + """
 if index is None:
     from pushgate.workers import run_workers
-    sys.exit(run_workers(2, None))
+    sys.exit(run_workers(2, None, drain_seconds=0))
 signal.alarm(60)  # no worker outlives a test that fails: it is in a session of its own
 note(" ".join(sys.argv[2:]))
 until_signals(2)
