@@ -1,7 +1,6 @@
 """The successor of a gateway without workers; the gateways here are scripts, and test doubles."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ import pytest
 
 from pushgate.reloads import Renewal
 from pushgate.succession import Succession
-from tests.support.clients import eventually
+from tests.support.orphans import adopting, children
 from tests.support.worker_scripts import SECONDS, in_order, scripted, until_noted
 
 pytestmark = pytest.mark.anyio
@@ -33,16 +32,18 @@ class Gateway:
         await self.leaves.wait()
 
 
+@pytest.fixture(autouse=True)
+def orphans() -> Iterator[None]:
+    with adopting():
+        yield
+
+
 @pytest.fixture
-def notes(tmp_path: Path) -> Iterator[Path]:
-    """Give the file of the scripts' notes; no script outlives the test."""
+def notes(tmp_path: Path) -> Path:
+    """Give the file of the scripts' notes."""
     path = tmp_path / "notes"
     path.touch()
-    yield path
-    for line in in_order(path):
-        if "pid" in line:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(line.split()[2]), signal.SIGKILL)
+    return path
 
 
 def succession(body: str, notes: Path, gateway: Gateway, *, seconds: float = SECONDS) -> Succession:
@@ -56,48 +57,38 @@ async def renewal_of(succession: Succession, environment: dict[str, str] | None 
     return renewal
 
 
-def told_of(pid: int, column: str) -> str:
-    """Give a column of `ps`; nothing where there is no such process."""
-    done = subprocess.run(
-        ["ps", "-o", f"{column}=", "-p", str(pid)], check=False, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-async def until_gone(pid: int) -> None:
-    # Who adopts orphans here may leave zombies.
-    await eventually(
-        lambda: told_of(pid, "stat")[:1] in ("", "Z"), f"{pid} is gone", timeout_seconds=SECONDS
-    )
-
-
-async def test_a_successor_is_ready_with_the_new_settings_and_no_child(notes: Path) -> None:
+async def test_a_successor_is_ready_with_the_new_settings(notes: Path) -> None:
     succeeding = succession("serve()", notes, Gateway())
     renewal = await renewal_of(succeeding, {**os.environ, "PUSHGATE_ORIGINS": "https://new"})
     assert (renewal.worker, renewal.error) == (None, None)
     assert f"None pid {renewal.pid}" in in_order(notes)
     assert "None serves https://new" in in_order(notes)
-    assert told_of(renewal.pid, "ppid") not in ("", str(os.getpid()))
 
 
-async def test_a_successor_lives_on_after_the_process_that_started_it(
-    notes: Path, tmp_path: Path
+STARTER = """
+import asyncio, json, sys
+from pushgate.launch import Orphan
+async def start():
+    successor = await Orphan.start(json.loads(sys.argv[1]), {})
+    await successor.until_ready()
+    print(successor.pid, flush=True)
+    sys.stdin.read()
+asyncio.run(start())
+"""
+
+
+async def test_a_successor_is_no_child_and_outlives_the_process_that_started_it(
+    notes: Path,
 ) -> None:
-    starter = tmp_path / "starter.py"
-    starter.write_text(
-        "import asyncio, json, sys\n"
-        "from pushgate.launch import Orphan\n"
-        "async def start():\n"
-        "    successor = await Orphan.start(json.loads(sys.argv[1]), {})\n"
-        "    await successor.until_ready()\n"
-        "asyncio.run(start())\n"
+    starter = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", STARTER, json.dumps(scripted("serve()", notes))),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
-    command = scripted("note(f'pid {os.getpid()}')\nserve()", notes)
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, str(starter), json.dumps(command)], check=False
-    )
-    assert done.returncode == 0
-    (pid,) = (int(line.split()[2]) for line in in_order(notes) if "pid" in line)
+    assert starter.stdout is not None
+    pid = int(await asyncio.wait_for(starter.stdout.readline(), SECONDS))
+    assert pid in children(), "adopted while the starter runs"
+    await asyncio.wait_for(starter.communicate(), SECONDS)
     os.kill(pid, signal.SIGTERM)
     await until_noted(notes, "None SIGTERM")
 
@@ -119,7 +110,8 @@ async def test_a_successor_that_hangs_is_killed(notes: Path) -> None:
     assert renewal.error is not None
     assert "was not ready in 1 s and was killed" in renewal.error
     (pid,) = (int(line.split()[2]) for line in in_order(notes) if "pid" in line)
-    await until_gone(pid)
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 async def test_a_gateway_that_is_stopped_meanwhile_has_its_successor_leave(notes: Path) -> None:
