@@ -86,9 +86,11 @@ async def test_a_successor_is_no_child_and_outlives_the_process_that_started_it(
         stdout=subprocess.PIPE,
     )
     assert starter.stdout is not None
+    assert starter.stdin is not None
     pid = int(await asyncio.wait_for(starter.stdout.readline(), SECONDS))
     assert pid in children(), "adopted while the starter runs"
-    await asyncio.wait_for(starter.communicate(), SECONDS)
+    starter.stdin.close()
+    assert await asyncio.wait_for(starter.wait(), SECONDS) == 0
     os.kill(pid, signal.SIGTERM)
     await until_noted(notes, "None SIGTERM")
 
