@@ -24,17 +24,18 @@ from gateway.transports.longpoll import PollSessions
 Connect = Callable[[Head, Entry], Awaitable[ASGIApp]]
 
 
-def transports() -> dict[str, Connect]:
+def transports(sessions: PollSessions) -> dict[str, Connect]:
     """Return a node's transports by path. A further transport is a file of its own, and a line."""
     return {
         "/ws": websocket.connect,
         "/sse": sse.connect,
-        "/poll": PollSessions().connect,
+        "/poll": sessions.connect,
     }
 
 
 def public_app(
     entry: Entry,
+    sessions: PollSessions,
     *,
     extra_transports: Mapping[str, Connect] | None = None,
     extra_routes: Sequence[BaseRoute] = (),
@@ -44,7 +45,7 @@ def public_app(
     A transport is found by path alone, before starlette's middleware and starlette's patterns of
     routes: every connecting client pays for the way to its transport.
     """
-    connects = transports() | dict(extra_transports or {})
+    connects = transports(sessions) | dict(extra_transports or {})
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException

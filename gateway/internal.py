@@ -211,10 +211,12 @@ class _Pushes:
     def direct(self, path: bytes, fields: Mapping[bytes, bytes]) -> Respond | None:
         """Return what answers a `POST /push/{user}` without ASGI; None to leave it to `single`.
 
-        Left to `single` are pushes that are refused by their heads, bodies without a length, and
-        pushes to a crowd, which take some turns of the event loop.
+        Left to `single` are pushes that are refused by their heads, bodies without a length,
+        pushes to a crowd, which take some turns of the event loop, and those during a take-over.
         """
         if not path.startswith(_PUSH_TO.encode()) or b"transfer-encoding" in fields:
+            return None
+        if self._pusher.partner is not None:  # to push takes a while
             return None
         if int(fields.get(b"content-length", b"0")) > self._max_payload_bytes:
             return None

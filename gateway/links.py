@@ -79,6 +79,10 @@ class Links:
         for link in list(self._links):
             link.abort()
 
+    def reopen(self) -> None:
+        """Take links again: the goodbye does not count any more."""
+        self._said_goodbye = False
+
 
 class Link(asyncio.Protocol):
     """A link: frames in, answers out.

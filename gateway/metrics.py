@@ -252,6 +252,28 @@ REGISTRY_NAME_TAKEN = Gauge(
     registry=_registry,
 )
 
+TAKEN_OVER = Gauge(
+    "pushgate_gateway_taken_over_connections",
+    "Connections that this process has taken over from the one before (PUSHGATE_TAKEOVER_SOCKET).",
+    registry=_registry,
+)
+DRAINED_INSTEAD = Gauge(
+    "pushgate_gateway_takeover_drained_users",
+    "Users with connections that could not be taken over (TLS, the transport wire): the process "
+    "before drained them.",
+    registry=_registry,
+)
+TAKEOVER_SECONDS = Gauge(
+    "pushgate_gateway_takeover_seconds",
+    "How long the take-over by this process has lasted, from its greeting to the goodbye.",
+    registry=_registry,
+)
+TAKEOVER_PAUSE_SECONDS = Gauge(
+    "pushgate_gateway_takeover_longest_pause_seconds",
+    "The longest time in that take-over for which a connection was with neither process.",
+    registry=_registry,
+)
+
 
 class _LatencyCollector(Collector):
     """Tells the latencies of deliveries at each scrape."""

@@ -12,10 +12,19 @@ import re
 import time
 from abc import ABC, abstractmethod
 from base64 import b64decode
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count, islice
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -25,8 +34,8 @@ from gateway.connections.connection import Connection
 from gateway.connections.delivery import Delivery
 from gateway.connections.hub import Addressed, Hub, Partial, Refusal, Results, Tally
 from gateway.connections.hub import Result as HubResult
-from gateway.connections.partly_taken import Takers
-from gateway.connections.repeats import Name, Repeats
+from gateway.connections.partly_taken import Name, Takers
+from gateway.connections.repeats import Repeats
 from gateway.errors import GatewayError
 from registry.message import (
     BATCH_MEDIA_TYPE,
@@ -48,6 +57,8 @@ _SLICE: Final = 200
 MAX_BATCH_USERS: Final = 10_000
 #: How long delivery goes on before the event loop gets a turn, in seconds; several slices.
 _TURN_SECONDS: Final = 0.01
+#: How many messages without an id a process numbers, before the numbers of the next one begin.
+_GENERATION_BITS: Final = 40
 
 
 class Item(msgspec.Struct):
@@ -228,8 +239,29 @@ class BatchDelivery:
             self._began = time.monotonic()
 
 
+#: The results of items, in their order.
+ItemResults = list[Result | list[Result]]
+
+
+class Partner(Protocol):
+    """The other process of this node, during a take-over: it has users too."""
+
+    async def push(
+        self,
+        items: Sequence[Item | None],
+        here: Callable[[Sequence[Item | None]], Awaitable[ItemResults]],
+    ) -> ItemResults:
+        """Push items here, there, or on both sides; return the results of the node in all."""
+
+
 class Pusher:
     """Pushes batches of messages into one node's connections."""
+
+    #: The other process, while a take-over is under way.
+    partner: Partner | None = None
+    _held_back: asyncio.Event | None = None  # set when batches may begin again
+    _under_way = 0  # batches that have begun, and are not answered yet
+    _all_answered: asyncio.Event | None = None
 
     def __init__(
         self,
@@ -273,10 +305,50 @@ class Pusher:
         metrics.BATCH.observe(len(items))
         if b"boundary" in body:  # a search of the bytes costs less than a look at each item
             under_way.boundaries = self._boundaries(items)
-        results: list[Result | list[Result]] = []
-        for start in range(0, len(items), _SLICE):
-            results += await self.push(items[start : start + _SLICE], under_way)
+        results = await self._push_all(items, under_way)
         return codec.media_type, codec.encode({"results": results})
+
+    async def _push_all(
+        self, items: Sequence[Item | None], under_way: BatchDelivery
+    ) -> ItemResults:
+        """Push the items of a batch, a slice at a time, here and where a partner has users."""
+
+        async def here(items: Sequence[Item | None]) -> ItemResults:
+            results: ItemResults = []
+            for start in range(0, len(items), _SLICE):
+                results += await self.push(items[start : start + _SLICE], under_way)
+            return results
+
+        while self._held_back is not None:
+            await self._held_back.wait()
+        self._under_way += 1
+        try:
+            if self.partner is None:
+                return await here(items)
+            return await self.partner.push(items, here)
+        finally:
+            self._under_way -= 1
+            if not self._under_way and self._all_answered is not None:
+                self._all_answered.set()
+
+    @asynccontextmanager
+    async def held_back(self) -> AsyncIterator[None]:
+        """Let the batches under way end, and no further batch begin within the block.
+
+        One block at a time.
+        """
+        self._held_back, self._all_answered = asyncio.Event(), asyncio.Event()
+        try:
+            if self._under_way:
+                await self._all_answered.wait()
+            yield
+        finally:
+            self._held_back.set()
+            self._held_back = self._all_answered = None
+
+    def begin_generation(self, generation: int) -> None:
+        """Number messages without an id apart from those of earlier processes of this node."""
+        self._numbers = count((generation << _GENERATION_BITS) + 1)
 
     def _boundaries(self, items: Sequence[Item | None]) -> list[tuple[str, Takers]]:
         """Return the users of the boundaries among the items, with the boundaries' takers."""
@@ -288,7 +360,7 @@ class Pusher:
 
     async def one(self, item: Item) -> Result:
         """Push an item for one user; return its result."""
-        (result,) = await self.push([item], BatchDelivery(self._hub))
+        (result,) = await self._push_all([item], BatchDelivery(self._hub))
         assert not isinstance(result, list)  # noqa: S101 - one user, one result
         return result
 
@@ -306,9 +378,7 @@ class Pusher:
         _count((result,))
         return result
 
-    async def push(
-        self, items: Sequence[Item | None], under_way: BatchDelivery
-    ) -> list[Result | list[Result]]:
+    async def push(self, items: Sequence[Item | None], under_way: BatchDelivery) -> ItemResults:
         """Push items; return their results in order, a list of results for a list of users."""
         batch: list[Addressed] = []
         names: dict[int, Name] = {}

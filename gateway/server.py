@@ -8,7 +8,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import structlog
 from starlette.routing import BaseRoute
@@ -35,7 +35,7 @@ from gateway.entry.auth import Authenticator, Unauthenticated
 from gateway.entry.entry import Entry, Refused
 from gateway.entry.origin import Origins
 from gateway.http.door import Door, DoorBounds
-from gateway.http.listener import Listener, Probes, bind, tls_context
+from gateway.http.listener import Listener, Probes, bind, set_options, tls_context
 from gateway.internal import internal_app
 from gateway.links import Links
 from gateway.observation import observe
@@ -43,8 +43,13 @@ from gateway.push import Pusher
 from gateway.resume.links import ResumeLinks
 from gateway.resume.questions import Questions
 from gateway.settings import GatewaySettings
+from gateway.takeover.adopt import Adoption, Inheritance, NotTakenOver, greet
+from gateway.takeover.offer import Offer, Parts
+from gateway.takeover.restore import Restorer
+from gateway.transports.longpoll import PollSessions
 from gateway.wires.choice import Wires
-from registry.directory import TIMINGS, Processors
+from registry.directory import TIMINGS, Node, Processors
+from registry.generations import Markers
 from registry.redis_store import RedisRegistry
 
 if TYPE_CHECKING:
@@ -89,15 +94,19 @@ class Gateway:
         internal_tls = _tls(
             "PUSHGATE_INTERNAL_TLS", settings.internal_tls_cert, settings.internal_tls_key
         )
-        internal_socket = bind(settings.internal_host, settings.internal_port)
-        public_socket = bind(
-            settings.host,
-            settings.port,
-            reuse_port=settings.workers > 1,
-            kernel_buffer_bytes=settings.kernel_buffer_bytes,
-            unacknowledged_seconds=settings.heartbeat_timeout_seconds,
-            probes=_probes(settings),
-        )
+        #: What the gateway that runs already has left to this one; None where none does.
+        inheritance = _inheritance(settings)
+        if inheritance is None:
+            internal_socket = bind(settings.internal_host, settings.internal_port)
+            public_socket = bind(
+                settings.host,
+                settings.port,
+                reuse_port=settings.workers > 1,
+                **_options(settings),
+            )
+        else:
+            internal_socket, public_socket = inheritance.internal, inheritance.public
+            set_options(public_socket, **_options(settings))
         self.internal_port: int = internal_socket.getsockname()[1]
         self.port: int = public_socket.getsockname()[1]
         #: The process that has taken over; None where none has.
@@ -113,11 +122,13 @@ class Gateway:
         )
         self._keys = settings.key_ring()
         self._auth = Authenticator(settings.token_rules, self._keys)
-        self.node = self._node(settings)
+        self.node = self._node(settings, inheritance)
         self._stopping = asyncio.Event()
+        self._took_over = asyncio.Event()
         #: None where no message is traced (PUSHGATE_OTLP_ENDPOINT).
         self._tracing = _tracing(self.node, settings)
-        pusher = _pusher(self.node, settings, self._tracing)
+        repeats = Repeats(settings.repeat_window_messages, unscreened=self.node.hub.unscreened)
+        pusher = _pusher(self.node, settings, repeats, self._tracing)
         self._links = Links(self.node, pusher)
         #: None where clients don't resume (PUSHGATE_RESUME_SECONDS=0).
         self._questions = (
@@ -155,18 +166,29 @@ class Gateway:
             questions=self._questions,
             refused=refused,
         )
-        public = public_app(entry, extra_transports=extra_transports, extra_routes=extra_routes)
+        sessions = PollSessions()
+        public = public_app(
+            entry, sessions, extra_transports=extra_transports, extra_routes=extra_routes
+        )
         door = Door(
             _door_bounds(settings, sockets=most_sockets()),
             balancers=settings.trusted_networks,
             count_detached=lambda: self.node.admission.held,
         )
         self._public = Listener(public_socket, public, door, tls=tls)
+        self._adoption, self._offer = self._take_over(inheritance, pusher, repeats, sessions)
         observe(self.node, sockets=lambda: self._public.sockets, memory_mark=_memory_mark(settings))
 
     def stop(self) -> None:
-        """Leave: drain, give up the lease, then return from `run`. A second call leaves faster."""
+        """Leave: drain, give up the lease, then return from `run`. A second call leaves faster.
+
+        During a take-over this process leaves anyway: by it, or by a drain if the take-over fails.
+        """
         self.was_stopped = True
+        hand_over = None if self._offer is None else self._offer.hand_over
+        if hand_over is not None and hand_over.is_under_way and not hand_over.stop_wanted:
+            hand_over.stop_wanted = True
+            return
         drain = self.node.drain
         if drain is not None:
             log.info("drain is hastened", connections=len(self.node.hub))
@@ -190,8 +212,9 @@ class Gateway:
         await self._stopping.wait()
 
     async def started(self) -> None:
-        """Return once the node has its lease in the registry."""
+        """Return once the node has its lease in the registry, and what it takes over."""
         await self.node.registrar.ready.wait()
+        await self._took_over.wait()
 
     async def run(self) -> None:
         """Serve until `stop`, and then until the drain is over and the lease is given up."""
@@ -201,34 +224,136 @@ class Gateway:
             port=self.port,
             internal=self.node.identity.address,
         )
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._internal.serve())
-            tasks.create_task(self._public.serve())
-            keys = tasks.create_task(self._keep_keys())
-            registrar = tasks.create_task(self._register())
-            clock = tasks.create_task(self._tick())
-            announce = tasks.create_task(self._announce())
-            await self._stopping.wait()
-            await self._finish_drain()
-            registrar.cancel()
-            await asyncio.wait((registrar,))
-            await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
-            self._internal.stop()
-            await self._links.close()
-            if self._resume_links is not None:
-                await self._resume_links.close()
-            for task in (clock, announce, keys):
-                task.cancel()
-            if self._questions is not None:
-                self._questions.close()
+        try:
+            await self._serve()
+        except* NotTakenOver as errors:
+            raise errors.exceptions[0] from None
         self._wires.close()
         await self._registry.close()
         if self._tracing is not None:
             await self._tracing.end()
         log.info("gateway has left", node=self.node.identity.name)
 
-    def _node(self, settings: GatewaySettings) -> GatewayNode:
+    async def _serve(self) -> None:
+        accepts = self._adoption is None
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._internal.serve(accepts=accepts))
+            tasks.create_task(self._public.serve(accepts=accepts))
+            keys = tasks.create_task(self._keep_keys())
+            registrar = tasks.create_task(self._register())
+            clock = tasks.create_task(self._tick())
+            announce = tasks.create_task(self._announce())
+            succession = tasks.create_task(self._succeed())
+            await self._stopping.wait()
+            if self.successor is not None:
+                await self._finish_connections()
+            else:
+                await self._finish_drain()
+            registrar.cancel()
+            await asyncio.wait((registrar,))
+            if self.successor is None:
+                await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
+            if self._offer is not None:
+                self._offer.close()
+            self._internal.stop()
+            await self._end_links()
+            for task in (clock, announce, keys, succession):
+                task.cancel()
+            if self._questions is not None:
+                self._questions.close()
+
+    def _take_over(
+        self,
+        inheritance: Inheritance | None,
+        pusher: Pusher,
+        repeats: Repeats,
+        sessions: PollSessions,
+    ) -> tuple[Adoption | None, Offer | None]:
+        """Return the take-over from the earlier process, and the offer to the next."""
+        path = self._settings.takeover_socket
+        if path is None:
+            return None, None
+
+        def restorer() -> Restorer:
+            return Restorer(
+                self.node,
+                wires=self._wires,
+                sessions=sessions,
+                questions=self._questions,
+                repeats=repeats,
+                public=self._public,
+            )
+
+        generation = 0
+        adoption: Adoption | None = None
+        if inheritance is not None:
+            welcome = inheritance.welcome
+            generation = welcome.generation
+            self.node.admission.go_on(welcome.handshakes, time.monotonic())
+            self.node.as_of.go_on(welcome.as_of_ms)
+            self.node.registrar.go_on(welcome.lease_age_seconds)
+            self._registry.go_on(Markers(welcome.markers, welcome.evicted))
+            sessions.go_on(welcome.poll_names, generation=generation)
+            pusher.begin_generation(generation)
+            adoption = Adoption(
+                inheritance,
+                node=self.node,
+                pusher=pusher,
+                repeats=repeats,
+                restorer=restorer(),
+                accept=self._accept,
+            )
+        parts = Parts(
+            node=self.node,
+            pusher=pusher,
+            repeats=repeats,
+            sessions=sessions,
+            restorer=restorer,
+            public=self._public,
+            internal=self._internal,
+            generation=generation,
+            markers=lambda: self._registry.markers,
+            end_links=self._end_links,
+            reopen_links=self._reopen_links,
+            drain=lambda: self.node.begin_drain(_drain(self._settings)),
+            left=self._leave_node,
+            stop=self.stop,
+        )
+        return adoption, Offer(path, parts)
+
+    async def _succeed(self) -> None:
+        """Take over from the earlier process, if there is one; then wait for the next."""
+        if self._adoption is not None:
+            await self._adoption.run()
+            self._adoption = None
+        if self._offer is not None:
+            self._offer.listen()
+        self._took_over.set()
+
+    async def _accept(self) -> None:
+        """Accept on both ports, behind a take-over; processors' first."""
+        await self._internal.accept()
+        await self._public.accept()
+
+    async def _end_links(self) -> None:
+        await self._links.close()
+        if self._resume_links is not None:
+            await self._resume_links.close()
+
+    def _reopen_links(self) -> None:
+        self._links.reopen()
+        if self._resume_links is not None:
+            self._resume_links.reopen()
+
+    def _leave_node(self, successor: int) -> None:
+        """Leave the node to the next process: no drain, and no goodbye to the registry."""
+        self.successor = successor
+        self._stopping.set()
+
+    def _node(self, settings: GatewaySettings, inheritance: Inheritance | None) -> GatewayNode:
         identity = settings.node(self.internal_port)
+        if inheritance is not None:
+            identity = _inherited(identity, inheritance)
         hub, as_of = Hub(), AsOf()
 
         def held(processors: Processors, away_seconds: float) -> None:
@@ -285,8 +410,12 @@ class Gateway:
         await _until(lambda: drain.settled(time.monotonic()))
         self._public.stop_keep_alive()  # again, for sockets accepted while the drain settled
         await _until(lambda: drain.has_ended(time.monotonic()) or self.node.empty.is_set())
+        await self._finish_connections()
+
+    async def _finish_connections(self) -> None:
+        """Accept no more, close the remaining connections, and let goodbyes be read."""
         self._public.stop()
-        self.node.advance()  # closes the remaining connections
+        self.node.advance()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self.node.empty.wait()
@@ -299,6 +428,10 @@ class Gateway:
             self._internal.advance(now)
             self.node.admission.out_of_sockets = self._public.full
             self.node.advance()
+            if self._adoption is not None:
+                self._adoption.advance()
+            if self._offer is not None:
+                self._offer.advance()
             if self._questions is not None and self._resume_links is not None:
                 self._resume_links.advance(time.monotonic())
                 self._questions.advance()
@@ -343,8 +476,49 @@ def _origins(settings: GatewaySettings) -> Origins:
     return origins
 
 
-def _pusher(node: GatewayNode, settings: GatewaySettings, tracing: Tracing | None) -> Pusher:
-    repeats = Repeats(settings.repeat_window_messages, unscreened=node.hub.unscreened)
+def _inheritance(settings: GatewaySettings) -> Inheritance | None:
+    """Greet the gateway that runs already; None where there is none.
+
+    Raises:
+        NotTakenOver: it stays, or this process's settings need other ports.
+    """
+    if settings.takeover_socket is None:
+        return None
+    inheritance = greet(settings.takeover_socket)
+    if inheritance is None:
+        return None
+    for name, wanted, plug in (
+        ("PUSHGATE_PORT", settings.port, inheritance.public),
+        ("PUSHGATE_INTERNAL_PORT", settings.internal_port, inheritance.internal),
+    ):
+        port = plug.getsockname()[1]
+        if wanted not in (0, port):
+            inheritance.close()
+            raise NotTakenOver(f"{name} is {wanted}, and {port} there: stop it, then start")
+    return inheritance
+
+
+def _inherited(wanted: Node, inheritance: Inheritance) -> Node:
+    """Return the node of the earlier process, which has to be the one of the settings.
+
+    Raises:
+        NotTakenOver: the settings have another name or address.
+    """
+    welcome = inheritance.welcome
+    node = Node(welcome.name, welcome.epoch, welcome.address)
+    if (wanted.name, wanted.address) != (node.name, node.address):
+        inheritance.close()
+        raise NotTakenOver(
+            f"this would be node {wanted.name} at {wanted.address}, and {node.name} at "
+            f"{node.address} runs (PUSHGATE_NODE_NAME, PUSHGATE_ADVERTISE_ADDRESS): stop it, "
+            "then start"
+        )
+    return node
+
+
+def _pusher(
+    node: GatewayNode, settings: GatewaySettings, repeats: Repeats, tracing: Tracing | None
+) -> Pusher:
     epoch, limit = node.identity.epoch, settings.max_payload_bytes
     if tracing is None:
         return Pusher(node.hub, repeats, node.as_of, epoch=epoch, max_payload_bytes=limit)
@@ -387,6 +561,21 @@ def _limits(settings: GatewaySettings) -> Limits:
         per_user=settings.max_connections_per_user,
         handshakes_per_second=settings.handshakes_per_second,
     )
+
+
+def _options(settings: GatewaySettings) -> _Options:
+    """Return what the sockets of clients inherit from the public port's."""
+    return {
+        "kernel_buffer_bytes": settings.kernel_buffer_bytes,
+        "unacknowledged_seconds": settings.heartbeat_timeout_seconds,
+        "probes": _probes(settings),
+    }
+
+
+class _Options(TypedDict):
+    kernel_buffer_bytes: int
+    unacknowledged_seconds: float
+    probes: Probes
 
 
 def _probes(settings: GatewaySettings) -> Probes:

@@ -353,9 +353,10 @@ class GatewaySettings(
         str | None,
         Field(
             min_length=1,
-            max_length=80,
-            description="Path of a Unix socket: a gateway that starts takes over the connections "
-            "of the one that listens there. Worker i has PATH.i.",
+            max_length=90,
+            description="Path of a socket at which the next gateway process takes over from this "
+            "one, with all connections; a gateway that starts takes over from the one there. "
+            "Worker i has the path with .i behind. Unset: none.",
         ),
     ] = None
     tls_cert: Annotated[

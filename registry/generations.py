@@ -45,6 +45,17 @@ class Look(NamedTuple):
         return self.marker.partition(b" ")[0]
 
 
+class Markers(NamedTuple):
+    """What a heartbeat has seen of the markers, for the next process of the same node.
+
+    When each was made, and by the run id of each server the number of evicted keys. Empty before
+    the first heartbeat.
+    """
+
+    made: list[bytes]
+    evicted: dict[bytes, bytes]
+
+
 class Generations:
     """The markers as they were at the last heartbeat."""
 
@@ -59,6 +70,15 @@ class Generations:
         #: By the run id of each server that had a marker's slot, the number of evicted keys.
         self._evicted: dict[bytes, bytes] = {}
         self._looked_at = clock() - _FIRST_HEARTBEAT_SECONDS
+
+    @property
+    def markers(self) -> Markers:
+        """The markers as the last heartbeat has seen them."""
+        return Markers(self._made, self._evicted)
+
+    def go_on(self, markers: Markers) -> None:
+        """Compare the first heartbeat with the last one of an earlier process of the node."""
+        self._made, self._evicted = markers
 
     def calls(self) -> list[ScriptCall]:
         """Return the calls of a heartbeat; their results are for `have_changed`."""

@@ -43,7 +43,7 @@ from registry.directory import (
     Timings,
 )
 from registry.doubt import Doubt
-from registry.generations import Generations
+from registry.generations import Generations, Markers
 from registry.node_table import AsOf, NodeTable
 from registry.redis_link import RedisLink, Script, ScriptCall
 from registry.refusals import NO_PERMISSION
@@ -164,6 +164,15 @@ class RedisRegistry:
             await self._warn_of_eviction()
         keys_lost = await self._generations.have_changed(looks)
         return Lease.LAPSED if keys_lost and lease is Lease.HELD else lease
+
+    @property
+    def markers(self) -> Markers:
+        """What the last heartbeat has seen of the registry's keys, for the next process."""
+        return self._generations.markers
+
+    def go_on(self, markers: Markers) -> None:
+        """Take the place of an earlier process of the node: nothing counts as lost by that."""
+        self._generations.go_on(markers)
 
     async def _write_beside_lease(self, node: Node, lease: Lease) -> None:
         """Write key by key what heartbeat.lua writes beside the lease, while their slot moves."""

@@ -96,6 +96,26 @@ class Admission:
         self._addresses[address] = self._addresses.get(address, 0) + 1
         return address
 
+    def adopt(self, address: str | None) -> str | None:
+        """Count a connection of the earlier process; return the argument of `count_out`.
+
+        `address` is None where the earlier process did not count by address.
+        """
+        if address is None:
+            self.held += 1
+            return None
+        return self.count_in(address)
+
+    def go_on(self, handshakes: float, now: float) -> None:
+        """Have as many handshakes left as the earlier process."""
+        self._handshakes = min(handshakes, float(self.limits.handshakes_per_second))
+        self._refilled_at = now
+
+    def handshakes_left(self, now: float) -> float:
+        """Return how many handshakes are left, for the next process."""
+        self._refill(now)
+        return self._handshakes
+
     def count_out(self, address: str | None) -> None:
         """Count a connection that has ended; `address` is the result of its `count_in`."""
         self.held -= 1
@@ -133,13 +153,16 @@ class Admission:
         return None
 
     def _take_handshake(self, now: float) -> bool:
-        rate = self.limits.handshakes_per_second
-        self._handshakes = min(rate, self._handshakes + (now - self._refilled_at) * rate)
-        self._refilled_at = now
+        self._refill(now)
         if self._handshakes < 1:
             return False
         self._handshakes -= 1
         return True
+
+    def _refill(self, now: float) -> None:
+        rate = self.limits.handshakes_per_second
+        self._handshakes = min(rate, self._handshakes + (now - self._refilled_at) * rate)
+        self._refilled_at = now
 
 
 def most_sockets() -> int:

@@ -33,6 +33,11 @@ class AsOf:
         """The live processors at the last reading."""
         return self._processors
 
+    def go_on(self, ms: int) -> None:
+        """Take the time of the earlier process over; 0 where it had none."""
+        self.ms = ms
+        self.text = base36(ms) if ms else ""
+
     def held(self, time_ms: int, processors: Collection[str], *, at: float) -> None:
         """Note a time of a held lease, and the processors that were live.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 import structlog
+from msgspec import structs
 
 from gateway import metrics
 from gateway.connections.closes import (
@@ -22,6 +23,7 @@ from gateway.connections.delivery import Form
 from gateway.connections.gate import Screen
 from gateway.connections.identity import Identity
 from gateway.errors import GatewayError
+from gateway.takeover.format import ConnectionRecord, Held, Stream
 from gateway.wires import Wire
 
 log = structlog.get_logger("gateway.connection")
@@ -116,6 +118,16 @@ class Keeper(Protocol):
 
     def forget(self, connection: Connection) -> None:
         """Drop a closed connection from the clock and the counts. Called once per connection."""
+
+
+class Captured(NamedTuple):
+    """A connection that the next process gets: its record, and the descriptor of its socket.
+
+    A poll session of which no request waits has no socket.
+    """
+
+    record: ConnectionRecord
+    descriptor: int | None
 
 
 class Unrefreshed(GatewayError):
@@ -214,6 +226,56 @@ class Connection:
         """End the connection at once, without a goodbye. Harmless when repeated."""
         raise NotImplementedError
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the next process can get the connection as it is now."""
+        raise NotImplementedError
+
+    @property
+    def is_in_between(self) -> bool:
+        """Whether the next process can get the connection in a moment, perhaps."""
+        return self.state is State.OPENING
+
+    def capture(self, held: Held, stream: Stream) -> Captured:
+        """OPEN, PARTING → CLOSED: give the connection to the next process.
+
+        Called by the node alone, which forgets the connection, where `can_be_captured`. `held` is
+        from `record`; `stream` counts for held sockets.
+        """
+        raise NotImplementedError
+
+    def record(self, tick: int, *, replaced: bool | None = None) -> Held:
+        """Return what is passed of every connection; `tick` is the clock's present one.
+
+        `replaced` is as in `Held`.
+        """
+        return Held(
+            self.user,
+            self.device,
+            self._reason if self.state is State.PARTING else None,
+            self.held_since_ms,
+            self.cursor,
+            _ticks_from(tick, self.wake_tick),
+            _ticks_from(tick, self.age_tick),
+            _ticks_from(tick, self.expiry_tick),
+            self.warned,
+            self.address,
+            replaced,
+            screen=None if self.screen is None else self.screen.record(),
+        )
+
+    def adopt(self, held: Held, tick: int) -> None:
+        """Become what the connection was in the earlier process, in OPEN or PARTING."""
+        self.held_since_ms = held.held_since_ms
+        self.cursor = held.cursor or (NO_CURSOR if self.cursor is NO_CURSOR else None)
+        self.wake_tick = _tick_in(tick, held.wake_ticks)
+        self.age_tick = _tick_in(tick, held.age_ticks)
+        self.expiry_tick = _tick_in(tick, held.expiry_ticks)
+        self.warned = held.warned
+        self.state = State.OPEN
+        if held.parting_reason is not None:
+            self.state, self._reason = State.PARTING, held.parting_reason
+
     def failed(self) -> None:
         """Log the present exception, and end this connection.
 
@@ -300,6 +362,14 @@ class Connection:
             self.state = State.CLOSED
             self.wake_tick = NEVER
             self._keeper.forget(self)
+
+
+def _ticks_from(tick: int, due: int) -> int | None:
+    return None if due == NEVER else due - tick
+
+
+def _tick_in(tick: int, ticks: int | None) -> int:
+    return NEVER if ticks is None else tick + ticks
 
 
 class StreamConnection(Connection):
@@ -414,6 +484,23 @@ class StreamConnection(Connection):
             return True
         return self.wire is not None and self.wire.waits()
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the handshake is answered, no goodbye is said, and the wire can give it up."""
+        return self.state in _SENDING and self.wire is not None and self.wire.can_be_captured
+
+    def capture(self, held: Held, stream: Stream) -> Captured:
+        """OPEN, PARTING → CLOSED: give the connection to the next process."""
+        wire = self.wire
+        assert wire is not None  # noqa: S101 - `can_be_captured`
+        descriptor, unsent = wire.capture()
+        self.wire = None
+        self.state = State.CLOSED
+        self.wake_tick = self.age_tick = self.expiry_tick = NEVER
+        return Captured(
+            self.stream_record(held, structs.replace(stream, unsent=unsent)), descriptor
+        )
+
     def write_control(self, data: bytes) -> None:
         """Hand control bytes of the transport to the wire; in OPENING they wait like messages."""
         if self.state is State.OPENING:
@@ -439,6 +526,10 @@ class StreamConnection(Connection):
             return False
         backlog.append(data)
         return True
+
+    def stream_record(self, held: Held, stream: Stream) -> ConnectionRecord:
+        """Return the record of the connection, with what only its transport knows."""
+        raise NotImplementedError
 
     def received(self, data: bytes) -> None:
         """Take bytes from the client."""

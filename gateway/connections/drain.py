@@ -9,6 +9,7 @@ import math
 from typing import Final
 
 from gateway.connections.closes import CLOSE_GRACE_SECONDS
+from gateway.takeover.format import DrainRecord
 
 #: The largest share of a window for the settling at its start, and also for the farewell at its
 #: end: the delay and the grace of the clients that are told last.
@@ -42,6 +43,32 @@ class Drain:
         self._all_told_at = self.ends_at - farewell
         self._rate = rate
         self.told_clients = 0
+
+    @classmethod
+    def adopt(cls, record: DrainRecord, now: float) -> Drain:
+        """Return the drain that the earlier process has begun."""
+        drain = cls(
+            began=now,
+            window_seconds=0.0,
+            settle_seconds=0.0,
+            reconnect_delay_seconds=0.0,
+            rate=record.rate,
+        )
+        drain.settled_at, drain.ends_at = now + record.settled_in, now + record.ends_in
+        drain._all_told_at = now + record.all_told_in
+        drain.longest_delay, drain.told_clients = record.longest_delay, record.told_clients
+        return drain
+
+    def record(self, now: float) -> DrainRecord:
+        """Return the drain for the next process."""
+        return DrainRecord(
+            self.settled_at - now,
+            self.ends_at - now,
+            self._all_told_at - now,
+            self.longest_delay,
+            self._rate,
+            self.told_clients,
+        )
 
     def hasten(self, now: float) -> None:
         """End the window now: every remaining client is told at once, without a delay."""

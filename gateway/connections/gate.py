@@ -23,6 +23,7 @@ from gateway.connections.cursor import (
     with_positions,
 )
 from gateway.connections.delivery import Delivery, Form
+from gateway.takeover.format import GateRecord, Place, ReplayedRecord, Waiting
 from registry.resume import Position
 
 #: Live messages behind a gate. Further messages are refused, and come again (overloaded).
@@ -31,6 +32,8 @@ MOST_WAITING: Final = 64
 
 #: By partition: the connection has everything before the offset.
 Ends = Mapping[Partition, int]
+#: Equal ends of several connections, by their content.
+SharedEnds = dict[tuple[tuple[Partition, int], ...], Ends]
 
 
 class Verdict(enum.Enum):
@@ -55,6 +58,9 @@ class Screen(Protocol):
 
     def cursor(self, as_of_ms: int) -> str:
         """Return the connection's cursor, where the node's is of the time `as_of_ms`."""
+
+    def record(self) -> GateRecord | ReplayedRecord:
+        """Return what the next process needs to put a screen like this one there."""
 
 
 class Replayed:
@@ -96,6 +102,16 @@ class Replayed:
     def cursor(self, as_of_ms: int) -> str:
         """Return the connection's cursor."""
         return cursor_text(as_of_ms, self._positions)
+
+    @classmethod
+    def adopt(cls, record: ReplayedRecord, shared: SharedEnds) -> Replayed:
+        """Return the screen of a connection of the earlier process; see Gate.replayed."""
+        ends = by_partition(record.ends)
+        return cls(_shared(ends, shared), by_partition(record.positions))
+
+    def record(self) -> ReplayedRecord:
+        """Return the screen, for the next process."""
+        return ReplayedRecord(places(self._ends), places(self._positions))
 
 
 class Gate:
@@ -141,6 +157,55 @@ class Gate:
         self._waiting: dict[Partition, dict[int, Delivery]] = {}  # by offset
         self._waiting_bytes = 0
         self._most_bytes = most_bytes
+
+    @classmethod
+    def adopt(cls, record: GateRecord, *, most_bytes: int) -> Gate:
+        """Return the gate of a connection of the earlier process.
+
+        Everything is asked anew, from what the client has by now. Live messages that wait have
+        been answered for, so they wait here too.
+        """
+        cursor = Cursor(record.as_of_ms, by_partition(record.positions))
+        gate = cls(cursor, most_bytes=most_bytes)
+        gate.has_gap = record.has_gap
+        for waiting in record.waiting:
+            delivery = Delivery(
+                waiting.payload,
+                message_id=waiting.id,
+                event_type=waiting.type,
+                position=waiting.position,
+                as_of=waiting.as_of,
+                timestamp_ms=waiting.timestamp_ms,
+                lane=waiting.lane,
+            )
+            topic, number, offset = _place_of(delivery)
+            gate._let_wait((topic, number), offset, delivery)
+        return gate
+
+    def record(self) -> GateRecord:
+        """Return the client's positions, and the live messages that wait, for the next process.
+
+        Messages of answers are left out: they are in the next answer too.
+        """
+        waiting = [each for messages in self._waiting.values() for each in messages.values()]
+        waiting += [each for each in self._to_write if type(each) is Delivery]
+        return GateRecord(
+            self.as_of_ms,
+            places(self.positions),
+            self.has_gap,
+            [
+                Waiting(
+                    each.payload,
+                    each.id,
+                    each.position or "",
+                    each.type,
+                    each.timestamp_ms,
+                    each.lane,
+                    each.as_of,
+                )
+                for each in waiting
+            ],
+        )
 
     @property
     def waiting(self) -> int:
@@ -270,13 +335,12 @@ class Gate:
             )
         )
 
-    def replayed(self, shared: dict[tuple[tuple[Partition, int], ...], Ends]) -> Replayed:
+    def replayed(self, shared: SharedEnds) -> Replayed:
         """Return the screen of the connection from now on: everything was answered.
 
         Connections answered together have equal ends: `shared` has a single copy.
         """
-        key = tuple(sorted(self._ends.items()))
-        return Replayed(shared.setdefault(key, self._ends), self.positions)
+        return Replayed(_shared(self._ends, shared), self.positions)
 
     def _line_up(self, partition: Partition, by_offset: Mapping[int, Delivery]) -> bool:
         """Put messages behind the messages to write; not twice, and no written messages.
@@ -308,7 +372,25 @@ class Gate:
         )
 
 
+def _shared(ends: Ends, shared: SharedEnds) -> Ends:
+    return shared.setdefault(tuple(sorted(ends.items())), ends)
+
+
+def places(positions: Mapping[Partition, int]) -> list[Place]:
+    """Return positions as they are passed to the next process; their order stays."""
+    return [(topic, number, offset) for (topic, number), offset in positions.items()]
+
+
+def by_partition(places: Sequence[Place]) -> dict[Partition, int]:
+    """Return the positions that an earlier process has passed."""
+    return {(topic, number): offset for topic, number, offset in places}
+
+
 def _offset_of(delivery: Delivery) -> int:
+    return _place_of(delivery)[2]
+
+
+def _place_of(delivery: Delivery) -> Position:
     place = delivery.place
     assert place is not None  # noqa: S101 - only messages with a place are answered, or wait
-    return place[2]
+    return place

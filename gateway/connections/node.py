@@ -21,7 +21,9 @@ from gateway.connections.admission import Admission
 from gateway.connections.as_of import AsOf
 from gateway.connections.closes import DISCONNECTED, GOING_AWAY, Close
 from gateway.connections.connection import (
+    TICK_SECONDS,
     Bounds,
+    Captured,
     Connection,
     State,
     StreamConnection,
@@ -33,6 +35,7 @@ from gateway.connections.identity import Identity
 from gateway.connections.registrar import Registrar
 from gateway.connections.slowness import Slowness
 from gateway.connections.sweep import Sweep
+from gateway.takeover.format import Held, Stalled, Stream
 from registry.directory import Node
 
 log = structlog.get_logger("gateway.connection")
@@ -191,10 +194,7 @@ class GatewayNode:
         """
         if self.hub.remove(connection):
             self.registrar.changed(connection.user)
-        if (parting := self._parting.get(connection.user)) is not None:
-            parting.pop(connection, None)
-            if not parting:
-                del self._parting[connection.user]
+        self._part_no_more(connection)
         _connections(connection.transport).dec()
         _closed(connection.transport, reason).inc()
         log.debug("connection is released", connection=connection.id, reason=reason)
@@ -202,10 +202,45 @@ class GatewayNode:
     def forget(self, connection: Connection) -> None:
         """Drop a closed connection from the clock and from what admission counts."""
         log.debug("connection is forgotten", connection=connection.id)
-        self.sweep.forget(connection)
-        self.admission.count_out(connection.address)
-        if not self.admission.held:
-            self.empty.set()
+        self._drop(connection)
+
+    def capture(self, connection: Connection) -> Captured:
+        """Give a connection to the next process, which also registers its user from now on.
+
+        Only where the connection `can_be_captured`; nothing of it is left here.
+
+        Raises:
+            OSError: no descriptor is left; the connection is unchanged.
+        """
+        now = self._clock()
+        replaced = self._parting.get(connection.user, {}).get(connection)
+        held = connection.record(int(now / TICK_SECONDS), replaced=replaced)
+        stream = Stream()
+        if isinstance(connection, StreamConnection):
+            stream = Stream(stalled=self.slowness.record(connection, now))
+            captured = connection.capture(held, stream)
+            self.slowness.forget(connection)
+        else:
+            captured = connection.capture(held, stream)
+        self.hub.remove(connection)
+        self._part_no_more(connection)
+        _connections(connection.transport).dec()
+        self._drop(connection)
+        return captured
+
+    def adopt(self, connection: Connection, held: Held, stalled: Stalled | None = None) -> None:
+        """Hold a connection that the earlier process has captured, in its state."""
+        now = self._clock()
+        connection.adopt(held, int(now / TICK_SECONDS))
+        connection.address = self.admission.adopt(held.address)
+        self.empty.clear()
+        _connections(connection.transport).inc()
+        self.hub.add(connection)
+        self.sweep.place(connection)
+        if held.replaced is not None:
+            self._parting.setdefault(connection.user, {})[connection] = held.replaced
+        if stalled is not None and isinstance(connection, StreamConnection):
+            self.slowness.adopt(connection, stalled, now)
 
     def wake_at(self, connection: Connection, delay_seconds: float) -> None:
         """Call the connection's `wake` after `delay_seconds`; replaces an earlier call."""
@@ -344,6 +379,19 @@ class GatewayNode:
         untold = [held for held in self.hub.connections() if held.state is State.OPEN]
         for connection in islice(untold, drain.step(now, untold=len(untold))):
             _apart(connection, connection.part, GOING_AWAY, self.reconnect_delay())
+
+    def _part_no_more(self, connection: Connection) -> None:
+        """Keep no place for a new connection of the user any more."""
+        if (parting := self._parting.get(connection.user)) is not None:
+            parting.pop(connection, None)
+            if not parting:
+                del self._parting[connection.user]
+
+    def _drop(self, connection: Connection) -> None:
+        self.sweep.forget(connection)
+        self.admission.count_out(connection.address)
+        if not self.admission.held:
+            self.empty.set()
 
     def _replaceable(self, user: str) -> Connection | None:
         """Return a connection of `user` whose place a new connection may take, or None."""

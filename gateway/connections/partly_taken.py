@@ -7,12 +7,15 @@ do not get the message twice.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from typing import Final
 
 from gateway import metrics
 from gateway.connections.connection import Connection
 
+#: The identity of a message: its user, its id, the one device it is for (None: all devices), and
+#: what the id is unique in (None: everything).
+Name = tuple[str, str, str | None, str | int | None]
 #: Connections that have taken a message.
 Takers = frozenset[Connection]
 NO_TAKERS: Final[Takers] = frozenset()
@@ -32,13 +35,14 @@ class PartlyTaken:
     takers: the result of a message never counts fewer takers than before.
     """
 
-    __slots__ = ("_latest_takers", "_most_places", "_places", "_takers")
+    __slots__ = ("_latest_takers", "_most_places", "_names", "_places", "_takers")
 
     def __init__(self, *, most_places: int = MOST_PLACES) -> None:
         self._most_places = most_places
         self._places = 0
         # Ordered, since the oldest key of a dict is slow to find behind deleted keys.
         self._takers: OrderedDict[int, Takers] = OrderedDict()
+        self._names: dict[int, Name] = {}  # in full: the next process may hash otherwise
         self._latest_takers = NO_TAKERS
 
     def __len__(self) -> int:
@@ -52,16 +56,26 @@ class PartlyTaken:
         """Return the connections that have taken a message; none where it is not here."""
         return NO_TAKERS if name is None else self._takers.get(name, NO_TAKERS)
 
-    def remember(self, name: int, takers: Takers) -> None:
+    def of(self, users: Container[str]) -> Iterator[tuple[Name, Takers]]:
+        """Yield the messages of some users, by their names in full, with their takers."""
+        for name, takers in self._takers.items():
+            full_name = self._names[name]
+            if full_name[0] in users:
+                yield full_name, takers
+
+    def remember(self, full_name: Name, takers: Takers) -> None:
         """Remember the takers of a message, in place of the takers that it had."""
+        name = hash(full_name)
         self.forget((name,))
+        self._names[name] = full_name
         # The messages of a burst mostly have equal takers, which need one set.
         if takers == self._latest_takers:
             takers = self._latest_takers
         self._latest_takers = self._takers[name] = takers
         self._places += _PLACES_A_MESSAGE + len(takers)
         while self._places > self._most_places:
-            _, oldest_takers = self._takers.popitem(last=False)
+            oldest, oldest_takers = self._takers.popitem(last=False)
+            del self._names[oldest]
             self._places -= _PLACES_A_MESSAGE + len(oldest_takers)
             metrics.PARTLY_TAKEN_EVICTED.inc()
         metrics.PARTLY_TAKEN.set(len(self._takers))
@@ -71,6 +85,7 @@ class PartlyTaken:
         for name in names:
             takers = self._takers.pop(name, None)
             if takers is not None:
+                del self._names[name]
                 self._places -= _PLACES_A_MESSAGE + len(takers)
         if not self._takers:
             self._latest_takers = NO_TAKERS

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import islice
 from typing import Final
 
@@ -84,6 +84,8 @@ class Registrar:
         self._held = held
         self._held_at = -math.inf  # the loop's time of the last heartbeat that had an answer
         self._longest_away_seconds = 0.0  # between two heartbeats, since `held` was called last
+        #: Users whom another process of this node registers, beside those of the hub.
+        self.elsewhere: Container[str] = frozenset()
         self._owns_name = True  # False while another process has a lease under this node's name
 
     @property
@@ -96,6 +98,41 @@ class Registrar:
         self._unsure.pop(user, None)
         self._changed[user] = None
         self._any_to_write.set()
+
+    def is_writing(self, user: str) -> bool:
+        """Whether a write that has the user is in flight."""
+        return user in self._writing
+
+    @property
+    def is_writing_any(self) -> bool:
+        """Whether a write is in flight."""
+        return bool(self._writing)
+
+    def unwritten(self) -> list[str]:
+        """Return the users whose change is not written yet, as far as is known."""
+        return [*self._changed, *self._unsure, *self._writing]
+
+    def leave_to_next(self, user: str) -> bool:
+        """Leave a user to the next process; return whether a change of the user is unwritten."""
+        is_unwritten = user in self._changed or user in self._unsure
+        self._changed.pop(user, None)
+        self._unsure.pop(user, None)
+        return is_unwritten
+
+    def go_on(self, age_seconds: float | None) -> None:
+        """Take over the lease of the earlier process, and the entries that it has written.
+
+        The lease is `age_seconds` old; None where it was not held.
+        """
+        if age_seconds is not None:
+            self._held_at = asyncio.get_running_loop().time() - age_seconds
+        self.ready.set()
+
+    @property
+    def lease_age_seconds(self) -> float | None:
+        """The time since the last heartbeat that had the lease; None where there was none."""
+        age_seconds = asyncio.get_running_loop().time() - self._held_at
+        return age_seconds if math.isfinite(age_seconds) else None
 
     async def written(self, user: str, *, timeout_seconds: float) -> bool:
         """Wait until a user's last change is in the registry; False after `timeout_seconds`.
@@ -135,9 +172,15 @@ class Registrar:
             _settle(waiter, False)
 
     async def run(self) -> None:
-        """Claim the node's name, then keep the lease and the entries until cancelled."""
-        await self._claim()
-        self.ready.set()
+        """Claim the node's name, then keep the lease and the entries until cancelled.
+
+        The lease of an earlier process (`go_on`) is kept as it is.
+        """
+        if self.ready.is_set():
+            await self._try_heartbeat()  # at once: it has the time of cursors
+        else:
+            await self._claim()
+            self.ready.set()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_lease())
             tasks.create_task(self._keep_entries())
@@ -173,11 +216,14 @@ class Registrar:
             await asyncio.sleep(
                 _RETRY_SECONDS[-1] if self._outage.lasts else self._timings.heartbeat_seconds
             )
-            try:
-                await self._heartbeat()
-                await self._see_whether_back()
-            except RegistryUnavailable as error:
-                self._failed(error)
+            await self._try_heartbeat()
+
+    async def _try_heartbeat(self) -> None:
+        try:
+            await self._heartbeat()
+            await self._see_whether_back()
+        except RegistryUnavailable as error:
+            self._failed(error)
 
     async def findable(self, user: str, *, timeout_seconds: float) -> bool:
         """Wait until look-ups find a user: the user's entry is written, and the lease is held.
@@ -251,7 +297,7 @@ class Registrar:
         batch = [*changed, *unsure]
         self._writing = changed | unsure
         here = [user for user in batch if user in self._hub]
-        gone = [user for user in batch if user not in self._hub]
+        gone = [user for user in batch if user not in self._hub and user not in self.elsewhere]
         try:
             with _write_seconds.time():
                 await self._registry.write(self._node, here, gone)

@@ -8,16 +8,21 @@ node was restarted, may get a message twice.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Container,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from itertools import islice
 
 from gateway import metrics
 from gateway.connections.hub import Addressed, Partial, Result, Results
-from gateway.connections.partly_taken import NO_TAKERS, PartlyTaken, Takers
+from gateway.connections.partly_taken import NO_TAKERS, Name, PartlyTaken, Takers
 
-#: The identity of a message: its user, its id, the one device it is for (None: all devices), and
-#: what the id is unique in (None: everything).
-Name = tuple[str, str, str | None, str | int | None]
 #: Sends a batch, which may be empty, to this node's connections; returns the results in the order
 #: of the messages. The mapping has, by position in the batch, the connections that have a message
 #: already and don't get the message again.
@@ -82,7 +87,7 @@ class Repeats:
             all_named = len(names) == len(results)  # then the list need not be copied
             named_results = results if all_named else [results[at] for at in names]
             if not self._remember(hashes, named_results):
-                self._note_takers(hashes, named_results)
+                self._note_takers(names.values(), named_results)
             return results
         hash_by_position = dict(zip(names, hashes, strict=True))
         results = self._deliver_new(batch, hash_by_position, deliver)
@@ -92,7 +97,7 @@ class Repeats:
         self._remember(
             [hash_by_position[at] for at in unremembered], [results[at] for at in unremembered]
         )
-        self._note_takers(hash_by_position.values(), [results[at] for at in hash_by_position])
+        self._note_takers(names.values(), [results[at] for at in names])
         return results
 
     def takers(self, name: Name) -> Takers:
@@ -110,19 +115,38 @@ class Repeats:
         hash_by_position = {at: hash(name) for at, name in names.items()}
         takers = {at: self._partly_taken.takers(name) for at, name in hash_by_position.items()}
         results = deliver(batch, {at: earlier for at, earlier in takers.items() if earlier})
-        self._note_takers(hash_by_position.values(), [results[at] for at in hash_by_position])
+        self._note_takers(names.values(), [results[at] for at in names])
         return results
 
-    def _note_takers(self, hashes: Collection[int], results: Results) -> None:
+    def _note_takers(self, names: Collection[Name], results: Results) -> None:
         """Remember who has taken a part of a message; forget messages that everybody has taken."""
-        for name_hash, result in zip(hashes, results, strict=True):
+        for name, result in zip(names, results, strict=True):
             if isinstance(result, Partial):
-                self._partly_taken.remember(name_hash, result.takers)
-        self._partly_taken.forget(
-            name_hash
-            for name_hash, result in zip(hashes, results, strict=True)
-            if isinstance(result, int)
-        )
+                self._partly_taken.remember(name, result.takers)
+        if self._partly_taken:
+            self._partly_taken.forget(
+                hash(name)
+                for name, result in zip(names, results, strict=True)
+                if isinstance(result, int)
+            )
+
+    def partly_taken_of(self, users: Container[str]) -> Iterator[tuple[Name, Takers]]:
+        """Yield the partly taken messages of some users, with their takers."""
+        return self._partly_taken.of(users)
+
+    def adopt_partly_taken(self, name: Name, takers: Takers) -> None:
+        """Remember a partly taken message of the earlier process."""
+        self._partly_taken.remember(name, takers)
+
+    def generations(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
+        """Return the young and the old results, by hashes of this process, for the next one."""
+        return self._young, self._old
+
+    def adopt_generations(self, young: Mapping[int, int], old: Mapping[int, int]) -> None:
+        """Remember the results of the earlier process, which hashes alike, before one's own."""
+        if self._window:
+            self._old = {**old, **self._old}
+            self._young = {**young, **self._young}
 
     async def deliver_one(
         self,
@@ -148,7 +172,7 @@ class Repeats:
             takers = unscreened
         result = await deliver(takers)
         self._remember([name_hash], [result])
-        self._note_takers([name_hash], [result])
+        self._note_takers([name], [result])
         return result
 
     def _all_new(self, hashes: Sequence[int]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.connections.connection import TICK_SECONDS, StreamConnection
+from gateway.takeover.format import Stalled
 
 #: How long the kernel bears a watched client: as long as it will.
 _WHILE_WATCHED: Final = 0.0
@@ -41,6 +42,19 @@ class Slowness:
         """Watch a connection until its client has taken everything. Harmless when repeated."""
         # The kernel is asked at the next tick only: most backlogs are gone by then.
         self._backlogged.setdefault(connection, (None, now))
+
+    def record(self, connection: StreamConnection, now: float) -> Stalled | None:
+        """Return for how long a connection's backlog has made no progress; None if not watched."""
+        progress, since = self._backlogged.get(connection, (None, None))
+        return None if since is None else Stalled(now - since, progress)
+
+    def forget(self, connection: StreamConnection) -> None:
+        """Watch a connection no longer: the next process has it. Harmless when repeated."""
+        self._backlogged.pop(connection, None)
+
+    def adopt(self, connection: StreamConnection, stalled: Stalled, now: float) -> None:
+        """Watch a connection that the earlier process has watched."""
+        self._backlogged[connection] = (stalled.progress, now - stalled.seconds)
 
     def advance(self, now: float) -> Iterator[StreamConnection]:
         """Yield the connections that are too slow; they are watched no longer."""

@@ -17,7 +17,12 @@ EXCHANGE: Final = "pushgate.exchange"
 
 
 class Resume(Protocol):
-    """Gives a lent socket back to HTTP, once."""
+    """Gives a lent socket back to HTTP, once.
+
+    `client` is the address and port of the client, behind a balancer as its PROXY header said.
+    """
+
+    client: tuple[str, int] | None
 
     def __call__(self, early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
         """Continue with `early`, the bytes that arrived in the meantime.

@@ -33,6 +33,8 @@ from gateway.http.detach import EXCHANGE, Detached, Lent, Resume
 from gateway.http.direct import Direct, Respond
 from gateway.http.door import Door
 from gateway.http.proxy_header import BadProxyHeader, read
+from gateway.sockets import take_out
+from gateway.takeover.format import HttpRecord
 
 #: Connections that the kernel completes ahead of `accept` (listen(2)).
 BACKLOG: Final = 4_096
@@ -429,6 +431,49 @@ class DetachableHTTP(HttpToolsProtocol):
         self._drop_references(cycle)
         return lent
 
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether a request with a complete head waits for its answer."""
+        return self._is_busy or self._in_body or bool(self.pipeline)
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the socket is open, plaintext, and between two requests: all bytes are out."""
+        transport = self.transport
+        return not (
+            self.awaits_answer
+            or self._head_bytes
+            or self._proxy_header
+            or self._refused
+            or self.half_closed
+            or self._rest is not None
+            or transport.is_closing()
+            or transport.get_write_buffer_size()
+            or transport.get_extra_info("sslcontext") is not None
+        )
+
+    def capture(self) -> tuple[HttpRecord, int]:
+        """Give the socket up for the next process; return its record and its descriptor.
+
+        Only where `can_be_captured`.
+
+        Raises:
+            OSError: no descriptor is left; the socket is unchanged.
+        """
+        awaits = self._proxy_header is not None
+        record = HttpRecord(self.client, self.stays, self.unused, awaits)
+        descriptor = take_out(self.transport)
+        self.connections.discard(self)
+        self._door.satisfied(self)
+        return record, descriptor
+
+    def lend_parked(self) -> Lent:
+        """Take a socket out of HTTP for a request that the earlier process has parked."""
+        lent = Lent(self.transport, True, self._resume())
+        self.connections.discard(self)
+        self._door.satisfied(self)
+        return lent
+
     def _has_left(self, cycle: RequestResponseCycle) -> bool:
         """Whether the client has disconnected, or has given up."""
         transport = self.transport
@@ -452,24 +497,7 @@ class DetachableHTTP(HttpToolsProtocol):
 
     def _resume(self) -> Resume:
         """Return the function that gives the socket back to HTTP, to a new DetachableHTTP."""
-        # Locals: a reference to `self` would keep this object while the socket is detached.
-        config, state, app_state = self.config, self.server_state, self.app_state
-        loop, transport, door, client = self.loop, self.transport, self._door, self.client
-        direct = self._direct
-
-        def resume(early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
-            if transport.is_closing():
-                return
-            protocol = DetachableHTTP(config, state, app_state, door, loop, direct=direct)
-            protocol.connection_resumed(transport, client)
-            protocol._unheard = unheard
-            transport.set_protocol(protocol)
-            if last:
-                protocol.close_gracefully()
-            elif early:
-                protocol.data_received(early)
-
-        return resume
+        return _Resume(self)
 
     def _drop_references(self, cycle: RequestResponseCycle) -> None:
         """Break every reference cycle through this object: its memory is then freed at once."""
@@ -563,6 +591,64 @@ class _Exchange:
         self._protocol.close_gracefully()
 
 
+class _Resume:
+    """Gives a socket back to HTTP, to a new DetachableHTTP.
+
+    The earlier one is not kept, as it would take its memory for as long as the socket is lent.
+    """
+
+    __slots__ = (
+        "_app_state",
+        "_config",
+        "_direct",
+        "_door",
+        "_loop",
+        "_state",
+        "_transport",
+        "client",
+    )
+
+    def __init__(self, protocol: DetachableHTTP) -> None:
+        self._config, self._state = protocol.config, protocol.server_state
+        self._app_state, self._loop = protocol.app_state, protocol.loop
+        self._door, self._direct = protocol._door, protocol._direct
+        self._transport = protocol.transport
+        self.client = protocol.client
+
+    def __call__(self, early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
+        """Continue with `early`, or close behind the `last` answer."""
+        transport = self._transport
+        if transport.is_closing():
+            return
+        protocol = DetachableHTTP(
+            self._config, self._state, self._app_state, self._door, self._loop, direct=self._direct
+        )
+        protocol.connection_resumed(transport, self.client)
+        protocol._unheard = unheard
+        transport.set_protocol(protocol)
+        if last:
+            protocol.close_gracefully()
+        elif early:
+            protocol.data_received(early)
+
+
+class _AdoptedHTTP(DetachableHTTP):
+    """A connection that the earlier process has accepted, between two requests."""
+
+    record = HttpRecord()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Go on where the earlier process has stopped; a first request has a deadline again."""
+        record = self.record
+        if record.unused:
+            super().connection_made(transport)
+            if not record.awaits_proxy_header:
+                self._proxy_header, self.client = None, record.client
+        else:
+            self.connection_resumed(transport, record.client)
+            self.stays = record.stays
+
+
 class _HeadRefused(GatewayError):
     """Stops the parser when raised in a callback; the parser then raises an HttpParserError."""
 
@@ -590,7 +676,9 @@ class HttpServer(uvicorn.Server):
             proxy_headers=False,  # a balancer names the client in a PROXY header, not in a field
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
+        config.load()  # sockets may come before `serve`
         super().__init__(config)
+        self.servers: list[asyncio.Server] = []
         self._door = door
         self._tls = tls
         self._direct = direct
@@ -601,7 +689,16 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept, with a deadline for the TLS handshake, for which uvicorn has none."""
+        """Begin to accept on the sockets."""
+        for bound_socket in sockets or ():
+            await self.accept(bound_socket)
+        self.started = True
+
+    async def accept(self, bound_socket: socket.socket) -> None:
+        """Begin to accept, with a deadline for the TLS handshake, for which uvicorn has none.
+
+        On a duplicate, which `stop_accepting` closes.
+        """
         loop = asyncio.get_running_loop()
 
         def protocol() -> DetachableHTTP:
@@ -612,11 +709,53 @@ class HttpServer(uvicorn.Server):
         tls: dict[str, Any] = {}
         if self._tls is not None:
             tls = {"ssl": self._tls, "ssl_handshake_timeout": self._door.bounds.head_seconds}
-        self.servers = [
-            await loop.create_server(protocol, sock=bound_socket, backlog=BACKLOG, **tls)
-            for bound_socket in sockets or ()
-        ]
-        self.started = True
+        server = await loop.create_server(protocol, sock=bound_socket.dup(), backlog=BACKLOG, **tls)
+        self.servers.append(server)
+
+    def stop_accepting(self) -> None:
+        """Leave further clients in the queue of the listening socket, which stays open."""
+        for server in self.servers:
+            server.close()
+        self.servers = []
+
+    async def adopt(self, descriptor: int, record: HttpRecord) -> DetachableHTTP:
+        """Serve a socket that the earlier process has accepted.
+
+        Raises:
+            OSError: no descriptor is left, or the socket has ended; the descriptor is closed.
+        """
+        plug = socket.socket(fileno=descriptor)
+        protocol = _AdoptedHTTP(
+            self.config,
+            self.server_state,
+            {},
+            self._door,
+            asyncio.get_running_loop(),
+            direct=self._direct,
+        )
+        protocol.record = record
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, plug)
+        except BaseException:
+            plug.close()
+            raise
+        return protocol
+
+    def captured(self) -> Iterator[tuple[HttpRecord, int]]:
+        """Capture every socket that is between two requests, for the next process."""
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, DetachableHTTP)  # noqa: S101 - `startup` makes no other
+            if connection.can_be_captured:
+                try:
+                    yield connection.capture()
+                except OSError:  # no descriptor is left: the sockets stay until the process ends
+                    return
+
+    @property
+    def busy(self) -> int:
+        """The number of sockets with a complete request that is not answered yet."""
+        connections = list(self.server_state.connections)
+        return sum(isinstance(each, DetachableHTTP) and each.awaits_answer for each in connections)
 
     @property
     def http_sockets(self) -> int:

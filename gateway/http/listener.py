@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
+from gateway.http.detach import Lent
 from gateway.http.direct import Direct
 from gateway.http.door import Door
 from gateway.http.http import BACKLOG, HttpServer
+from gateway.takeover.format import HttpRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,51 @@ class Listener:
         self._door = door
         self._server = HttpServer(app, door, tls=tls, direct=direct)
 
-    async def serve(self) -> None:
-        """Accept until `stop`; then finish requests that are under way, one second at most."""
-        await self._server.serve(sockets=[self._socket])
+    async def serve(self, *, accepts: bool = True) -> None:
+        """Accept until `stop`; then finish requests that are under way, one second at most.
+
+        Without `accepts`, only from `accept` on.
+        """
+        await self._server.serve(sockets=[self._socket] if accepts else [])
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the listening socket, for the next process."""
+        return self._socket.fileno()
+
+    async def accept(self) -> None:
+        """Accept, where `serve` does not yet, or not any more."""
+        await self._server.accept(self._socket)
+
+    def stop_accepting(self) -> None:
+        """Leave further clients in the queue of the listening socket; all else goes on."""
+        self._server.stop_accepting()
+
+    @property
+    def busy(self) -> int:
+        """How many sockets wait for the answer to a complete request."""
+        return self._server.busy
+
+    def captured(self) -> Iterator[tuple[HttpRecord, int]]:
+        """Capture the sockets between two requests, for the next process."""
+        return self._server.captured()
+
+    async def adopt(self, record: HttpRecord, descriptor: int) -> None:
+        """Serve a socket that the earlier process has captured.
+
+        Raises:
+            OSError: the socket has ended; the descriptor is closed.
+        """
+        await self._server.adopt(descriptor, record)
+
+    async def adopt_lent(self, record: HttpRecord, descriptor: int) -> Lent:
+        """Return the socket of a request that the earlier process has parked.
+
+        Raises:
+            OSError: the socket has ended; the descriptor is closed.
+        """
+        protocol = await self._server.adopt(descriptor, record)
+        return protocol.lend_parked()
 
     @property
     def sockets(self) -> int:
@@ -114,6 +159,23 @@ def bind(
         raise OSError(
             error.errno, f"can't listen on {host} port {port}: {error.strerror}"
         ) from error
+    set_options(
+        listening,
+        kernel_buffer_bytes=kernel_buffer_bytes,
+        unacknowledged_seconds=unacknowledged_seconds,
+        probes=probes,
+    )
+    return listening
+
+
+def set_options(
+    listening: socket.socket,
+    *,
+    kernel_buffer_bytes: int,
+    unacknowledged_seconds: float,
+    probes: Probes | None,
+) -> None:
+    """Set what accepted sockets inherit; see `bind`."""
     if kernel_buffer_bytes:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_buffer_bytes)
     if unacknowledged_seconds and hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -124,7 +186,6 @@ def bind(
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probes.interval_seconds)
         # For systems without TCP_USER_TIMEOUT, which is decisive where it is set (tcp(7)).
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
-    return listening
 
 
 def tls_context(certificate: str, key: str, *, settings: str) -> ssl.SSLContext:

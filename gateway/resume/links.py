@@ -94,6 +94,10 @@ class ResumeLinks:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._empty.wait()
 
+    def reopen(self) -> None:
+        """Take links again: the goodbye does not count any more."""
+        self._said_goodbye = False
+
 
 class ResumeLink(asyncio.Protocol):
     """One link: stamps and answers in, asks and receipts out."""

@@ -32,9 +32,10 @@ from gateway.connections.cursor import (
     read_cursor,
 )
 from gateway.connections.delivery import Delivery
-from gateway.connections.gate import Ends, Gate, Replayed
+from gateway.connections.gate import Gate, Replayed, SharedEnds
 from gateway.connections.node import GatewayNode
 from gateway.errors import GatewayError
+from gateway.takeover.format import GateRecord, ReplayedRecord
 from registry.message import Push, valid_id, valid_type
 from registry.resume import (
     MAX_ASK_BYTES,
@@ -197,7 +198,7 @@ class Questions:
         self._next_turn: asyncio.Handle | None = None
         self._writing: dict[_Resuming, None] = {}  # answers wait for the client to read
         self._screens: deque[tuple[float, Connection]] = deque()  # with their last moment
-        self._shared: dict[tuple[tuple[Partition, int], ...], Ends] = {}
+        self._shared: SharedEnds = {}
         self._finding: set[asyncio.Task[None]] = set()
         self._next_number = 0
         self._soon: asyncio.Handle | None = None  # the next ask
@@ -244,6 +245,21 @@ class Questions:
             task = asyncio.get_running_loop().create_task(self._find(resuming))
             self._finding.add(task)
             task.add_done_callback(self._finding.discard)
+
+    def adopt(self, connection: Connection, record: GateRecord | ReplayedRecord) -> None:
+        """Put the screen of a connection of the earlier process in front of a held connection.
+
+        Behind a gate, what the client has missed is asked for; see Gate.adopt.
+        """
+        hub = self._node.hub
+        if isinstance(record, GateRecord):
+            gate = Gate.adopt(record, most_bytes=self._node.bounds.send_buffer_bytes)
+            hub.put_screen(connection, gate)
+            self.begin(connection)
+        else:
+            screen = Replayed.adopt(record, self._shared)
+            hub.put_screen(connection, screen)
+            self._screens.append((self._clock() + self._resume_seconds, connection))
 
     def join(self, link: Link) -> None:
         """Ask a processor too from now on; at once for connections that wait for their next ask.

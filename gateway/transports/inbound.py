@@ -101,6 +101,18 @@ class Inbound:
             and waiting_in.gi_code is StreamReader.at_eof.__code__
         )
 
+    def begun(self) -> bytes:
+        """Return bytes that bring a new parser to where this one is, in the middle of a message.
+
+        The fragments that have arrived become one frame; the incomplete frame follows as it came.
+        Of that frame `buffer` of websockets' reader has the payload so far.
+        """
+        fragments = b""
+        if self._parser.current_size is not None:
+            frame = Frame(self._opcode, bytes(self._kept), fin=False)
+            fragments = frame.serialize(mask=True)
+        return fragments + self._heads.begun(bytes(self._parser.reader.buffer))
+
     def answer(self) -> bytes:
         """Return the frames that are due to the client: Pongs, or a Close."""
         return b"".join(self._parser.data_to_send())
@@ -144,17 +156,30 @@ class _FrameHeads:
     websockets takes longer encodings too.
     """
 
-    __slots__ = ("_begun", "_payload_left")
+    __slots__ = ("_begun", "_head", "_head_left", "_payload_left")
 
     def __init__(self) -> None:
         self._begun = b""  # the part of an incomplete head that has arrived
         self._payload_left = 0  # bytes of the present frame that are still to come
+        #: The head of the present frame, as far as it has arrived, and how many bytes of the mask,
+        #: the head's end, are still to come.
+        self._head = b""
+        self._head_left = 0
+
+    def begun(self, payload: bytes) -> bytes:
+        """Return the incomplete frame, of whose payload so much has arrived; empty for none."""
+        if not self._payload_left:
+            return self._begun
+        return self._head if self._head_left else self._head + payload
 
     def end_of_bad_length(self, data: bytes) -> int | None:
         """Take inbound bytes; return the position in `data` behind a length that is not minimal.
 
         None where there is no bad length. Behind a bad length, no frame is followed any more.
         """
+        if self._head_left:
+            self._head += data[: self._head_left]
+            self._head_left = max(0, self._head_left - len(data))
         begun, data = len(self._begun), self._begun + data
         position = self._payload_left
         while len(data) - position >= 2:
@@ -168,6 +193,8 @@ class _FrameHeads:
                 if length < _LEAST_LENGTHS[extended_bytes]:
                     return end - begun
             mask_bytes = 4 if data[position + 1] & 0x80 else 0
+            self._head = data[position : end + mask_bytes]
+            self._head_left = max(0, end + mask_bytes - len(data))
             position = end + mask_bytes + length
         self._begun = data[position:]
         self._payload_left = max(0, position - len(data))

@@ -22,11 +22,14 @@ from gateway.connections.identity import Identity
 from gateway.entry.entry import Entry
 from gateway.http.detach import exchange_of
 from gateway.http.head import Head
+from gateway.takeover.format import PollRecord
 from gateway.transports.poll_cursor import PollCursor, new_key, new_names, read_poll_cursor
 from gateway.transports.poll_session import ParkedPoll, PollSession
 
 #: How long a poll waits for a message where the request has no `wait`.
 POLL_WAIT_SECONDS: Final = 25.0
+#: How many sessions a process names, before the numbers of the next one begin.
+_GENERATION_BITS: Final = 40
 #: The longest `wait` that counts; a longer `wait` is shortened.
 MAX_POLL_WAIT_SECONDS: Final = 60.0
 
@@ -95,6 +98,17 @@ class PollSessions:
         self._sessions[session.key] = session
         session.await_next_poll()
         return session
+
+    def adopt(self, record: PollRecord, identity: Identity, keeper: Keeper) -> PollSession:
+        """Keep a session that the earlier process has captured."""
+        session = PollSession.from_record(record, identity, keeper, self)
+        self._sessions[session.key] = session
+        return session
+
+    def go_on(self, names: str, *, generation: int) -> None:
+        """Name sessions as the earlier process has, with numbers that it has not given."""
+        self.names = names
+        self._numbers = count(generation << _GENERATION_BITS)
 
     def holds(self, cursor: PollCursor) -> bool:
         """Whether a session of this node, of any user, has the key."""

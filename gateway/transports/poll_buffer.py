@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from msgspec import structs
+
 from gateway.connections.cursor import Partition, move
 from gateway.connections.delivery import Delivery, json_form
+from gateway.connections.gate import by_partition, places
+from gateway.takeover.format import PollRecord
 from registry.resume import Position, position_of
 
 #: Stands in the buffer where the client may have missed messages. A gap takes a place in the count,
@@ -49,6 +53,28 @@ class PollBuffer:
         self.positions = positions or None
         #: The same after the last answer.
         self.ahead = self.positions
+
+    @classmethod
+    def adopt(cls, record: PollRecord) -> PollBuffer:
+        """Return the buffer of a session of the earlier process."""
+        buffer = cls(by_partition(record.positions))
+        buffer._items = list(record.items)
+        buffer.size = sum(map(len, buffer._items))
+        buffer._acknowledged, buffer._answered = record.acknowledged, record.answered
+        if record.ahead != record.positions:
+            buffer.ahead = by_partition(record.ahead) or None
+        return buffer
+
+    def fill(self, record: PollRecord) -> PollRecord:
+        """Return a session's record with the buffer, for the next process."""
+        return structs.replace(
+            record,
+            items=self._items,
+            acknowledged=self._acknowledged,
+            answered=self._answered,
+            positions=places(self.positions or {}),
+            ahead=places(self.ahead or {}),
+        )
 
     def __len__(self) -> int:
         return len(self._items)

@@ -14,7 +14,14 @@ from typing import ClassVar, Final, Protocol
 
 from gateway import metrics
 from gateway.connections.closes import BY_REASON, Close
-from gateway.connections.connection import NO_CURSOR, Connection, Keeper, State
+from gateway.connections.connection import (
+    NEVER,
+    NO_CURSOR,
+    Captured,
+    Connection,
+    Keeper,
+    State,
+)
 from gateway.connections.cursor import (
     MOST_AHEAD_MS,
     Partition,
@@ -27,6 +34,7 @@ from gateway.connections.gate import Gate
 from gateway.connections.identity import Identity
 from gateway.http.detach import Resume
 from gateway.http.responses import CLOSE_LINE, start_head, with_body
+from gateway.takeover.format import Held, ParkedRecord, PollRecord, Stream
 from gateway.transports.poll_buffer import GAP, PollBuffer, json_of, poll_form
 from gateway.transports.poll_cursor import MAX_POLL_CURSOR_BYTES, PollCursor
 from gateway.wires import Wire
@@ -98,6 +106,40 @@ class ParkedPoll:
     def vanished(self) -> None:
         """Take note that the client had disconnected before the socket could be taken."""
         self._session.await_next_poll()
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the request's socket can go to the next process."""
+        return self._wire is not None and self._wire.can_be_captured
+
+    def capture(self) -> tuple[ParkedRecord, int]:
+        """Give the request to the next process; return its record and its socket's descriptor.
+
+        Raises:
+            OSError: no descriptor is left; the request is unchanged.
+        """
+        wire, resume = self._wire, self._resume
+        assert wire is not None and resume is not None  # noqa: S101, PT018 - `can_be_captured`
+        descriptor, _ = wire.capture()
+        self._wire = self._resume = None
+        record = ParkedRecord(
+            self._wait_seconds, self._cors_lines, self._last, self._early, resume.client
+        )
+        return record, descriptor
+
+    @classmethod
+    def adopt(cls, session: PollSession, record: ParkedRecord) -> ParkedPoll:
+        """Return a request that the earlier process has parked, without its socket."""
+        parked = cls(session, cors_lines=record.cors_lines, wait_seconds=record.wait_seconds)
+        parked._early, parked._last = record.early, record.last
+        return parked
+
+    def attach_again(self, wire: Wire, resume: Resume, *, wait_seconds: float) -> None:
+        """Take the socket of a request that the earlier process has parked."""
+        self._wire, self._resume = wire, resume
+        wire.listen()
+        self._session.park(self, wait_seconds=wait_seconds)
+        self._session.answer_soon()
 
     def answer(self, body: bytes, *, last: bool = False) -> None:
         """Send the answer, then give the socket back to HTTP.
@@ -226,11 +268,69 @@ class PollSession(Connection):
             self._become_full()
             return False
         buffer.add(data)
-        if self._waiting is Waiting.PARKED:
-            self._waiting = Waiting.DUE
-            # Later, so that the answer has all messages of the batch that is being delivered.
-            self._sessions.soon(self._answer_due)
+        self.answer_soon()
         return True
+
+    def answer_soon(self) -> None:
+        """PARKED → DUE, if there is a message: answer the parked poll in the loop's next turn.
+
+        Later, so that the answer has all messages of the batch that is being delivered.
+        """
+        if self._waiting is Waiting.PARKED and self._buffer:
+            self._waiting = Waiting.DUE
+            self._sessions.soon(self._answer_due)
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether no answer is due, and the socket of a parked poll can go to the next process."""
+        if self.state is State.CLOSED or self._waiting is Waiting.DUE:
+            return False
+        return self._parked is None or self._parked.can_be_captured
+
+    @property
+    def is_in_between(self) -> bool:
+        """Whether an answer is due."""
+        return self._waiting is Waiting.DUE
+
+    def capture(self, held: Held, stream: Stream) -> Captured:  # noqa: ARG002
+        """OPEN, PARTING → CLOSED: give the session to the next process, and a parked poll with it.
+
+        Raises:
+            OSError: no descriptor is left; the session is unchanged.
+        """
+        parked, descriptor = None, None
+        if self._parked is not None:
+            parked, descriptor = self._parked.capture()
+        record = PollRecord(
+            held,
+            self.key,
+            self._number,
+            as_of=self._as_of,
+            since=self._since,
+            positions_at=self._positions_at,
+            moves=self._moves,
+            is_full=self._is_full,
+            parked=parked,
+        )
+        record = self._buffer.fill(record)
+        self.state = State.CLOSED
+        self.wake_tick = self.age_tick = self.expiry_tick = NEVER
+        self._parked, self._waiting = None, Waiting.NONE
+        self._buffer = PollBuffer()
+        self._sessions.forget(self)
+        return Captured(record, descriptor)
+
+    @classmethod
+    def from_record(
+        cls, record: PollRecord, identity: Identity, keeper: Keeper, sessions: Sessions
+    ) -> PollSession:
+        """Return a session that the earlier process has captured, without a parked poll."""
+        session = cls(identity, keeper, sessions, None, key=record.key, number=record.number)
+        session._buffer = PollBuffer.adopt(record)
+        session._as_of, session._since = record.as_of, record.since
+        session._positions_at = record.positions_at
+        session._moves, session._is_full = record.moves, record.is_full
+        return session
 
     def tell_gap(self) -> None:
         """Put a gap into the buffer, for the next answer."""

@@ -18,6 +18,7 @@ from gateway.connections.delivery import Delivery, json_form
 from gateway.entry.entry import Entry, Overloaded
 from gateway.http.head import Head
 from gateway.http.responses import END_HEAD, start_head
+from gateway.takeover.format import Held, SseRecord, Stream
 
 #: The type of events whose payload is not UTF-8.
 BINARY_TYPE: Final = "pushgate.binary"
@@ -128,6 +129,10 @@ class SseConnection(StreamConnection):
     __slots__ = ()
     transport: ClassVar[str] = "sse"
     form = staticmethod(event)
+
+    def stream_record(self, held: Held, stream: Stream) -> SseRecord:
+        """Return the record of the connection."""
+        return SseRecord(held, stream)
 
     def received(self, data: bytes) -> None:
         """Ignore bytes that follow the request: an event stream has one direction."""

@@ -26,6 +26,7 @@ from gateway.entry.entry import Entry
 from gateway.errors import GatewayError
 from gateway.http.head import Head, asks_for
 from gateway.http.responses import END_HEAD, field_lines, start_head
+from gateway.takeover.format import Held, Stream, WebSocketRecord
 from gateway.transports.inbound import Inbound
 
 #: The subprotocol whose frames hold payloads alone, which is also spoken without a subprotocol.
@@ -199,6 +200,33 @@ class WebSocketConnection(StreamConnection):
         # Frames of the client since the last heartbeat, without the frames that `_inbound` counts.
         self._frames = 0
         self._pings = 0  # unanswered, or _ANSWERED
+
+    def stream_record(self, held: Held, stream: Stream) -> WebSocketRecord:
+        """Return the record of the connection, with a message that has arrived in part."""
+        inbound = self._inbound
+        return WebSocketRecord(
+            held,
+            stream,
+            self.form is v1_frame,
+            self._pings,
+            self._frames,
+            b"" if inbound is None else inbound.begun(),
+            0 if inbound is None else inbound.frames,
+        )
+
+    @classmethod
+    def from_record(
+        cls, record: WebSocketRecord, identity: Identity, keeper: Keeper
+    ) -> WebSocketConnection:
+        """Return the connection that an earlier process has captured, without its socket."""
+        connection = cls(identity, keeper, subprotocol=V1 if record.v1 else PLAIN)
+        connection._pings, connection._frames = record.pings, record.frames
+        if record.begun:
+            connection._inbound = inbound = Inbound(max_bytes=keeper.bounds.inbound_bytes)
+            for _ in inbound.messages(record.begun, max_frames=record.begun_frames + 1):
+                pass  # nothing of it is a whole message
+            inbound.frames = record.begun_frames
+        return connection
 
     def received(self, data: bytes) -> None:
         """Take inbound bytes: nearly always the Pong to a Ping, which needs no parser."""

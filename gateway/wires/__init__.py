@@ -9,10 +9,19 @@ of the gateway. Connections and transports import it.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
+
+from gateway.takeover.format import Unsent
 
 #: How many bytes of controls (pongs, a goodbye) a backlog that is full of messages takes.
 CONTROL_BYTES: Final = 16_384
+
+
+class CapturedSocket(NamedTuple):
+    """A socket that has left its wire for the next process, and what the wire had to send."""
+
+    descriptor: int
+    unsent: Unsent | None
 
 
 class Wire(Protocol):
@@ -63,6 +72,16 @@ class Wire(Protocol):
 
     def bear(self, seconds: float) -> None:
         """Have the kernel bear a peer for `seconds` (TCP_USER_TIMEOUT); 0: as long as it will."""
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the socket can go to the next process: it is open, and no library has bytes."""
+
+    def capture(self) -> CapturedSocket:
+        """Give the socket up for the next process; nothing is written or received any more.
+
+        The descriptor stays open, and is the caller's. Only where `can_be_captured`.
+        """
 
     def close(self) -> None:
         """Send the backlog, close this side, and discard bytes until the peer closes the other.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
+from gateway.takeover.format import Unsent
 from gateway.wires import CONTROL_BYTES
 
 
@@ -32,6 +34,24 @@ class Backlog:
         self.size = len(data)
         self.sent_bytes = 0
         self.control_bytes = len(data) if isinstance(data, Control) else 0
+
+    @classmethod
+    def adopt(cls, unsent: Unsent) -> Backlog:
+        """Return the backlog of an earlier process's wire; there is one write at least."""
+        writes = [
+            Control(write) if number in unsent.controls else write
+            for number, write in enumerate(unsent.writes)
+        ]
+        backlog = cls(writes[0], begun=unsent.begun)
+        for write in writes[1:]:
+            backlog.append(write)
+        return backlog
+
+    def record(self) -> Unsent:
+        """Return what is unsent, for the next process."""
+        controls = [at for at, write in enumerate(self._writes) if isinstance(write, Control)]
+        writes = [bytes(self.first()), *map(bytes, islice(self._writes, 1, None))]
+        return Unsent(writes, controls, self._begun)
 
     def append(self, data: bytes) -> None:
         """Add a write to the end."""

@@ -8,7 +8,7 @@ import socket
 from typing import Literal
 
 from gateway.wires import Borrower, Holder, Wire
-from gateway.wires.epoll import EpollSet
+from gateway.wires.epoll import EpollSet, EpollWire
 from gateway.wires.transport import LentWire, TransportWire
 
 Choice = Literal["auto", "epoll", "transport"]
@@ -38,6 +38,20 @@ class Wires:
             except OSError:  # no descriptor is left: taking a socket needs two for a moment
                 pass
         return TransportWire(transport, holder, limit=limit)
+
+    @property
+    def can_adopt(self) -> bool:
+        """Whether sockets of an earlier process can be held: over an epoll set alone."""
+        return self._epoll is not None
+
+    def adopt(self, descriptor: int, holder: Holder) -> EpollWire:
+        """Hold a socket of an earlier process; nothing is received or sent before `go_on`.
+
+        Raises:
+            OSError: no watch is left; the descriptor is still the caller's.
+        """
+        assert self._epoll is not None  # noqa: S101 - `can_adopt`
+        return self._epoll.adopt(descriptor, holder, send_buffer_bytes=self._send_buffer_bytes)
 
     def lend(self, transport: asyncio.Transport, holder: Borrower, *, answer_bytes: int) -> Wire:
         """Take a socket that HTTP gets back after one answer of at most `answer_bytes`.

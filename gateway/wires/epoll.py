@@ -14,7 +14,9 @@ from typing import Final
 
 import structlog
 
-from gateway.wires import Holder
+from gateway.sockets import duplicate, forsake
+from gateway.takeover.format import Unsent
+from gateway.wires import CapturedSocket, Holder
 from gateway.wires.backlog import Backlog, Control
 from gateway.wires.kernel import (
     acknowledged_bytes,
@@ -55,7 +57,21 @@ class EpollSet:
         Raises:
             OSError: no descriptor is left, or no watch (epoll(7)); the transport is unchanged.
         """
-        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+        descriptor = duplicate(transport)
+        try:
+            wire = self.adopt(descriptor, holder, send_buffer_bytes=send_buffer_bytes)
+        except OSError:
+            os.close(descriptor)
+            raise
+        forsake(transport)
+        return wire
+
+    def adopt(self, descriptor: int, holder: Holder, *, send_buffer_bytes: int) -> EpollWire:
+        """Take a socket by its descriptor, which is the wire's from now on.
+
+        Raises:
+            OSError: no watch is left (epoll(7)); the descriptor is still the caller's.
+        """
         if descriptor >= len(self._wires):
             self._wires += [None] * (descriptor + 1 - len(self._wires))
         wire = EpollWire(self, descriptor, holder, send_buffer_bytes)
@@ -63,10 +79,7 @@ class EpollSet:
             self.watch(descriptor, wire, _ENDING)
         except OSError:
             self._wires[descriptor] = None
-            os.close(descriptor)
             raise
-        transport.set_protocol(_UNHEARD)
-        transport.abort()  # closes the transport's descriptor; the duplicate keeps the socket open
         return wire
 
     def watch(self, descriptor: int, wire: EpollWire, events: int) -> None:
@@ -79,10 +92,14 @@ class EpollSet:
 
     def drop(self, descriptor: int) -> None:
         """Forget a descriptor and close it."""
+        self.release(descriptor)
+        os.close(descriptor)
+
+    def release(self, descriptor: int) -> None:
+        """Forget a descriptor, which stays open."""
         if self._wires[descriptor] is not None:
             self._wires[descriptor] = None
             self._epoll.unregister(descriptor)
-        os.close(descriptor)
 
     def _turn(self) -> None:
         wires = self._wires
@@ -201,6 +218,27 @@ class EpollWire:
         """Have the kernel bear a peer that takes no bytes for `seconds`; 0: as long as it will."""
         set_user_timeout(self._descriptor, seconds)
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the socket is open."""
+        return self._descriptor >= 0 and not self._closing
+
+    def capture(self) -> CapturedSocket:
+        """Give the socket up for the next process."""
+        self._set.release(self._descriptor)
+        captured = CapturedSocket(
+            self._descriptor, None if self._unsent is None else self._unsent.record()
+        )
+        self._descriptor = self.direct = -1
+        self._unsent = None
+        return captured
+
+    def go_on(self, unsent: Unsent | None) -> None:
+        """Receive and send where the wire of the earlier process has stopped."""
+        if unsent is not None:
+            self._unsent = Backlog.adopt(unsent)
+        self.listen()
+
     def close(self) -> None:
         """Close this side after the backlog is sent, and discard bytes until the peer closes."""
         if self._descriptor >= 0 and not self._closing:
@@ -284,12 +322,3 @@ class EpollWire:
     def _watch(self) -> None:
         reading = _READING if self._listening or self._closing else _ENDING
         self._set.watch(self._descriptor, self, reading | (_WRITING if self._unsent else 0))
-
-
-class _Unheard(asyncio.Protocol):
-    """Takes the last calls of a transport whose socket was taken out of the event loop."""
-
-    __slots__ = ()
-
-
-_UNHEARD: Final = _Unheard()

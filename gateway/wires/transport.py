@@ -7,7 +7,8 @@ import socket
 from typing import Final
 
 from gateway.errors import has_vanished
-from gateway.wires import Borrower, Holder
+from gateway.sockets import take_out
+from gateway.wires import Borrower, CapturedSocket, Holder
 from gateway.wires.backlog import Backlog, Control
 from gateway.wires.kernel import acknowledged_bytes, set_user_timeout, unacknowledged_bytes
 
@@ -111,6 +112,15 @@ class TransportWire(asyncio.Protocol):
         plug: socket.socket | None = self._transport.get_extra_info("socket")
         return -1 if plug is None else plug.fileno()
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Say no: the transport has a buffer of its own, and TLS a state."""
+        return False
+
+    def capture(self) -> CapturedSocket:
+        """Refuse: see `can_be_captured`."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Close this side after the backlog is sent, and discard bytes until the peer closes."""
         if not self._closing:
@@ -182,6 +192,20 @@ class LentWire(TransportWire):
         if has_vanished(exc):
             self._holder.unheard()
         super().connection_lost(exc)
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the socket is plaintext, open, and nothing waits in the transport."""
+        transport = self._transport
+        return (
+            transport.get_extra_info("sslcontext") is None
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        )
+
+    def capture(self) -> CapturedSocket:
+        """Give the socket up for the next process."""
+        return CapturedSocket(take_out(self._transport), None)
 
     def write(self, data: bytes) -> bool:
         """Hand `data` to the transport; False when the transport still holds earlier answers."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
 import structlog
 
 from gateway.server import Gateway
+from gateway.takeover.adopt import NotTakenOver
 from pushgate.attendance import attend
 from pushgate.commands.running import load_settings, serve
 from pushgate.launch import (
@@ -60,7 +62,16 @@ def _serve_alone(settings: GatewayCommandSettings, *, launched: bool) -> None:
             successor=lambda: gateway.successor,
         )
 
-    serve(lambda: Gateway(settings), attend_to)
+    _serve(lambda: Gateway(settings), attend_to)
+
+
+def _serve(
+    make: Callable[[], Gateway], attend_to: Callable[[Gateway], Coroutine[Any, Any, None]]
+) -> None:
+    try:
+        serve(make, attend_to)
+    except NotTakenOver as error:  # in the middle of the take-over; the running gateway goes on
+        raise click.ClickException(str(error)) from error
 
 
 def _serve_as_worker(settings: GatewayCommandSettings, index: int) -> None:
@@ -76,7 +87,7 @@ def _serve_as_worker(settings: GatewayCommandSettings, index: int) -> None:
         await attend(gateway, supervisor, successor=lambda: gateway.successor)
 
     try:
-        serve(make, attend_to)
+        _serve(make, attend_to)
     except click.ClickException as error:
         raise _CannotStart(error.message) from error
 

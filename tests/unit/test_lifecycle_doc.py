@@ -12,6 +12,7 @@ import pytest
 from gateway.connections import connection as connection_module
 from gateway.connections.closes import GOING_AWAY
 from gateway.connections.connection import Connection, State, StreamConnection
+from gateway.takeover.format import Stream
 from gateway.transports.longpoll import PollSessions
 from gateway.transports.sse import SseConnection
 from gateway.transports.websocket import PLAIN, V1, WebSocketConnection
@@ -32,6 +33,7 @@ EVENTS: dict[str, Callable[[StreamConnection], object]] = {
     "abort": lambda c: c.abort("no answer"),
     "wake": lambda c: c.wake(),
     "lost": lambda c: c.lost(),
+    "capture": lambda c: c.can_be_captured and c.capture(c.record(0), Stream()),
 }
 #: How a connection gets to where it meets one of them.
 WAYS = ((), ("open",), ("open", "part"), ("open", "close"), ("open", "lost"))

@@ -362,7 +362,6 @@ def test_a_private_part_is_still_used(private: Private) -> None:
 
 def test_what_detaching_sets_to_nothing_is_all_that_a_protocol_holds() -> None:
     server = HttpServer(_no_app, Door(DoorBounds(1.0, 1_000)), tls=None)
-    server.config.load()
     loop = asyncio.new_event_loop()
     loop.close()
     protocol = DetachableHTTP(server.config, server.server_state, {}, server._door, loop)

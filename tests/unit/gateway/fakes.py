@@ -16,6 +16,8 @@ from gateway.connections.connection import (
 )
 from gateway.connections.delivery import Delivery
 from gateway.connections.identity import Identity
+from gateway.takeover.format import Unsent
+from gateway.wires import CapturedSocket
 from registry.directory import Lease, Node, Processors, RegistryRefuses, RegistryUnavailable
 
 BOUNDS = Bounds(
@@ -126,6 +128,9 @@ class FakeWire:
         self.droppable = 0  # messages that are dropped where one displaces others
         self.notices: list[bytes] = []
         self.borne: list[float] = []
+        self.capturable = True
+        self.descriptor = 7  # of the socket, where it is captured
+        self.unsent: Unsent | None = None  # what waits then
 
     def listen(self) -> None:
         self.listening = True
@@ -168,10 +173,32 @@ class FakeWire:
     def abort(self) -> None:
         self.aborted = True
 
+    @property
+    def can_be_captured(self) -> bool:
+        return self.capturable and not self.closed
+
+    def capture(self) -> CapturedSocket:
+        self.gone = True
+        return CapturedSocket(self.descriptor, self.unsent)
+
     def take(self) -> bytes:
         """Give what was sent since the last call."""
         sent, self.sent = self.sent, b""
         return sent
+
+
+class FakeResume:
+    """Gives a socket back to HTTP (gateway/http/detach.py), and remembers how."""
+
+    client: tuple[str, int] | None = ("192.0.2.1", 4_711)
+
+    def __init__(self) -> None:
+        self.early: bytes | None = None  # None: not given back
+        self.last = False
+
+    def __call__(self, early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
+        assert self.early is None, "the socket was given back twice"
+        self.early, self.last = early, last
 
 
 class FakeConnection(Connection):

@@ -80,17 +80,14 @@ asyncio.run(start())
 async def test_a_successor_is_no_child_and_outlives_the_process_that_started_it(
     notes: Path,
 ) -> None:
-    starter = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", STARTER, json.dumps(scripted("serve()", notes))),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert starter.stdout is not None
-    assert starter.stdin is not None
-    pid = int(await asyncio.wait_for(starter.stdout.readline(), SECONDS))
-    assert pid in children(), "adopted while the starter runs"
-    starter.stdin.close()
-    assert await asyncio.wait_for(starter.wait(), SECONDS) == 0
+    command = [sys.executable, "-c", STARTER, json.dumps(scripted("serve()", notes))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        assert starter.stdin is not None
+        pid = int(await asyncio.to_thread(starter.stdout.readline))
+        assert pid in children(), "adopted while the starter runs"
+        starter.stdin.close()
+        assert await asyncio.to_thread(starter.wait, SECONDS) == 0
     os.kill(pid, signal.SIGTERM)
     await until_noted(notes, "None SIGTERM")
 

@@ -10,6 +10,7 @@ from gateway.connections.connection import Connection, State
 from gateway.connections.delivery import Delivery, Form
 from gateway.connections.gate import Verdict
 from gateway.connections.hub import CROWD, Hub, Partial, Refusal, Result, Tally
+from gateway.takeover.format import ReplayedRecord
 from tests.unit.gateway.fakes import FakeConnection, identity, message
 
 
@@ -278,6 +279,9 @@ class FakeScreen:
 
     def cursor(self, as_of_ms: int) -> str:
         return str(as_of_ms)
+
+    def record(self) -> ReplayedRecord:
+        return ReplayedRecord()
 
 
 def screened(hub: Hub, screen: FakeScreen, user: str = "alice") -> FakeConnection:

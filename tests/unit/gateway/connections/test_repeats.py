@@ -9,8 +9,8 @@ import pytest
 from gateway.connections.delivery import Delivery
 from gateway.connections.gate import Replayed
 from gateway.connections.hub import Addressed, Hub, Partial, Refusal, Result, Results
-from gateway.connections.partly_taken import Takers
-from gateway.connections.repeats import Name, Repeats
+from gateway.connections.partly_taken import Name, Takers
+from gateway.connections.repeats import Repeats
 from tests.unit.gateway.fakes import FakeConnection
 
 #: A message of these tests: user, id (None: it came without) and device; its id has no scope.

@@ -12,7 +12,15 @@ from gateway.connections.identity import Identity
 from gateway.transports.longpoll import PollSessions
 from gateway.transports.poll_cursor import PollCursor, read_poll_cursor
 from gateway.transports.poll_session import ParkedPoll, PollSession
-from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, give, identity, message
+from tests.unit.gateway.fakes import (
+    BOUNDS,
+    FakeKeeper,
+    FakeResume,
+    FakeWire,
+    give,
+    identity,
+    message,
+)
 
 
 class Poll:
@@ -20,8 +28,7 @@ class Poll:
 
     def __init__(self, node: "Node", cursor: str | None, wait: float, *, persists: bool) -> None:
         self.wire = FakeWire()
-        self.resumed_with: bytes | None = None
-        self.resumed_last = False
+        self.resume = FakeResume()
         self.parked: ParkedPoll | None = None
         self.said_goodbye = False
         came_with = read_poll_cursor(cursor) if cursor else None
@@ -36,11 +43,7 @@ class Poll:
             return
         self._body = None
         self.parked = ParkedPoll(self.session, cors_lines=b"vary: origin\r\n", wait_seconds=wait)
-        self.parked.attach(self.wire, self._resume, last=not persists)
-
-    def _resume(self, early: bytes, *, last: bool, unheard: Callable[[], None]) -> None:
-        assert self.resumed_with is None, "the socket was given back twice"
-        self.resumed_with, self.resumed_last = early, last
+        self.parked.attach(self.wire, self.resume, last=not persists)
 
     @property
     def parked_poll(self) -> ParkedPoll:
@@ -72,8 +75,8 @@ class Poll:
     @property
     def last(self) -> bool:
         """Whether the answer was its connection's last, and said so."""
-        assert self.resumed_with is not None
-        return self.resumed_last
+        assert self.resume.early is not None
+        return self.resume.last
 
     @property
     def cursor(self) -> str:
@@ -145,7 +148,7 @@ def test_a_message_ends_the_wait(node: Node) -> None:
     node.push(poll.session, "one")
     assert poll.answer["messages"] == [{"id": "id-one", "type": None, "data": "one"}]
     assert not poll.gap
-    assert poll.resumed_with == b""
+    assert poll.resume.early == b""
     assert node.keeper.wake_in == BOUNDS.poll_grace_seconds
 
 
@@ -223,7 +226,7 @@ def test_a_second_poll_ends_the_first_with_an_empty_list(node: Node) -> None:
     first = node.poll(start.cursor)
     second = node.poll(start.cursor)
     assert first.answer == {"cursor": start.cursor, "messages": []}
-    assert first.resumed_with == b""
+    assert first.resume.early == b""
     assert second.waits
     node.push(start.session, "one")
     assert second.data == ["one"]
@@ -254,7 +257,7 @@ def test_an_answer_that_the_wire_refused_is_given_again(node: Node) -> None:
     poll = node.poll(start.cursor)
     poll.wire.gone = True
     node.push(start.session, "one")
-    assert poll.resumed_with is None
+    assert poll.resume.early is None
     assert poll.wire.aborted
     assert node.poll(start.cursor).data == ["one"]
 
@@ -538,7 +541,7 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off_and_may_come_again(n
     poll.wire.full = True
     node.push(start.session, "one")
     assert poll.wire.aborted
-    assert (poll.wire.sent, poll.resumed_with) == (b"", None)
+    assert (poll.wire.sent, poll.resume.early) == (b"", None)
     assert node.poll(start.cursor).data == ["one"]
 
 
@@ -563,7 +566,7 @@ def test_what_is_sent_behind_a_parked_poll_is_given_back_with_the_socket(node: N
     poll.parked.received(b"GET /poll ")
     poll.parked.received(b"HTTP/1.1\r\n")
     node.push(poll.session, "one")
-    assert poll.resumed_with == b"GET /poll HTTP/1.1\r\n"
+    assert poll.resume.early == b"GET /poll HTTP/1.1\r\n"
 
 
 def test_a_flood_behind_a_parked_poll_is_cut_off(node: Node) -> None:

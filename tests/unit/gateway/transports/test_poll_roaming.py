@@ -15,7 +15,7 @@ from gateway.connections.gate import Gate
 from gateway.transports.longpoll import PollSessions
 from gateway.transports.poll_cursor import MAX_POLL_CURSOR_BYTES, PollCursor, read_poll_cursor
 from gateway.transports.poll_session import RESUME_WAIT_SECONDS, ParkedPoll, PollSession
-from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeWire, identity
+from tests.unit.gateway.fakes import BOUNDS, FakeKeeper, FakeResume, FakeWire, identity
 
 MINUTE_MS = 60_000
 START_MS = 36**7
@@ -208,7 +208,7 @@ def test_a_poll_that_ends_empty_as_a_message_comes_has_the_time_before() -> None
     before = node.poll()
     parked = ParkedPoll(node.session, cors_lines=b"", wait_seconds=5.0)
     wire = FakeWire()
-    parked.attach(wire, lambda *_, **__: None, last=False)
+    parked.attach(wire, FakeResume(), last=False)
     node.now_ms += MINUTE_MS
     node.keeper.cursors = base36(node.now_ms)
     node.give(1)
@@ -351,7 +351,7 @@ class TestResuming:
     def park(self, session: PollSession, wait_seconds: float) -> FakeWire:
         wire = FakeWire()
         parked = ParkedPoll(session, cors_lines=b"", wait_seconds=wait_seconds)
-        parked.attach(wire, lambda *_, **__: None, last=False)
+        parked.attach(wire, FakeResume(), last=False)
         return wire
 
     def test_its_answers_have_the_time_that_the_client_came_with(self) -> None:
