@@ -176,7 +176,7 @@ class Reloads:
                 asked = await reader.readuntil()
             request = msgspec.json.decode(asked, type=Request)
             try:
-                await asyncio.shield(self.begin(request.variables, say))
+                await self.begin(request.variables, say)
                 say(Ended())
             except NoReload as refused:
                 say(Ended(error=str(refused)))

@@ -77,19 +77,18 @@ asyncio.run(start())
 """
 
 
-async def test_a_successor_is_no_child_and_outlives_the_process_that_started_it(
-    notes: Path,
-) -> None:
+def test_a_successor_is_no_child_and_outlives_the_process_that_started_it(notes: Path) -> None:
     command = [sys.executable, "-c", STARTER, json.dumps(scripted("serve()", notes))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
         assert starter.stdout is not None
         assert starter.stdin is not None
-        pid = int(await asyncio.to_thread(starter.stdout.readline))
+        pid = int(starter.stdout.readline())
         assert pid in children(), "adopted while the starter runs"
         starter.stdin.close()
-        assert await asyncio.to_thread(starter.wait, SECONDS) == 0
+        assert starter.wait(SECONDS) == 0
     os.kill(pid, signal.SIGTERM)
-    await until_noted(notes, "None SIGTERM")
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert "None SIGTERM" in in_order(notes)
 
 
 async def test_a_successor_that_can_not_start_is_an_error(notes: Path) -> None:
