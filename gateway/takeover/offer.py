@@ -126,7 +126,6 @@ class Offer:
         self._path = Path(path)
         self._parts = parts
         self._plug: socket.socket | None = None
-        self._inode = 0
         self.hand_over: HandOver | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -154,21 +153,19 @@ class Offer:
         plug.listen()
         plug.setblocking(False)
         beside.rename(self._path)
-        self._inode = self._path.stat().st_ino
         self._plug = plug
         asyncio.get_running_loop().add_reader(plug.fileno(), self._greeted)
 
     def close(self) -> None:
-        """Listen no more; remove the path unless the next process has it."""
+        """Listen no more; remove the path, which is the next process's behind a take-over."""
         if self._running is not None:
             self._running.cancel()
         plug, self._plug = self._plug, None
         if plug is None:
             return
         asyncio.get_running_loop().remove_reader(plug.fileno())
-        with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        if self.hand_over is None or not self.hand_over.is_over:
+            self._path.unlink(missing_ok=True)  # first: who is refused here binds it anew
         plug.close()
 
     def advance(self) -> None:
@@ -225,6 +222,8 @@ class HandOver:
         self._pushes: set[asyncio.Task[None]] = set()
         #: Whether anything has been handed over, so that a stop has to wait for the end.
         self.is_under_way = False
+        #: Whether the next process is the node.
+        self.is_over = False
         #: A stop was asked for meanwhile: to be done if this process goes on.
         self.stop_wanted = False
 
@@ -255,6 +254,7 @@ class HandOver:
         finally:
             self._channel.close()
             self._peer.close()
+        self.is_over = True
         self._parts.left(self._peer.pid)
         return True
 

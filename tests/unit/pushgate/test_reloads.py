@@ -195,6 +195,16 @@ async def test_what_is_no_request_begins_nothing(
     assert processes.environments == []
 
 
+async def test_whoever_asks_for_nothing_is_cut_off(
+    reloads: Reloads, path: str, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pushgate.reloads._REQUEST_SECONDS", 0.1)
+    await reloads.listen()
+    reader, writer = await asyncio.open_unix_connection(f"{path}.reload")
+    assert await asyncio.wait_for(reader.read(), SECONDS) == b""
+    writer.close()
+
+
 async def test_settings_are_sent_to_no_other_user(
     reloads: Reloads, path: str, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

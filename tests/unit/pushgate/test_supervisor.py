@@ -75,6 +75,7 @@ def test_the_process_that_started_this_one_hears_the_same(
     monkeypatch: pytest.MonkeyPatch, systemd: NotifySocket
 ) -> None:
     ours, theirs = socket.socketpair()
+    ours.settimeout(10.0)
     with ours, theirs:
         monkeypatch.setattr(os, "dup", lambda descriptor: theirs.detach() if not descriptor else -1)
         supervisor = Supervisor.of_process({"NOTIFY_SOCKET": systemd.address}, launched=True)
