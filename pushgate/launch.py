@@ -135,6 +135,13 @@ class Child(Launched):
                 raise
         return cls(process, *await asyncio.open_connection(sock=ours))
 
+    async def until_ended(self, seconds: float) -> None:
+        """Return once the process has ended. After `seconds` the process is killed."""
+        await asyncio.wait((self.ended,), timeout=seconds)
+        if not self.ended.done():
+            _signal(self.pid, signal.SIGKILL)
+            await asyncio.wait((self.ended,))
+
 
 class Orphan(Launched):
     """The successor of this process: no child, since a successor outlives the predecessor."""

@@ -35,7 +35,9 @@ class Worker:
         on_ready: Callable[[], None],
         ready_seconds: float = READY_SECONDS,
     ) -> None:
-        """`command` is run with `environment`; a successor may take `ready_seconds`.
+        """`command` is run with `environment`.
+
+        A successor may take `ready_seconds` to become ready, and a predecessor as long to end.
 
         `on_ready` is called for each process that is ready.
         """
@@ -80,8 +82,8 @@ class Worker:
         """Start a successor; return its process id once the predecessor has left.
 
         `environment` is for the successor and every later start; None: as at the last start. The
-        predecessor bounds its leaving by itself (pushgate/leaving.py). A worker without a process
-        takes the new environment with its next start: the result is 0.
+        predecessor bounds its leaving by itself (pushgate/leaving.py), but for a frozen one. A
+        worker without a process takes the new environment with its next start: the result is 0.
 
         Raises:
             NotReady: the successor did not become ready; the predecessor serves on.
@@ -96,10 +98,11 @@ class Worker:
             successor = await self._ready_successor(chosen)
             self._process, self._environment = successor, chosen
             self._predecessors.add(predecessor)
+            log.info("worker's successor is ready", worker=self.index, pid=successor.pid)
         finally:
             self._successor, self._is_renewed = None, False
             self._settle()
-        await asyncio.shield(predecessor.ended)
+        await predecessor.until_ended(self._ready_seconds)
         self._predecessors.discard(predecessor)
         return successor.pid
 
@@ -115,7 +118,7 @@ class Worker:
     async def until_left(self) -> None:
         """Return once the predecessors have ended."""
         for process in tuple(self._predecessors):
-            await asyncio.shield(process.ended)
+            await asyncio.wait((process.ended,))
 
     async def _ready_successor(self, environment: Mapping[str, str]) -> Child:
         try:
@@ -126,7 +129,7 @@ class Worker:
         try:
             await successor.until_ready(self._ready_seconds)
         except NotReady:
-            await asyncio.shield(successor.ended)
+            await asyncio.wait((successor.ended,))
             raise
         return successor
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from pushgate.embedded import tied_to_parent
 from pushgate.reloads import Renewal
@@ -173,9 +174,14 @@ async def test_a_predecessor_that_leaves_slowly_is_waited_for_and_hastened_by_th
     run: Run, notes: Path
 ) -> None:
     workers = run("lives() == 1 and (serve(leaving=2), sys.exit())\ntake_over(); serve(leaving=2)")
-    renewing = asyncio.create_task(renewed(workers))
-    await until_noted(notes, "0 SIGUSR1", "0 serves None")
-    await eventually(lambda: lines(notes).count("0 serves None") == 2, "both serve")
+    with capture_logs() as logs:
+        renewing = asyncio.create_task(renewed(workers))
+        await until_noted(notes, "0 SIGUSR1")
+        await eventually(
+            lambda: "worker's successor is ready" in [entry["event"] for entry in logs],
+            "the successor is the worker",
+            timeout_seconds=SECONDS,
+        )
     workers.stop()
     await until_noted(notes, "0 SIGTERM")
     assert not renewing.done()
@@ -184,6 +190,13 @@ async def test_a_predecessor_that_leaves_slowly_is_waited_for_and_hastened_by_th
     (renewal,) = await renewing
     assert renewal.error is None
     await eventually(lambda: lines(notes).count("0 SIGTERM") == 3, "both are hastened")
+
+
+async def test_a_predecessor_that_does_not_end_is_killed(run: Run, notes: Path) -> None:
+    workers = run("lives() == 1 and serve(leaving=9)\ntake_over(); serve()", ready_seconds=1.5)
+    (renewal,) = await renewed(workers)
+    assert renewal.error is None
+    assert "0 SIGUSR1" in lines(notes)
 
 
 async def test_workers_have_started_once_one_is_ready_and_the_others_have_ended_once(
