@@ -6,6 +6,7 @@ systemd itself does not run here. The test's process adopts orphans as systemd d
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,9 @@ from typing import TypeVar
 
 import pytest
 
-from tests.support.clients import Client, connect, pusher_to, request
+from pushgate.embedded import LOOPBACK
+from tests.support.certificate import write_certificate
+from tests.support.clients import Client, bearer, connect, head, pusher_to, request
 from tests.support.notify import NotifySocket
 from tests.support.orphans import adopting, children
 from tests.support.processes import INTERNAL_SECRET, STOP_SECONDS, GatewayProcess
@@ -162,6 +165,37 @@ async def test_a_gateway_whose_successor_can_not_start_serves_on(
         await deliver(gateway.internal_port, clients, b"x")
         status, _ = await reload(gateway)
         assert status == 0
+
+
+async def test_a_new_certificate_counts_and_connections_over_tls_are_drained(
+    processes: ExitStack,
+    valkey: RedisServer,
+    systemd: NotifySocket,
+    tmp_path: Path,
+    user: str,
+) -> None:
+    cert, key = write_certificate(tmp_path)
+    gateway = GatewayProcess(
+        "tls-reloaded",
+        redis_url=valkey.url,
+        takeover_socket=tmp_path / "takeover",
+        tls_cert=cert,
+        tls_key=key,
+    )
+    supervised(gateway, processes, systemd)
+    trusting = ssl.create_default_context(cafile=cert)
+    reader, writer = await asyncio.open_connection(LOOPBACK, gateway.port, ssl=trusting)
+    writer.write(head("GET", "/sse", bearer(user)))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    write_certificate(tmp_path)
+    reloading = asyncio.create_task(reload(gateway))
+    said = await asyncio.wait_for(reader.read(), STOP_SECONDS)
+    assert b'event: pushgate.close\ndata: {"code":1001,' in said
+    writer.close()
+    assert (await reloading)[0] == 0
+    address = (LOOPBACK, gateway.port)
+    served = await asyncio.to_thread(ssl.get_server_certificate, address)
+    assert served.split() == cert.read_text().split()
 
 
 async def test_workers_are_renewed_and_no_client_notices(
