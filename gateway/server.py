@@ -109,6 +109,10 @@ class Gateway:
             set_options(public_socket, **_options(settings))
         self.internal_port: int = internal_socket.getsockname()[1]
         self.port: int = public_socket.getsockname()[1]
+        #: The process that has taken over; None where none has.
+        self.successor: int | None = None
+        #: Whether `stop` was called.
+        self.was_stopped = False
         self._registry = RedisRegistry(
             settings.redis_url,
             timeout_seconds=settings.redis_timeout_seconds,
@@ -120,6 +124,7 @@ class Gateway:
         self._auth = Authenticator(settings.token_rules, self._keys)
         self.node = self._node(settings, inheritance)
         self._stopping = asyncio.Event()
+        self._took_over = asyncio.Event()
         #: None where no message is traced (PUSHGATE_OTLP_ENDPOINT).
         self._tracing = _tracing(self.node, settings)
         repeats = Repeats(settings.repeat_window_messages, unscreened=self.node.hub.unscreened)
@@ -171,7 +176,6 @@ class Gateway:
             count_detached=lambda: self.node.admission.held,
         )
         self._public = Listener(public_socket, public, door, tls=tls)
-        self._has_left_node = False  # the next process is the node
         self._adoption, self._offer = self._take_over(inheritance, pusher, repeats, sessions)
         observe(self.node, sockets=lambda: self._public.sockets, memory_mark=_memory_mark(settings))
 
@@ -180,6 +184,7 @@ class Gateway:
 
         During a take-over this process leaves anyway: by it, or by a drain if the take-over fails.
         """
+        self.was_stopped = True
         hand_over = None if self._offer is None else self._offer.hand_over
         if hand_over is not None and hand_over.is_under_way and not hand_over.stop_wanted:
             hand_over.stop_wanted = True
@@ -207,8 +212,9 @@ class Gateway:
         await self._stopping.wait()
 
     async def started(self) -> None:
-        """Return once the node has its lease in the registry."""
+        """Return once the node has its lease in the registry, and what it takes over."""
         await self.node.registrar.ready.wait()
+        await self._took_over.wait()
 
     async def run(self) -> None:
         """Serve until `stop`, and then until the drain is over and the lease is given up."""
@@ -239,13 +245,13 @@ class Gateway:
             announce = tasks.create_task(self._announce())
             succession = tasks.create_task(self._succeed())
             await self._stopping.wait()
-            if self._has_left_node:
+            if self.successor is not None:
                 await self._finish_connections()
             else:
                 await self._finish_drain()
             registrar.cancel()
             await asyncio.wait((registrar,))
-            if not self._has_left_node:
+            if self.successor is None:
                 await self.node.registrar.retire(timeout_seconds=RETIRE_SECONDS)
             if self._offer is not None:
                 self._offer.close()
@@ -322,6 +328,7 @@ class Gateway:
             self._adoption = None
         if self._offer is not None:
             self._offer.listen()
+        self._took_over.set()
 
     async def _accept(self) -> None:
         """Accept on both ports, behind a take-over; processors' first."""
@@ -338,9 +345,9 @@ class Gateway:
         if self._resume_links is not None:
             self._resume_links.reopen()
 
-    def _leave_node(self) -> None:
+    def _leave_node(self, successor: int) -> None:
         """Leave the node to the next process: no drain, and no goodbye to the registry."""
-        self._has_left_node = True
+        self.successor = successor
         self._stopping.set()
 
     def _node(self, settings: GatewaySettings, inheritance: Inheritance | None) -> GatewayNode:

@@ -10,8 +10,8 @@ import click
 
 #: The commands, each a file in `commands` with a command of its name.
 _COMMANDS: Final = (
-    "dev", "gateway", "processor", "send", "listen", "token", "top", "who", "kick", "drain", "tail",
-    "audit", "doctor", "completion",
+    "dev", "gateway", "processor", "send", "listen", "token", "top", "who", "kick", "drain",
+    "reload", "tail", "audit", "doctor", "completion",
 )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping, MutableMapping
 from difflib import get_close_matches
 from typing import Final
 
+from pushgate.launch import LaunchSettings
 from pushgate.options import PREFIX
 from pushgate.settings import COMMAND_SETTINGS
-from pushgate.workers import WorkerSettings
 
 #: The variable of the image's health check (deploy/docker); no command reads the variable.
 _FOREIGN: Final = frozenset({f"{PREFIX}HEALTH_URL"})
@@ -32,7 +32,7 @@ _LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
 def known_variables() -> frozenset[str]:
     """Return the names of the variables of all commands and of the image."""
     names = {name for settings in COMMAND_SETTINGS.values() for name in settings.model_fields}
-    names |= set(WorkerSettings.model_fields)
+    names |= set(LaunchSettings.model_fields)
     return _FOREIGN | {f"{PREFIX}{name.upper()}" for name in names}
 
 

@@ -89,6 +89,16 @@ class OperatorSettings(CallSettings):
     """Settings of `pushgate who`, `kick` and `drain`."""
 
 
+class ReloadSettings(BaseSettings):
+    """Settings of `pushgate reload`."""
+
+    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
+
+    takeover_socket: Annotated[
+        str, Field(min_length=1, description="The take-over socket of the gateway to be reloaded.")
+    ]
+
+
 class TopSettings(PortSettings):
     """Settings of `pushgate top`."""
 
@@ -250,6 +260,7 @@ COMMAND_SETTINGS: Final[Mapping[str, type[BaseSettings]]] = {
     "who": OperatorSettings,
     "kick": OperatorSettings,
     "drain": OperatorSettings,
+    "reload": ReloadSettings,
     "tail": TailSettings,
     "audit": AuditSettings,
     "doctor": DoctorSettings,

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Final
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
 
 import structlog
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pushgate.attendance import attend
+from pushgate.launch import READY_SECONDS, NotReady, own_command, with_hash_seed
+from pushgate.reloads import Renewal, reloads_at
+from pushgate.supervisor import Supervisor
+from pushgate.worker import Worker
 
 #: Exit status of a worker that can't start with its settings; also click's status of usage errors.
 CANNOT_START: Final = 2
@@ -26,24 +28,29 @@ STEADY_SECONDS: Final = 60.0
 log = structlog.get_logger("pushgate")
 
 
-class WorkerSettings(BaseSettings):
-    """The setting that the parent passes to a worker; operators don't use this setting."""
-
-    model_config = SettingsConfigDict(env_prefix="PUSHGATE_", extra="ignore", defer_build=True)
-
-    worker_index: Annotated[
-        int | None, Field(ge=0, description="Which of the workers this process is, from 0.")
-    ] = None
-
-
 class Workers:
-    """The worker processes of one `pushgate gateway`, from start to exit."""
+    """The workers of one `pushgate gateway`, from start to exit."""
 
-    def __init__(self, command: Sequence[str], count: int) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        *,
+        environment: Mapping[str, str],
+        ready_seconds: float = READY_SECONDS,
+    ) -> None:
         """`command` is run `count` times, with a PUSHGATE_WORKER_INDEX from 0 to `count` - 1."""
-        self._command = tuple(command)
-        self._count = count
-        self._running: dict[int, Process] = {}
+        self._any_ready = asyncio.Event()
+        self._workers = [
+            Worker(
+                index,
+                command,
+                environment,
+                on_ready=self._any_ready.set,
+                ready_seconds=ready_seconds,
+            )
+            for index in range(count)
+        ]
         self._unable: set[int] = set()  # the workers that ended with CANNOT_START
         self._any_started = False
         self._stopping = asyncio.Event()
@@ -52,8 +59,18 @@ class Workers:
     def stop(self) -> None:
         """Have all workers leave, then `run` returns. A second call hastens the workers' drains."""
         self._stopping.set()
-        for process in self._running.values():
-            _tell_to_leave(process)
+        for worker in self._workers:
+            worker.stop()
+
+    async def until_stopped(self) -> None:
+        """Return once `stop` has been called, or the last worker has left."""
+        await self._stopping.wait()
+
+    async def started(self) -> None:
+        """Return once a worker has been ready, and each of the others too, or has ended once."""
+        for worker in self._workers:
+            await worker.was_tried.wait()
+        await self._any_ready.wait()
 
     async def run(self) -> int:
         """Keep the workers until all have left by themselves or by `stop`; give an exit status.
@@ -61,76 +78,77 @@ class Workers:
         The status is 0 when all started workers have left cleanly, 1 when a worker did not, and
         CANNOT_START when no worker has ever started and none can.
         """
-        log.info("workers start", workers=self._count)
+        log.info("workers start", workers=len(self._workers))
         async with asyncio.TaskGroup() as tasks:
-            for index in range(self._count):
-                tasks.create_task(self._keep(index))
+            for worker in self._workers:
+                tasks.create_task(self._keep(worker))
+        for worker in self._workers:
+            await worker.until_left()
+        self._stopping.set()  # also where the workers have left by themselves
         log.info("workers have left", status=self._status)
         return self._status
 
-    async def _keep(self, index: int) -> None:
-        """Run worker `index`, and again after every death, until the worker leaves or `stop`."""
+    async def renew(self, environment: Mapping[str, str] | None) -> AsyncIterator[Renewal]:
+        """Renew the workers one after the other, and yield what became of each, up to a failure.
+
+        What one worker's successor can't do, the next is not asked to do. Workers that are renewed
+        already stay so.
+        """
+        for worker in self._workers:
+            try:
+                pid = await worker.renew(environment)
+            except NotReady as error:
+                yield Renewal(worker.index, error=f"its successor {error}; the worker serves on")
+                return
+            yield Renewal(worker.index, pid=pid)
+
+    async def _keep(self, worker: Worker) -> None:
+        """Run a worker, and again after every death, until the worker leaves or `stop`."""
         clock, delay = asyncio.get_running_loop().time, 0.0
         while not self._stopping.is_set():
             born_at = clock()
-            status = await self._live(index)
+            status = await self._live(worker)
             self._any_started |= status != CANNOT_START
             if status == 0:
-                log.info("worker has left", worker=index)
+                log.info("worker has left", worker=worker.index)
                 return
             if self._stopping.is_set():
-                self._left_with(index, status)
+                self._left_with(worker, status)
                 return
             if status == CANNOT_START:
-                log.error("worker can't start", worker=index, **_cause(status))
+                log.error("worker can't start", worker=worker.index, **_cause(status))
             else:
-                log.error("worker has died", worker=index, **_cause(status))
-            if self._none_can_start(index):
+                log.error("worker has died", worker=worker.index, **_cause(status))
+            if self._none_can_start(worker):
                 log.error("no worker can start: giving up")
                 self._status = CANNOT_START
                 self.stop()
                 return
             delay = next_delay(delay, lived_seconds=clock() - born_at)
-            await self._pause(index, delay)
+            await self._pause(worker, delay)
 
-    async def _live(self, index: int) -> int:
-        """Run worker `index` once; give the exit status of the process, negative for a signal."""
+    async def _live(self, worker: Worker) -> int:
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=os.environ | {"PUSHGATE_WORKER_INDEX": str(index)},
-                # A worker learns from its closed standard input that the parent is gone.
-                stdin=PIPE,
-                # A terminal's Ctrl-C goes to the whole process group. Workers leave that group:
-                # a Ctrl-C must reach a worker through `stop` alone, since a second signal hastens.
-                start_new_session=True,
-            )
+            return await worker.live()
         except OSError as error:
-            log.error("no process for a worker", worker=index, error=str(error))
+            log.error("no process for a worker", worker=worker.index, error=str(error))
             return CANNOT_START
-        self._running[index] = process
-        if self._stopping.is_set():  # `stop` came before the process was in `_running`
-            _tell_to_leave(process)
-        log.info("worker starts", worker=index, pid=process.pid)
-        try:
-            return await process.wait()
-        finally:
-            del self._running[index]
 
-    def _left_with(self, index: int, status: int) -> None:
+    def _left_with(self, worker: Worker, status: int) -> None:
         # A worker that dies of SIGTERM had no signal handler yet: the worker was still starting,
         # and held no connection.
         if status != -signal.SIGTERM:
-            log.error("worker has not left cleanly", worker=index, **_cause(status))
+            log.error("worker has not left cleanly", worker=worker.index, **_cause(status))
             self._status = self._status or 1
 
-    def _none_can_start(self, index: int) -> bool:
-        """Note that worker `index` can't start; say whether no worker ever did, nor is starting."""
-        self._unable.add(index)
-        return not (self._any_started or self._running) and len(self._unable) == self._count
+    def _none_can_start(self, worker: Worker) -> bool:
+        """Note that a worker can't start; say whether no worker ever did, nor is starting."""
+        self._unable.add(worker.index)
+        some_start = self._any_started or any(worker.runs for worker in self._workers)
+        return not some_start and len(self._unable) == len(self._workers)
 
-    async def _pause(self, index: int, seconds: float) -> None:
-        log.info("worker will be started again", worker=index, in_seconds=seconds)
+    async def _pause(self, worker: Worker, seconds: float) -> None:
+        log.info("worker will be started again", worker=worker.index, in_seconds=seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -146,39 +164,32 @@ def next_delay(previous: float, *, lived_seconds: float) -> float:
     return min(2 * previous, MOST_DELAY_SECONDS)
 
 
-def run_workers(count: int) -> int:
+def run_workers(count: int, takeover_socket: str | None, *, drain_seconds: float) -> int:
     """Run this process's own command line `count` times, until SIGTERM or SIGINT.
 
-    Returns the exit status that `Workers.run` gives.
+    `drain_seconds` is the window of the workers' drains. Returns the exit status that `Workers.run`
+    gives.
     """
 
     async def run() -> int:
-        workers = Workers([sys.executable, *sys.orig_argv[1:]], count)
+        supervisor = Supervisor.of_process(os.environ)
+        environment = with_hash_seed(os.environ)
+        workers = Workers(
+            own_command(),
+            count,
+            environment=environment,
+            ready_seconds=READY_SECONDS + drain_seconds,
+        )
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, workers.stop)
-        return await workers.run()
+        reloads = reloads_at(takeover_socket, workers.renew, supervisor, environment)
+        attending = loop.create_task(attend(workers, supervisor, reloads=reloads))
+        status = await workers.run()
+        await attending
+        return status
 
     return asyncio.run(run())
-
-
-def when_parent_ends(then: Callable[[], None]) -> None:
-    """In a worker's running loop: call `then` once the parent is gone, however the parent ended."""
-    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
-
-    def read() -> None:
-        if not os.read(stdin, 1):
-            loop.remove_reader(stdin)
-            then()
-
-    loop.add_reader(stdin, read)
-
-
-def _tell_to_leave(process: Process) -> None:
-    # SIGTERM, also where the parent got SIGINT: a SIGINT while Python starts ends in a traceback.
-    # Not Process.send_signal(), which on CPython 3.11 may take the exit status from the watcher.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGTERM)
 
 
 def _cause(status: int) -> Mapping[str, object]:

@@ -113,8 +113,8 @@ class Parts:
     reopen_links: Callable[[], None]
     #: Begins the drain of connections that can't be passed.
     drain: Callable[[], None]
-    #: Is called when the next process is the node.
-    left: Callable[[], None]
+    #: Is called with the id of the next process when that is the node.
+    left: Callable[[int], None]
     #: Begins to leave: a stop that was asked for during a take-over that has failed.
     stop: Callable[[], None]
 
@@ -255,7 +255,7 @@ class HandOver:
             self._channel.close()
             self._peer.close()
         self.is_over = True
-        self._parts.left()
+        self._parts.left(self._peer.pid)
         return True
 
     def advance(self) -> None:

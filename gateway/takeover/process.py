@@ -17,6 +17,7 @@ class PeerProcess:
 
     def __init__(self, pid: int) -> None:
         """`pid` is 0 for a process of another namespace, which can't be killed."""
+        self.pid = pid
         self._descriptor: int | None = None
         if pid:
             with contextlib.suppress(OSError):

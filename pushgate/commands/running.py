@@ -17,17 +17,20 @@ import uvloop
 from pydantic_settings import BaseSettings
 
 from pushgate import logs
+from pushgate.attendance import Attended, attend
 from pushgate.descriptors import raise_limit
 from pushgate.environment import remarks
 from pushgate.leaving import Leaves, bound_leaving
 from pushgate.options import load
 from pushgate.settings import LogSettings
+from pushgate.supervisor import Supervisor
 
 log = structlog.get_logger("pushgate")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Settings = TypeVar("_Settings", bound=BaseSettings)
 _Result = TypeVar("_Result")
+_Server = TypeVar("_Server", bound="Server")
 
 
 def load_settings(
@@ -67,7 +70,7 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
-class Server(Leaves, Protocol):
+class Server(Leaves, Attended, Protocol):
     """A gateway, or a processor."""
 
     def stop(self) -> None:
@@ -77,10 +80,18 @@ class Server(Leaves, Protocol):
         """Serve until the server has left."""
 
 
-def serve(make: Callable[[], Server]) -> None:
+async def _attend(server: Server) -> None:
+    await attend(server, Supervisor.of_process(os.environ))
+
+
+def serve(
+    make: Callable[[], _Server],
+    attend: Callable[[_Server], Coroutine[Any, Any, None]] = _attend,
+) -> None:
     """Run the server from `make` until a signal; `make` is called inside the event loop.
 
-    The server's `leave_seconds` bound the time from its stop to the end of the process.
+    `attend` runs beside the server, from its start to its end. The server's `leave_seconds` bound
+    the time from its stop to the end of the process.
     """
     raise_limit()  # before a gateway derives its own limits
 
@@ -97,7 +108,9 @@ def serve(make: Callable[[], Server]) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, server.stop)
         bound = loop.create_task(bound_leaving(server))
+        attending = loop.create_task(attend(server))
         await server.run()
+        await attending
         bound.cancel()
 
     uvloop.run(until_stopped())

@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+import click
 import pytest
 
+from pushgate.cli import cli
 from pushgate.environment import known_variables
 from pushgate.settings import GatewayCommandSettings, ProcessorCommandSettings
 from tests.support.kubernetes import DEPLOY
@@ -95,6 +97,18 @@ def test_a_gateway_starts_with_the_files_and_has_time_to_drain(
     assert (settings.port, settings.internal_port) == (8001, 8101)
     assert float(value(GATEWAY, "TimeoutStopSec")) >= settings.drain_seconds + 10
     assert value(GATEWAY, "KillMode") == "mixed"
+
+
+def test_a_gateway_tells_systemd_how_it_is_and_is_reloaded_with_the_files_of_now() -> None:
+    assert (value(GATEWAY, "Type"), value(GATEWAY, "NotifyAccess")) == ("notify", "all")
+    program, *words = value(GATEWAY, "ExecReload").split()
+    assert program == value(GATEWAY, "ExecStart").split()[0]
+    reload = cli.get_command(click.Context(cli), words[0])
+    assert reload is not None
+    assert reload.make_context("reload", words[1:]).params["takes_environment"]
+    folder = value(GATEWAY, "RuntimeDirectory")
+    taken_over_at = of_service(GATEWAY, "gateway.env")["PUSHGATE_TAKEOVER_SOCKET"]
+    assert Path(taken_over_at).parent == Path("%t", folder.replace("%i", "01"))
 
 
 def test_a_processor_starts_with_the_files_and_has_time_to_leave(

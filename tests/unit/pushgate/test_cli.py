@@ -17,7 +17,7 @@ def test_the_help_lists_every_command_with_a_sentence() -> None:
     listed = result.output.partition("Commands:")[2].split("\n")
     sentences = {line.split()[0]: line.split()[1:] for line in listed if line.strip()}
     servers, tools = {"dev", "gateway", "processor"}, {"send", "listen", "token", "audit"}
-    operators = {"doctor", "top", "who", "kick", "drain", "tail"}
+    operators = {"doctor", "top", "who", "kick", "drain", "reload", "tail"}
     assert set(sentences) == {*servers, *tools, *operators, "completion"}
     assert all(sentences.values())
 

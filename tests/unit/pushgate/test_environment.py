@@ -158,7 +158,7 @@ def started(
     # The log stays as the tests have it.
     monkeypatch.setattr("pushgate.commands.running.logs.configure", lambda **_: None)
     module = f"pushgate.commands.{command}"
-    monkeypatch.setattr(f"{module}.serve", lambda make: made.append(make()))
+    monkeypatch.setattr(f"{module}.serve", lambda make, *_: made.append(make()))
     monkeypatch.setattr(f"{module}.{command.title()}", lambda settings: settings)
     with capture_logs() as entries:
         result = CliRunner().invoke(cli, [command], env={**SECRET_VARIABLES, **variables})

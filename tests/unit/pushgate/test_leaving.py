@@ -20,6 +20,9 @@ class Server:
     def stop(self):
         self.stopping.set()
 
+    async def started(self):
+        pass
+
     async def until_stopped(self):
         await self.stopping.wait()
 

@@ -14,7 +14,7 @@ from tests.support.markdown import ROOT, Page, codes
 
 PAGE = Page(ROOT / "docs" / "settings.md")
 #: Variables that are no setting for operators: a worker's number, and the image's health check.
-NO_SETTINGS = {"PUSHGATE_WORKER_INDEX", "PUSHGATE_HEALTH_URL"}
+NO_SETTINGS = {"PUSHGATE_WORKER_INDEX", "PUSHGATE_LAUNCHED", "PUSHGATE_HEALTH_URL"}
 CONTEXT = click.Context(cli)
 
 

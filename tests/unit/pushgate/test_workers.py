@@ -17,29 +17,13 @@ import pytest
 import structlog
 
 from pushgate.embedded import tied_to_parent
+from pushgate.launch import LaunchSettings
 from pushgate.options import load
-from pushgate.workers import CANNOT_START, Workers, WorkerSettings, next_delay
+from pushgate.workers import CANNOT_START, Workers, next_delay
 from tests.support.clients import eventually
+from tests.support.worker_scripts import NOTES, SECONDS, lines, scripted, until_noted
 
 pytestmark = pytest.mark.anyio
-
-SECONDS = 20.0
-
-NOTES = """
-import os, pathlib, signal, sys
-index = os.environ.get("PUSHGATE_WORKER_INDEX")
-def note(text):
-    with open(sys.argv[1], "a") as file:
-        file.write(f"{index} {text}\\n")
-def lives():
-    return pathlib.Path(sys.argv[1]).read_text().splitlines().count(f"{index} lives")
-def until_signals(count):
-    names = (signal.SIGTERM, signal.SIGINT)
-    signal.pthread_sigmask(signal.SIG_BLOCK, names)
-    note("waits")
-    for _ in range(count):
-        note(signal.Signals(signal.sigwait(names)).name)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +43,9 @@ def notes(tmp_path: Path) -> Path:
 @pytest.fixture
 def workers(notes: Path) -> Callable[..., Workers]:
     def make(body: str, count: int = 2) -> Workers:
-        script = f"{NOTES}\nnote('lives')\n{body}"
-        command = tied_to_parent([sys.executable, "-c", script, str(notes)])
-        return Workers(command, count)
+        return Workers(tied_to_parent(scripted(body, notes)), count, environment=os.environ)
 
     return make
-
-
-def lines(notes: Path) -> list[str]:
-    return sorted(notes.read_text().splitlines())
-
-
-async def until_noted(notes: Path, *expected: str) -> None:
-    await eventually(
-        lambda: set(expected) <= set(lines(notes)), str(expected), timeout_seconds=SECONDS
-    )
 
 
 def test_the_delay_doubles_up_to_the_most_and_a_steady_life_resets_it() -> None:
@@ -89,7 +61,7 @@ def test_the_delay_doubles_up_to_the_most_and_a_steady_life_resets_it() -> None:
 def test_a_bad_index_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("PUSHGATE_WORKER_INDEX", value)
     with pytest.raises(click.UsageError, match="PUSHGATE_WORKER_INDEX"):
-        load(WorkerSettings, {})
+        load(LaunchSettings, {})
 
 
 async def test_workers_that_leave_by_themselves_are_not_started_again(
@@ -132,7 +104,9 @@ async def test_when_no_worker_can_start_the_parent_ends_with_their_status(
 
 async def test_what_can_not_be_run_at_all_ends_the_parent() -> None:
     async with asyncio.timeout(SECONDS):
-        assert await Workers(["/nonexistent/command"], 2).run() == CANNOT_START
+        assert (
+            await Workers(["/nonexistent/command"], 2, environment=os.environ).run() == CANNOT_START
+        )
 
 
 async def test_a_worker_that_can_not_start_is_tried_again_while_another_runs(
@@ -223,7 +197,7 @@ COMMAND = (
     + """
 if index is None:
     from pushgate.workers import run_workers
-    sys.exit(run_workers(2))
+    sys.exit(run_workers(2, None, drain_seconds=0))
 signal.alarm(60)  # no worker outlives a test that fails: it is in a session of its own
 note(" ".join(sys.argv[2:]))
 until_signals(2)
