@@ -320,7 +320,6 @@ class HandOver:
         if (reason := self._reason_to_refuse(hello)) is not None:
             self._channel.send(Refusal(reason))
             raise _Failed(reason)
-        log.info("the next gateway process takes over", connections=len(node.hub))
         identity = node.identity
         welcome = Welcome(
             max(set(hello.formats).intersection(FORMATS)),
@@ -342,6 +341,7 @@ class HandOver:
         await self._answer(Ready)
         self._channel.acknowledged()
         self.is_under_way = True
+        log.info("the next gateway process takes over", connections=len(node.hub))
         async with self._parts.pusher.held_back():
             self._parts.pusher.partner = self._other
         node.registrar.elsewhere = self._other.users
