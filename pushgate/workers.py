@@ -98,7 +98,7 @@ class Workers:
             try:
                 pid = await worker.renew(environment)
             except NotReady as error:
-                yield Renewal(worker.index, error=f"its successor {error}; the worker serves on")
+                yield Renewal(worker.index, error=f"its successor {error}")
                 return
             yield Renewal(worker.index, pid=pid)
 

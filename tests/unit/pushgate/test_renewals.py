@@ -199,10 +199,33 @@ async def test_a_predecessor_that_does_not_end_is_killed(run: Run, notes: Path) 
     assert "0 SIGUSR1" in lines(notes)
 
 
-async def test_workers_have_started_once_one_is_ready_and_the_others_have_ended_once(
+async def test_workers_have_started_once_one_is_ready_and_the_other_has_ended(
     run: Run, notes: Path
 ) -> None:
-    workers = run("index == '1' and sys.exit(2)\nserve()", 2)
-    async with asyncio.timeout(SECONDS):
-        await workers.started()
+    workers = run(
+        "while index == '1' and 'go' not in place.read_text():\n"
+        "    signal.sigtimedwait((), 0.01)\n"
+        "index == '1' and sys.exit(2)\n"
+        "serve()",
+        2,
+    )
+    started = asyncio.create_task(workers.started())
     await until_noted(notes, "0 serves None", "1 lives")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(started), 0.3)
+    await asyncio.to_thread(notes.write_text, "go\n")
+    await asyncio.wait_for(started, SECONDS)
+
+
+async def test_workers_that_have_all_ended_once_have_not_started(run: Run, notes: Path) -> None:
+    with capture_logs() as logs:
+        workers = run("lives() == 1 and sys.exit(1)\nserve()")
+        started = asyncio.create_task(workers.started())
+        await eventually(
+            lambda: "worker has died" in [entry["event"] for entry in logs],
+            "it has died",
+            timeout_seconds=SECONDS,
+        )
+        assert not started.done()
+        await asyncio.wait_for(started, SECONDS)
+    assert "0 serves None" in lines(notes)
