@@ -64,7 +64,7 @@ _TOPIC: Final = "takeover"
 _PARTITIONS: Final = 4
 _PROCESSORS: Final = 2
 #: From the start of a take-over: the time of a window, whether calm or not.
-_WINDOW_SECONDS: Final = 5.0
+_WINDOW_SECONDS: Final = 8.0
 _SETTLE_SECONDS: Final = 60.0
 _PATIENCE_SECONDS: Final = 120.0
 _BODY: Final = b"half of a frame"
@@ -98,7 +98,7 @@ class Crowds:
 
     def rest(self, seconds: float) -> None:
         """Take inbound bytes for `seconds`."""
-        ends = time.monotonic() + seconds
+        ends = time.monotonic() + max(0.0, seconds)
         self.until(lambda: time.monotonic() >= ends, seconds=seconds + _PATIENCE_SECONDS)
 
 
@@ -202,7 +202,6 @@ def renew(gateway: Gateway, crowds: Crowds, account: Account, *, restart: bool) 
         LoadtestError: a client noticed, or the earlier process did not end with 0.
     """
     began = time.monotonic()
-    account.taken_over.append(began)
     if restart:
         gateway.stop()
     earlier = gateway.launch()
@@ -215,7 +214,6 @@ def renew(gateway: Gateway, crowds: Crowds, account: Account, *, restart: bool) 
     account.seconds.append(time.monotonic() - began)
     if (earlier and earlier.returncode) or gateway.returncode is not None:
         raise LoadtestError(f"no take-over: {gateway.log()}")
-    crowds.rest(max(0.0, began + _WINDOW_SECONDS - time.monotonic()))
     account.pauses.append(_longest_pause(gateway.log()))
 
 
@@ -256,7 +254,13 @@ def staged(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         create_topics(kafka, [_TOPIC], partitions=_PARTITIONS)
         stack.callback(delete_topics, kafka, [_TOPIC])
-        gateway = stack.enter_context(Gateway(redis_url, takeover_socket=directory / "gateway"))
+        gateway = stack.enter_context(
+            Gateway(
+                redis_url,
+                takeover_socket=directory / "gateway",
+                heartbeat_timeout_seconds=_PATIENCE_SECONDS,  # slow clients take nothing for long
+            )
+        )
         for _ in range(_PROCESSORS):
             stack.enter_context(Processor(redis_url, kafka, topic=_TOPIC, group=_TOPIC))
         crowds: list[Crowd] = []
@@ -308,12 +312,17 @@ def take_over(
     crowds.rest(_SETTLE_SECONDS)
     account.first_bytes = gateway.memory().anonymous
     for _ in range(arguments.times):
+        began = time.monotonic()
+        account.calm.append(began)
         with hindered(gateway):
-            account.calm.append(time.monotonic())
-            crowds.rest(_WINDOW_SECONDS)
+            crowds.rest(1.0)
+        crowds.rest(began + _WINDOW_SECONDS - time.monotonic())
     for _ in range(arguments.times):
+        began = time.monotonic()
+        account.taken_over.append(began)
         with hindered(gateway):
             renew(gateway, crowds, account, restart=arguments.restart)
+        crowds.rest(began + _WINDOW_SECONDS - time.monotonic())
     crowds.rest(_SETTLE_SECONDS)
     account.last_bytes = gateway.memory().anonymous
     return account

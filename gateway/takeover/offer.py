@@ -64,9 +64,9 @@ from gateway.transports.longpoll import PollSessions
 from gateway.transports.poll_session import PollSession
 from registry.generations import Markers
 
-#: Connections of a batch, give or take those of its last user. A batch takes some 10 ms on either
+#: Connections of a batch, give or take those of its last user. A batch takes some 5 ms on either
 #: side, for which messages of all other users wait.
-BATCH: Final = 128
+BATCH: Final = 64
 #: Bytes of records after which a batch is sent.
 _BATCH_BYTES: Final = 1024 * 1024
 #: Ticks of silence after which a next process counts as hung that owes an answer: five seconds.
