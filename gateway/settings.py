@@ -21,6 +21,8 @@ from gateway.wires.choice import Choice
 from registry.directory import Node, plain_name
 from registry.networks import (
     Network,
+    authority,
+    host_and_port,
     is_ip_address,
     is_wildcard,
     network_list,
@@ -392,8 +394,8 @@ class GatewaySettings(
     @model_validator(mode="after")
     def _in_the_networks(self) -> Self:
         advertised = self.advertise_address
-        host = self.internal_host if advertised is None else advertised.rpartition(":")[0]
-        host, allowed = host.strip("[]"), networks(self.gateway_networks)
+        host = self.internal_host if advertised is None else host_and_port(advertised)[0]
+        allowed = networks(self.gateway_networks)
         # A host name is judged by those who call: they may resolve the name otherwise.
         if allowed and is_ip_address(host) and not within(allowed)(host):
             raise ValueError(
@@ -441,20 +443,17 @@ class GatewaySettings(
     def for_worker(self, index: int) -> Self:
         """Return the settings of worker `index`; internal port, name and address are its own."""
         update: dict[str, object] = {"internal_port": self.internal_port + index}
+        if self.takeover_socket is not None:
+            update["takeover_socket"] = f"{self.takeover_socket}.{index}"
         if self.node_name is not None:
             update["node_name"] = f"{self.node_name}-{index}"
         if self.advertise_address is not None:
-            host, _, port = self.advertise_address.rpartition(":")
-            update["advertise_address"] = f"{host}:{int(port) + index}"
-        if self.takeover_socket is not None:
-            update["takeover_socket"] = f"{self.takeover_socket}.{index}"
+            host, port = host_and_port(self.advertise_address)
+            update["advertise_address"] = authority(host, int(port) + index)
         return self.model_copy(update=update)
 
     def node(self, internal_port: int) -> Node:
         """Return this process's node, listening on `internal_port`; each call draws a new epoch."""
         name = self.node_name or f"{socket.gethostname()[:50]}-{internal_port}"
-        address = self.advertise_address
-        if address is None:
-            host = f"[{self.internal_host}]" if ":" in self.internal_host else self.internal_host
-            address = f"{host}:{internal_port}"
+        address = self.advertise_address or authority(self.internal_host, internal_port)
         return Node(plain_name(name), secrets.token_hex(8), address)

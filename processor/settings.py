@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.directory import Node, is_address, plain_name
 from registry.networks import (
+    authority,
+    host_and_port,
     is_ip_address,
     is_loopback,
     is_wildcard,
@@ -62,8 +64,8 @@ class KafkaSettings(BaseSettings):
     @property
     def bootstrap_addresses(self) -> list[tuple[str, int]]:
         """Host and port of each bootstrap server."""
-        parts = (address.strip().rpartition(":") for address in self.kafka_bootstrap.split(","))
-        return [(host.strip("[]"), int(port)) for host, _, port in parts]
+        parts = (host_and_port(address.strip()) for address in self.kafka_bootstrap.split(","))
+        return [(host, int(port)) for host, port in parts]
 
     @field_validator("kafka_bootstrap")
     @classmethod
@@ -230,8 +232,7 @@ class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings, Tracin
 
     def own_address(self) -> str:
         """Return host:port of the processor's listener."""
-        host = self.processor_host
-        return f"{f'[{host}]' if ':' in host else host}:{self.processor_port}"
+        return authority(self.processor_host, self.processor_port)
 
     def _advertised(self) -> str | None:
         host = self.processor_host
@@ -242,7 +243,7 @@ class ProcessorSettings(PortSettings, RecordSettings, DeadLetterSettings, Tracin
 
     @model_validator(mode="after")
     def _port_in_the_networks(self) -> Self:
-        host = (self._advertised() or "").rpartition(":")[0].strip("[]")
+        host, _ = host_and_port(self._advertised() or "")
         allowed = networks(self.processor_networks)
         # A host name is judged by those who call: they may resolve the name otherwise.
         if allowed and is_ip_address(host) and not within(allowed)(host):

@@ -17,7 +17,7 @@ from typing import Final, Self
 from registry.directory import Node
 from registry.errors import RegistryError
 from registry.message import EPOCH_HEADER, NODE_HEADER
-from registry.networks import Network, networks, plain, within
+from registry.networks import Network, authority, host_and_port, networks, plain, within
 from registry.proof import SCHEME, Kind, proof
 from registry.settings import CallSettings, InternalAuth
 
@@ -113,10 +113,10 @@ class GatewayCalls:
 
     async def _checked(self, node: Node) -> str:
         assert self._is_within is not None  # noqa: S101 - `url` asks only where networks are set
-        host, _, port = node.address.rpartition(":")
-        for address in await _ip_addresses(host.strip("[]")):
+        host, port = host_and_port(node.address)
+        for address in await _ip_addresses(host):
             if self._is_within(address):
-                return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+                return authority(address, port)
         raise OutsideNetworks(node, self._setting)
 
 

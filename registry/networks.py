@@ -1,4 +1,4 @@
-"""Lists of networks in CIDR form: read, and compared with addresses."""
+"""Networks in CIDR form, read and compared with addresses; hosts and ports."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ def plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """Return the IPv4 address of an IPv4-mapped IPv6 address, and any other address unchanged."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
+
+
+def authority(host: str, port: int | str) -> str:
+    """Return `host:port`, an IPv6 address in brackets (RFC 3986 §3.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_and_port(text: str) -> tuple[str, str]:
+    """Return host and port of `host:port`, an IPv6 address without its brackets."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), port
 
 
 def is_ip_address(host: str) -> bool:

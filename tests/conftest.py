@@ -6,6 +6,7 @@ on uvloop, as the servers do. The fixtures here are synchronous, so that any sco
 
 import asyncio
 import logging
+import signal
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from tests.support.valkey import RedisServer
 
 # As in servers at their default level: the lines of single connections are not made.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+
+# A shell starts background commands with SIGINT ignored, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

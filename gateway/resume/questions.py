@@ -52,7 +52,7 @@ from registry.resume import (
 #: The least and the longest time between two asks; a client that comes after a longer pause is
 #: asked for at once. An ask takes some 0.2 ms of CPU, here and at each processor, beside 1 ms for
 #: each proof of ownership there: with 250 clients a second and gateway the longest time saves a
-#: quarter of what a client costs (1.32 ms for 1.68, loadtest/results/resumes.json).
+#: quarter of what a client costs (1.32 ms for 1.68 in turns; loadtest/results/resumes.json).
 _BETWEEN_ASKS_SECONDS: Final = (0.02, 0.1)
 #: The time to the next ask grows by so much for each client of the last ask: a few clients a second
 #: wait for the least time, from 100 a second on for the longest.

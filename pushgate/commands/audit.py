@@ -17,6 +17,7 @@ from pushgate.commands.running import json_option, load_settings, print_json, ru
 from pushgate.options import settings_options
 from pushgate.ports import registry_of
 from pushgate.printable import printable
+from pushgate.seconds import Seconds
 from pushgate.settings import DEV_FILE, AuditSettings
 from pushgate.standard_output import run_while_read
 from registry.calls import GatewayCalls
@@ -29,12 +30,12 @@ _DIFFERENT: Final = 3
 
 
 @click.command()
-@click.option("--pause", type=click.FloatRange(min=0), default=3.0, show_default=True,
+@click.option("--pause", type=Seconds(min=0), default=3.0, show_default=True,
               help="Seconds between two looks at what seems wrong.")  # fmt: skip
 @click.option("--textfile", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the counts there as metrics, for the node exporter.")  # fmt: skip
 @click.option("--watch", is_flag=True, help="Compare again and again, until Ctrl-C.")
-@click.option("--every", type=click.FloatRange(min=1), default=60.0, show_default=True,
+@click.option("--every", type=Seconds(min=1), default=60.0, show_default=True,
               help="Seconds between two comparisons of --watch.")  # fmt: skip
 @json_option
 @settings_options(AuditSettings)

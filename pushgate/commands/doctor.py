@@ -20,6 +20,7 @@ from pushgate.doctor.examination import Path, examine
 from pushgate.doctor.finding import Finding, Severity
 from pushgate.options import settings_options
 from pushgate.printable import printable
+from pushgate.seconds import Seconds
 from pushgate.settings import DEV_FILE, DoctorSettings
 from pushgate.token import RefusedClaims, mint
 
@@ -41,7 +42,7 @@ _USER: Final = "pushgate-doctor"
 @click.option("--token", help="A client's token to verify; - reads standard input.")
 @click.option("--through", metavar="URL",
               help="Hold connections through a balancer: gateways' public address.")  # fmt: skip
-@click.option("--for", "seconds", type=click.FloatRange(min=1), default=90.0, show_default=True,
+@click.option("--for", "seconds", type=Seconds(min=1), default=90.0, show_default=True,
               metavar="SECONDS", help="How long, with --through.")  # fmt: skip
 @json_option
 @settings_options(DoctorSettings)

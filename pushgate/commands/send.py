@@ -22,6 +22,7 @@ from pushgate.options import settings_options
 from pushgate.outcomes import Report, in_words, watching
 from pushgate.printable import printable
 from pushgate.publish import Publisher, as_bytes, check_record, coordinates_of, publisher
+from pushgate.seconds import Seconds
 from pushgate.settings import DEV_FILE, SendSettings
 from pushgate.topics import UnreadableTopic
 from registry.message import URGENCIES, RejectedRecord
@@ -111,7 +112,7 @@ class _Messages:
 @click.option("--collapse-key", "push_collapse_key", help="A newer one replaces an older one.")
 @click.option("--device", "push_device", help="One device of the user only.")
 @click.option("--wait", is_flag=True, help="Wait for the outcome, print it, and exit with it.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True,
+@click.option("--timeout", type=Seconds(min=0), default=60.0, show_default=True,
               help="How long to wait for an outcome, seconds.")  # fmt: skip
 @json_option
 @settings_options(SendSettings)

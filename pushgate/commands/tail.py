@@ -18,6 +18,7 @@ from pushgate.options import settings_options
 from pushgate.outcomes import in_words, outcomes_topic, read_report
 from pushgate.printable import payload_json, printable, printable_payload
 from pushgate.publish import as_bytes
+from pushgate.seconds import Seconds
 from pushgate.settings import DEV_FILE, TailSettings
 from pushgate.standard_output import run_while_read
 from pushgate.table import cut, terminal_cells
@@ -47,7 +48,7 @@ class _Line:
 )
 @click.argument("topic", type=click.Choice(["outcomes", "dead"]))
 @click.option("--user", help="The records of this user alone.")
-@click.option("--since", type=click.FloatRange(0, _MOST_SINCE), metavar="SECONDS",
+@click.option("--since", type=Seconds(0, _MOST_SINCE), metavar="SECONDS",
               help="Begin with the records of the last so many seconds.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), help="End after so many records.")
 @json_option

@@ -18,6 +18,7 @@ from rich.text import Text
 from pushgate.commands.running import json_option, load_settings, print_json
 from pushgate.options import settings_options
 from pushgate.ports import calling, registry_of
+from pushgate.seconds import Seconds
 from pushgate.settings import DEV_FILE, TopSettings
 from pushgate.standard_output import run_while_read
 from pushgate.top.figures import Figures, figures
@@ -31,7 +32,7 @@ from registry.directory import RegistryUnavailable
     epilog="Exit status: 0 after --count, or when the pipe is closed that is written to; 1 an "
     "error; 2 wrong usage; 130 Ctrl-C."
 )
-@click.option("--every", type=click.FloatRange(min=0.2), default=2.0, show_default=True,
+@click.option("--every", type=Seconds(min=0.2), default=2.0, show_default=True,
               help="Seconds between two readings.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), help="End after so many pictures.")
 @json_option

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from pushgate.doctor.finding import Finding, Subject
-from pushgate.doctor.ports import authority, certificate_at
+from pushgate.doctor.ports import certificate_at
 from pushgate.settings import DoctorSettings
+from registry.networks import authority
 from registry.redis_link import addresses
 
 CERTIFICATES: Final = Subject("certificates")

@@ -29,9 +29,10 @@ from pushgate.doctor.brokers import (
 )
 from pushgate.doctor.deadlines import Check, findings_of
 from pushgate.doctor.finding import Finding, Subject
-from pushgate.doctor.ports import Listener, authority, listener_at
+from pushgate.doctor.ports import Listener, listener_at
 from pushgate.doctor.records import MOST_SECONDS, RECORDS, check_records
 from pushgate.table import counted
+from registry.networks import authority
 
 KAFKA: Final = Subject("kafka")
 

@@ -20,6 +20,7 @@ from pushgate.doctor.ports import certificate_at, listener_at
 from pushgate.ports import http_client
 from registry.calls import NO_TLS, REFUSED, GatewayCalls, OutsideNetworks, tls_fault
 from registry.directory import Node, RegistryUnavailable
+from registry.networks import host_and_port
 from registry.redis_store import RedisRegistry
 
 NODES: Final = Subject("nodes")
@@ -225,8 +226,8 @@ class _Visit:
                 "set PUSHGATE_INTERNAL_TLS_CERT there and _CA here, or neither",
             )
             return
-        host, _, port = self.node.address.rpartition(":")
-        listener = await listener_at(host.strip("[]"), int(port))
+        host, port = host_and_port(self.node.address)
+        listener = await listener_at(host, int(port))
         reason = str(error) or type(error).__name__
         self._fault(
             f"no answer: {listener.value} ({reason})",

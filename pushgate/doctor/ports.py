@@ -48,11 +48,6 @@ class Listener(enum.Enum):
 _CERTAIN: Final = frozenset({Listener.REDIS, Listener.KAFKA, Listener.HTTP, Listener.TLS})
 
 
-def authority(host: str, port: int) -> str:
-    """Return `host:port`, an IPv6 address in brackets (RFC 3986 §3.2)."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 async def listener_at(host: str, port: int) -> Listener:
     """Return what listens at `host:port`; within four seconds, and mostly at once."""
     if (refusal := await _refusal(host, port)) is not None:

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 from pushgate.doctor.clocks import Reading, judge
 from pushgate.doctor.deadlines import Check, findings_of
 from pushgate.doctor.finding import Finding, Severity, Subject
-from pushgate.doctor.ports import Listener, authority, listener_at
+from pushgate.doctor.ports import Listener, listener_at
 from registry.directory import RegistryRefuses, RegistryUnavailable
+from registry.networks import authority
 from registry.redis_link import RedisLink, addresses
 from registry.redis_store import RedisRegistry
 from registry.refusals import CURES, NO_PERMISSION

@@ -9,7 +9,7 @@ from tests.drill.resumes import run_from
 from tests.support.kafka import KafkaServer
 
 #: The first is the shortest run of all; the others take some 20 s each.
-EXAMPLES = 7
+EXAMPLES = 5
 #: The same steps at every run of the suite; `make drill-resumes` draws its seeds anew.
 SEED = 21
 

@@ -14,9 +14,10 @@ import pytest
 
 from pushgate.doctor.certificates import check_servers
 from pushgate.doctor.kafka import check_kafka
-from pushgate.doctor.ports import Listener, authority, certificate_at, listener_at
+from pushgate.doctor.ports import Listener, certificate_at, listener_at
 from pushgate.embedded import LOOPBACK
 from pushgate.settings import DoctorSettings
+from registry.networks import authority
 from tests.support.certificate import write_certificate
 from tests.support.findings import only
 from tests.support.kafka import KafkaServer

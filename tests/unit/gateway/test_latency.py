@@ -48,7 +48,7 @@ def test_each_bucket_has_the_ages_up_to_its_bound() -> None:
 def test_a_batch_at_once_counts_as_its_messages_one_by_one() -> None:
     draw = random.Random(7)
     for _ in range(200):
-        ages = [draw.choice((-5, 0, 3, 40, 700, 9_000, 400_000)) for _ in range(draw.randrange(20))]
+        ages = draw.choices((-5, 0, 3, 40, 700, 9_000, 400_000), k=draw.randrange(1, 20))
         together, apart = Times(), Times()
         together.add([NOW_MS - age for age in ages], NOW_MS)
         for age in ages:

@@ -46,3 +46,21 @@ def test_a_command_imports_no_other_commands_packages(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert not set(unneeded) & set(run.stdout.split())
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-1", "soon"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["audit", "--pause"],
+        ["audit", "--every"],
+        ["doctor", "--for"],
+        ["send", "alice", "hello", "--timeout"],
+        ["tail", "outcomes", "--since"],
+        ["top", "--every"],
+    ],
+)
+def test_seconds_are_a_finite_number(words: list[str], bad: str) -> None:
+    result = CliRunner().invoke(cli, [*words, bad])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{words[-1]}'" in result.output
