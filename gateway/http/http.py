@@ -434,7 +434,8 @@ class DetachableHTTP(HttpToolsProtocol):
     @property
     def awaits_answer(self) -> bool:
         """Whether a request with a complete head waits for its answer."""
-        return self._is_busy or self._in_body or bool(self.pipeline)
+        is_busy = self._is_busy or self._in_body or bool(self.pipeline)
+        return is_busy and not self.half_closed
 
     @property
     def can_be_captured(self) -> bool:
