@@ -443,13 +443,13 @@ class GatewaySettings(
     def for_worker(self, index: int) -> Self:
         """Return the settings of worker `index`; internal port, name and address are its own."""
         update: dict[str, object] = {"internal_port": self.internal_port + index}
+        if self.takeover_socket is not None:
+            update["takeover_socket"] = f"{self.takeover_socket}.{index}"
         if self.node_name is not None:
             update["node_name"] = f"{self.node_name}-{index}"
         if self.advertise_address is not None:
             host, port = host_and_port(self.advertise_address)
             update["advertise_address"] = authority(host, int(port) + index)
-        if self.takeover_socket is not None:
-            update["takeover_socket"] = f"{self.takeover_socket}.{index}"
         return self.model_copy(update=update)
 
     def node(self, internal_port: int) -> Node:

@@ -57,14 +57,14 @@ class PartlyTaken:
         return NO_TAKERS if name is None else self._takers.get(name, NO_TAKERS)
 
     def of(self, users: Container[str]) -> Iterator[tuple[Name, Takers]]:
-        """Yield the messages of some users, by their names in full, with their takers."""
+        """Yield the messages of some users, by full names, with the takers."""
         for name, takers in self._takers.items():
             full_name = self._names[name]
             if full_name[0] in users:
                 yield full_name, takers
 
     def remember(self, full_name: Name, takers: Takers) -> None:
-        """Remember the takers of a message, in place of the takers that it had."""
+        """Remember the takers of a message, in place of earlier takers."""
         name = hash(full_name)
         self.forget((name,))
         self._names[name] = full_name

@@ -1,8 +1,8 @@
-"""What one gateway process passes to the next, as MessagePack.
+"""The messages from one gateway process to the next, as MessagePack.
 
-The next version has to read what this version writes: fields are added with a default, and never
-change their meaning; where that does not do, FORMAT grows, and the reader keeps the formats before.
-tests/unit/gateway/takeover/recorded has what each format looks like.
+The next version has to read the messages of this version: fields are added with a default, and
+never change in meaning. Otherwise FORMAT grows, and readers keep the formats before.
+tests/unit/gateway/takeover/recorded has messages of all formats.
 
 Times are durations, since the clocks of two processes need not agree: seconds, or ticks of the
 node's clock (connections/sweep.py).
@@ -25,7 +25,7 @@ Place = tuple[str, int, int]
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """The base of all that is passed."""
+    """The base of records and messages."""
 
 
 class Waiting(Record):
@@ -41,7 +41,7 @@ class Waiting(Record):
 
 
 class GateRecord(Record, tag="gate"):
-    """A gate (connections/gate.py): what the client has, from which it is asked for anew."""
+    """A gate (connections/gate.py): from the client's positions on, everything is asked anew."""
 
     as_of_ms: int
     positions: list[Place] = []
@@ -57,10 +57,10 @@ class ReplayedRecord(Record, tag="replayed"):
 
 
 class Held(Record):
-    """What is passed of every connection.
+    """The common part of all connections.
 
     `parting_reason` is the reason of the close where the client was told to reconnect, else None.
-    The ticks are those from now on, None for a tick that never comes. `replaced` is whether another
+    Ticks are counted from now, None for never. `replaced` says whether a new
     connection has taken the place of one that parts, None where no place is kept.
     """
 
@@ -79,10 +79,10 @@ class Held(Record):
 
 
 class Unsent(Record):
-    """What a wire could not write yet.
+    """The writes that wait in a wire.
 
     Of a first write that has `begun`, `writes` has the rest. `controls` are the positions of the
-    transport's own bytes in `writes`; all others are messages.
+    transport's own bytes in `writes`; the rest are messages.
     """
 
     writes: list[bytes] = []
@@ -98,7 +98,7 @@ class Stalled(Record):
 
 
 class Stream(Record):
-    """What is passed of a held socket."""
+    """The common part of held sockets."""
 
     unsent: Unsent | None = None
     stalled: Stalled | None = None
@@ -107,7 +107,7 @@ class Stream(Record):
 class WebSocketRecord(Record, tag="websocket"):
     """A held WebSocket.
 
-    `begun` are bytes that bring a new parser to the state of this one, within a message.
+    `begun` are bytes after which a new parser is in the same state, within a message.
     """
 
     held: Held
@@ -127,7 +127,7 @@ class SseRecord(Record, tag="sse"):
 
 
 class ParkedRecord(Record):
-    """A request that waits for a message; its socket goes with it."""
+    """A parked poll, which goes with the socket of the request."""
 
     wait_seconds: float
     cors_lines: bytes = b""
@@ -137,7 +137,7 @@ class ParkedRecord(Record):
 
 
 class PollRecord(Record, tag="poll"):
-    """A poll session, and the request that waits."""
+    """A poll session, with a parked poll or without."""
 
     held: Held
     key: str
@@ -168,7 +168,7 @@ ConnectionRecord = WebSocketRecord | SseRecord | PollRecord | HttpRecord
 
 
 class PartlyTakenRecord(Record):
-    """A message that some connections have taken: its name, and their numbers in the take-over."""
+    """A partly taken message: the name, and the takers by number in the take-over."""
 
     user: str
     id: str
@@ -189,7 +189,7 @@ class DrainRecord(Record):
 
 
 class Hello(Record, tag="hello"):
-    """The next process greets: formats that it reads, and connections that it has room for."""
+    """The greeting of the next process: formats for reading, and room for connections."""
 
     formats: list[int]
     room: int
@@ -225,7 +225,7 @@ class Ready(Record, tag="ready"):
 
 
 class Connections(Record, tag="connections"):
-    """A batch of whole users' connections, or a part of one user's; with a descriptor each.
+    """A batch of connections: all of some users, or a part of one user's; with descriptors.
 
     A poll session without a parked poll has none. `unwritten` are users whose entry in the registry
     is still to be written.
@@ -242,13 +242,13 @@ class Taken(Record, tag="taken"):
 
 
 class NotTaken(Record, tag="not-taken"):
-    """The oldest unacknowledged batch is not adopted: nothing of it was touched."""
+    """The oldest unacknowledged batch is not adopted, and none of the sockets was touched."""
 
     reason: str
 
 
 class Push(Record, tag="push"):
-    """A batch of messages for users who are with the reader."""
+    """A batch of messages for the reader's users."""
 
     number: int
     body: bytes
@@ -264,9 +264,9 @@ class Pushed(Record, tag="pushed"):
 class Switch(Record, tag="switch"):
     """The reader is to accept: everything is there. With the window of repeats.
 
-    The window has 64-bit hashes with their results, as arrays of the machine; `hash_check` tells
-    whether the reader hashes alike. `remaining` are users with connections that are not passed,
-    `unwritten` those whose entry in the registry is still to be written, or to be removed.
+    The window has 64-bit hashes and results, as arrays of the machine; `hash_check` tells
+    whether the reader hashes alike. `remaining` are users with connections to be drained,
+    `unwritten` users with an entry in the registry to be written or removed.
     """
 
     unwritten: list[str] = []
@@ -287,11 +287,11 @@ class Ended(Record, tag="ended"):
 
 
 class Alive(Record, tag="alive"):
-    """The earlier process is there, though it has nothing to say."""
+    """The earlier process is there."""
 
 
 class Done(Record, tag="done"):
-    """The earlier process says goodbye, and the next one that it is the node."""
+    """The goodbye of the earlier process; the answer is the same: the next process is the node."""
 
     longest_pause_seconds: float = 0.0
 
@@ -321,6 +321,6 @@ def decode(body: bytes) -> Message:
     """Return the message of a frame's body.
 
     Raises:
-        msgspec.DecodeError: the body is no message of a format that this version reads.
+        msgspec.DecodeError: the body is no message of FORMATS.
     """
     return _decode(body)

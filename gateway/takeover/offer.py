@@ -1,6 +1,6 @@
-"""The running gateway: it listens for the next process, and hands over to it.
+"""The running gateway: listens for the next process, and hands over.
 
-docs/takeover.md has the steps; they are the methods of `HandOver.run`, in their order.
+docs/takeover.md has the steps: the methods of `HandOver.run`, in order.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _SILENT_TICKS: Final = 20
 #: How long requests under way, and handshakes, are waited for, before the rest is left behind.
 _SETTLE_SECONDS: Final = 1.5
 _POLL_SECONDS: Final = 0.005
-#: Descriptors that a next process needs beside those of connections.
+#: Descriptors of a next process beside connections.
 _SPARE_DESCRIPTORS: Final = 64
 
 log = structlog.get_logger("gateway.takeover")
@@ -96,7 +96,7 @@ class _Failed(GatewayError):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a running gateway that a hand-over moves, and what it does at its end."""
+    """The parts of a running gateway that a hand-over moves, and the calls at the end."""
 
     node: GatewayNode
     pusher: Pusher
@@ -113,9 +113,9 @@ class Parts:
     reopen_links: Callable[[], None]
     #: Begins the drain of connections that can't be passed.
     drain: Callable[[], None]
-    #: Is called with the id of the next process when that is the node.
+    #: Is called with the id of the next process when the next process is the node.
     left: Callable[[int], None]
-    #: Begins to leave: a stop that was asked for during a take-over that has failed.
+    #: Begins to leave: a stop was asked for during a failed take-over.
     stop: Callable[[], None]
 
 
@@ -224,7 +224,7 @@ class HandOver:
         self.is_under_way = False
         #: Whether the next process is the node.
         self.is_over = False
-        #: A stop was asked for meanwhile: to be done if this process goes on.
+        #: A stop was asked for, in case this process goes on.
         self.stop_wanted = False
 
     def refuse(self, reason: str) -> None:
@@ -247,7 +247,7 @@ class HandOver:
         except _Failed as failed:
             await self._go_on(str(failed))
             return False
-        except Exception:  # whatever the fault: this process is the node
+        except Exception:  # any fault: this process is the node
             log.exception("a take-over has failed")
             await self._go_on("see the log of the earlier process")
             return False
@@ -293,7 +293,7 @@ class HandOver:
         self._fail(reason)
 
     def _fail(self, reason: str) -> None:
-        """End the take-over, at whatever step it is."""
+        """End the take-over, at any step."""
         if self._failure is None:
             self._failure = reason
         self._answers.put_nowait(Refusal(reason))
@@ -374,7 +374,7 @@ class HandOver:
             self._http += public.captured()
 
     async def _move_rest(self) -> None:
-        """Move everybody else, then HTTP's sockets; leave behind what can't be captured."""
+        """Move all further users, then HTTP's sockets; leave the rest behind."""
         await self._move(lambda held: held.can_be_captured)
         self._send_http()
         deadline = time.monotonic() + _SETTLE_SECONDS
@@ -388,7 +388,7 @@ class HandOver:
         await self._until(lambda: not self._in_transit)
 
     async def _move(self, is_movable: Callable[[Connection], bool], *, whole: bool = True) -> None:
-        """Move the users whose connections are all movable, or any of whose are."""
+        """Move the users with movable connections: with no other ones, if `whole`."""
         hub, registrar = self._parts.node.hub, self._parts.node.registrar
 
         def movable(user: str) -> bool:
@@ -482,7 +482,7 @@ class HandOver:
         self._parts.pusher.partner = None
 
     async def _say_goodbye(self) -> None:
-        """Drain what could not be passed; then leave the node to the next process."""
+        """Drain the remaining connections; then leave the node to the next process."""
         node = self._parts.node
         remaining = set(node.hub.users())
         if remaining:
@@ -538,7 +538,7 @@ class HandOver:
                     await self._changed.wait()
 
     async def _go_on(self, reason: str) -> None:
-        """Be the node again; users who were captured are written as gone, unless they come back."""
+        """Be the node again; captured users are written as gone, unless they come back."""
         parts, node = self._parts, self._parts.node
         self._channel.send(Refusal(reason))
         self._fail(reason)
@@ -559,7 +559,7 @@ class HandOver:
         )
 
     async def _take_back(self) -> None:
-        """Restore what the next process has not touched; close what it may have touched."""
+        """Restore untouched connections; close all that the next process may have written to."""
         for _, descriptors in self._in_transit:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -595,7 +595,7 @@ class _Batch:
 
 
 def _size(record: ConnectionRecord) -> int:
-    """Return about how many bytes a record has, where these are many."""
+    """Return about how many bytes a record has, if many."""
     if isinstance(record, PollRecord):
         return sum(map(len, record.items))
     if isinstance(record, HttpRecord) or record.stream.unsent is None:

@@ -1,4 +1,4 @@
-"""Messages for users of whom the other process has connections, during a take-over."""
+"""Messages for users with connections in the other process, during a take-over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.takeover.format import Push, Pushed
 from registry.message import BATCH_MEDIA_TYPE
 
 _MEDIA_TYPE: Final = BATCH_MEDIA_TYPE.encode("ascii")
-#: The result of a message whose fate there is not known: the processor sends it again.
+#: The result of a message without an answer: the processor sends the message again.
 _AGAIN: Final[Result] = {"error": "overloaded"}
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -30,7 +30,7 @@ _decode: Final = msgspec.msgpack.Decoder(_Results).decode
 
 
 class _Part(NamedTuple):
-    """The part of a batch that one process gets: its items, and their positions in the batch.
+    """The part of a batch for one process: items, and the positions in the batch.
 
     Of an item for a list of users, `users` has the positions of the part's users in the list.
     """
@@ -47,7 +47,7 @@ class _Part(NamedTuple):
 
 
 class OtherProcess:
-    """The partner of this process, as pushes see it.
+    """The partner of this process, as seen by pushes.
 
     `users` has the users with connections there; some may have connections here too. While
     `has_rest`, a user who is not in the hub may be there: for as long as this process is the
@@ -69,7 +69,7 @@ class OtherProcess:
     ) -> ItemResults:
         """Push items here, there, or on both sides; return the results of the node in all.
 
-        Nothing of the batch is decided anew: users stay where they are until it is answered.
+        Users stay where they are until the batch is answered.
         """
         part_here, part_there = _Part([], [], []), _Part([], [], [])
         for position, item in enumerate(items):
@@ -90,7 +90,7 @@ class OtherProcess:
             awaited.set_result(message.body)
 
     def gone(self) -> None:
-        """Take note that the partner answers nothing more: its messages come again."""
+        """Take note that no answer follows: unanswered messages come again."""
         for awaited in self._awaited.values():
             if not awaited.done():
                 awaited.set_result(None)
@@ -112,7 +112,7 @@ class OtherProcess:
         return awaited
 
     def _share(self, position: int, item: Item | None, here: _Part, there: _Part) -> None:
-        """Put an item into the parts of the processes that have its users."""
+        """Put an item into the parts of the processes with users of the item."""
         if item is None:
             here.add(position, item)
         elif isinstance(item.user, str):
@@ -144,7 +144,7 @@ async def push_for_partner(pusher: Pusher, channel: Channel, message: Push) -> N
 
 
 def _results_in(body: bytes | None, items: Sequence[Item | None]) -> ItemResults:
-    """Return the partner's results; where there are none, that each message is to come again."""
+    """Return the partner's results; without an answer, all messages are to come again."""
     if body is not None:
         results = _decode(body).results
         if len(results) == len(items):
@@ -161,7 +161,7 @@ def _add(
     part: _Part,
     part_results: ItemResults,
 ) -> None:
-    """Add the results of one process to those of the batch."""
+    """Add the results of one process to the results of the batch."""
     for position, users, result in zip(part.positions, part.users, part_results, strict=True):
         before = results[position]
         if users is None:
@@ -199,5 +199,5 @@ def sum_of(first: Result, second: Result) -> Result:
     return {"error": (refusals or errors)[0]}
 
 
-#: Errors that say only that a process lacks the message's device.
+#: Errors of a process without the device of the message.
 _ABSENCES: Final = ("no-device",)

@@ -1,4 +1,4 @@
-"""Connections from their records: in the next process, or back in the one that captured them."""
+"""Records become connections: in the next process, or back in the earlier one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = structlog.get_logger("gateway.takeover")
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """Sockets of a batch that the event loop has to take: it needs some turns for them."""
+    """Sockets of a batch for the event loop to take, in some turns."""
 
     http: list[tuple[HttpRecord, int]] = field(default_factory=list)
     parked: list[tuple[PollSession, ParkedRecord, int, float]] = field(default_factory=list)
@@ -66,12 +66,12 @@ class Restorer:
         self._questions = questions
         self._repeats = repeats
         self._public = public
-        #: By its number in the take-over; None for a connection that could not be restored.
+        #: By number in the take-over; None for a connection after a failure.
         self._by_number: list[Connection | None] = []
         self.failed = 0
 
     def restore(self, batch: Connections, descriptors: Sequence[int]) -> Sockets:
-        """Hold the connections of a batch, each at once; return what the event loop has to take."""
+        """Hold the connections of a batch at once; return the sockets for the event loop."""
         sockets = Sockets()
         unused = iter(descriptors)
         for record in batch.records:
@@ -103,14 +103,14 @@ class Restorer:
     def _restored(
         self, record: ConnectionRecord, descriptor: int | None, sockets: Sockets
     ) -> Connection | None:
-        """Return the held connection of a record; where that fails its client has to reconnect."""
+        """Return the held connection of a record; after a failure the client has to reconnect."""
         assert not isinstance(record, HttpRecord)  # noqa: S101 - `restore`
         try:
             if isinstance(record, PollRecord):
                 return self._session(record, descriptor, sockets)
             assert descriptor is not None  # noqa: S101 - a stream has a socket
             return self._stream(record, descriptor)
-        except Exception:  # whatever the fault: all others go on
+        except Exception:  # any fault: further connections go on
             log.exception("a connection could not be taken over", user=record.held.user)
             self.failed += 1
             self._node.registrar.changed(record.held.user)
@@ -171,7 +171,7 @@ class Restorer:
 
 
 def _identity(held: Held) -> Identity:
-    """Return the identity of a connection; its expiry is among the ticks of its record."""
+    """Return the identity of a connection; the expiry is among the ticks of the record."""
     return Identity(held.user, held.device, _NEVER_READ)
 
 

@@ -258,6 +258,8 @@ async def test_a_process_that_can_not_take_over_ends_and_the_earlier_one_goes_on
 
 
 CROWD: Final = 120
+#: Clients who do not come back.
+LEAVERS: Final = 30
 
 
 class Returning:
@@ -284,6 +286,12 @@ class Returning:
             await asyncio.sleep(0.1)
 
 
+async def here(gateway: GatewayProcess, users: list[str]) -> int:
+    """Give how many of the users have a connection on a gateway."""
+    asked = [request(gateway.internal_port, "GET", f"/push/{user}", SECRET) for user in users]
+    return sum(answer.status == 200 for answer in await asyncio.gather(*asked))
+
+
 def end_in_the_middle(
     earlier: GatewayProcess, ending: GatewayProcess, end: Callable[[GatewayProcess], None]
 ) -> None:
@@ -306,13 +314,16 @@ async def test_when_one_of_the_two_ends_in_the_middle_the_other_is_the_node(
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(client.run()) for client in clients]
         node = await node_of(first)
+        leavers = [f"leaver-{number}" for number in range(LEAVERS)]
+        for user in leavers:
+            await stack.enter_async_context(connect("sse", first.port, user))
 
         async def connections(of: GatewayProcess) -> int:
             async with pusher_to(of.internal_port) as pusher:
                 return await pusher.connections()
 
         async def all_are_on(process: GatewayProcess) -> bool:
-            return await connections(process) == CROWD
+            return await connections(process) == CROWD + await here(process, leavers)
 
         await eventually(lambda: all_are_on(first), "all are connected", timeout_seconds=20.0)
         second = successions.make()
@@ -333,6 +344,12 @@ async def test_when_one_of_the_two_ends_in_the_middle_the_other_is_the_node(
         await registry.refresh()
         nodes = await registry.lookup([client.user for client in clients])
         assert nodes == [(node,)] * CROWD
+
+        async def no_phantoms() -> bool:
+            found = await registry.lookup(leavers)
+            return found.count((node,)) == await here(staying, leavers) == LEAVERS - found.count(())
+
+        await eventually(no_phantoms, "who has left is in no entry")
         for task in running:
             task.cancel()
     third = successions.make()

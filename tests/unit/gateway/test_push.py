@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,10 +14,11 @@ import pytest
 import gateway.push
 from gateway import metrics
 from gateway.connections.as_of import AsOf
+from gateway.connections.delivery import Delivery
 from gateway.connections.hub import CROWD, Hub
 from gateway.connections.repeats import Repeats
 from gateway.latency import Latency
-from gateway.push import MAX_BATCH_USERS, BadBatch, Item, Pusher
+from gateway.push import MAX_BATCH_USERS, BadBatch, Item, ItemResults, Pusher
 from tests.unit.gateway.fakes import FakeConnection, identity
 
 pytestmark = pytest.mark.anyio
@@ -348,3 +349,68 @@ async def test_a_message_to_a_crowd_is_counted_once(latency: Latency, media_type
     for _ in range(2):
         assert await rig.push(media_type, [record(1)]) == [CROWD + 1]
     assert sum(latency.by_topic()["push"].counts) == 1
+
+
+class Elsewhere:
+    """A partner that has every user, and answers when a test lets it."""
+
+    def __init__(self) -> None:
+        self.pushed: list[object] = []
+        self.answer = asyncio.Event()
+
+    async def push(self, items: Sequence[Item | None], here: object) -> ItemResults:
+        self.pushed += [None if item is None else item.user for item in items]
+        await self.answer.wait()
+        return [7] * len(items)
+
+
+async def test_where_there_is_a_partner_every_push_goes_by_it() -> None:
+    rig, partner = Rig(), Elsewhere()
+    rig.pusher.partner = partner
+    partner.answer.set()
+    assert await rig.push(JSON, [to("alice"), to("bob")]) == [7, 7]
+    assert await rig.pusher.one(Item("carol", "hello")) == 7
+    assert partner.pushed == [["alice"], ["bob"], "carol"]
+
+
+async def test_held_back_pushes_begin_when_those_under_way_are_answered() -> None:
+    rig, partner = Rig(), Elsewhere()
+    rig.pusher.partner = partner
+    first = asyncio.create_task(rig.push(JSON, [to("alice")]))
+    await asyncio.sleep(0)
+    steps: list[str] = []
+
+    async def hold_back() -> None:
+        async with rig.pusher.held_back():
+            steps.append("held back")
+            await asyncio.sleep(0)
+            steps.append("let go")
+
+    holding = asyncio.create_task(hold_back())
+    await asyncio.sleep(0)
+    second = asyncio.create_task(rig.push(JSON, [to("bob")]))
+    await asyncio.sleep(0)
+    assert (partner.pushed, steps) == ([["alice"]], [])
+    partner.answer.set()
+    await first
+    steps.append("answered")
+    await asyncio.gather(holding, second)
+    assert partner.pushed == [["alice"], ["bob"]]
+    assert sorted(steps) == ["answered", "held back", "let go"]
+    async with rig.pusher.held_back():  # at once, where nothing is under way
+        pass
+
+
+class ByTheirIds(FakeConnection):
+    @staticmethod
+    def form(delivery: Delivery) -> bytes:
+        return delivery.id.encode()
+
+
+async def test_messages_without_an_id_get_numbers_of_no_earlier_process() -> None:
+    rig, connection = Rig(), ByTheirIds(identity("alice"))
+    rig.hub.add(connection)
+    await rig.push(JSON, [to("alice"), to("alice")])
+    rig.pusher.begin_generation(1)
+    await rig.push(JSON, [to("alice")])
+    assert connection.got == [b"e1-1", b"e1-2", b"e1-%d" % (2**40 + 1)]

@@ -538,3 +538,59 @@ async def test_a_user_is_not_found_where_the_lease_may_have_lapsed(
         rig.registrar._held_at -= rig.registrar._timings.lease_seconds
         rig.registry.available = False  # no heartbeat brings it back
         assert not await rig.registrar.findable("alice", timeout_seconds=5.0)
+
+
+async def test_a_node_that_is_taken_over_is_ready_and_claims_and_writes_nothing(rig: Rig) -> None:
+    rig.registry.leased_by = NODE
+    rig.registrar.go_on(1.0)
+    rig.hub.add(FakeConnection(identity("alice")))
+    assert rig.registrar.ready.is_set()
+    async with rig.running():
+        await until(lambda: rig.registry.heartbeats >= 2)
+        assert rig.registrar.is_findable("alice")
+        age_seconds = rig.registrar.lease_age_seconds
+        assert age_seconds is not None
+        assert 0 <= age_seconds < 1.0
+    assert rig.registry.claims == 0
+    assert rig.registry.writes == []
+
+
+async def test_a_node_that_is_taken_over_without_a_registry_is_ready_all_the_same(
+    rig: Rig,
+) -> None:
+    rig.registry.available = False
+    rig.registrar.go_on(None)
+    assert rig.registrar.lease_age_seconds is None
+    async with rig.running():
+        assert not rig.registrar.is_findable("alice")
+        rig.registry.available = True
+        await until(lambda: rig.registry.heartbeats)
+
+
+async def test_a_user_of_the_next_process_is_not_written_as_gone(rig: Rig) -> None:
+    async with rig.running():
+        alice, bob = rig.connect("alice", "bob")
+        assert await rig.written("bob")
+        rig.registrar.elsewhere = {"alice"}
+        rig.disconnect(alice, bob)
+        assert await rig.written("bob")
+        assert rig.registry.users == {"alice"}
+        rig.connect("alice")  # comes back here, to be passed later
+        assert await rig.written("alice")
+        assert rig.registry.users == {"alice"}
+
+
+async def test_a_change_that_is_left_to_the_next_process_is_told_and_not_written(rig: Rig) -> None:
+    async with rig.running():
+        rig.registry.open.clear()
+        rig.connect("alice")
+        await until(lambda: rig.registrar.is_writing("alice"))
+        assert rig.registrar.is_writing_any
+        rig.connect("bob", "carol")
+        assert rig.registrar.unwritten() == ["bob", "carol", "alice"]
+        assert rig.registrar.leave_to_next("bob")
+        assert not rig.registrar.leave_to_next("dora")
+        rig.registry.open.set()
+        assert await rig.written("carol")
+        assert rig.registry.users == {"alice", "carol"}
+        assert rig.registrar.unwritten() == []

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from gateway.connections.connection import Connection
 from gateway.connections.delivery import Delivery
 from gateway.connections.gate import Replayed
 from gateway.connections.hub import Addressed, Hub, Partial, Refusal, Result, Results
@@ -316,3 +317,21 @@ def test_new_messages_around_a_repeat_come_in_their_order_to_a_resumed_connectio
     back = alice.connect(replayed_to=5)
     assert alice.push(5, 6, 7) == [1, 1, 1]
     assert back.got == [b"5", b"6", b"7"]
+
+
+def test_the_next_process_knows_repeats_by_the_hashes_of_one_that_hashes_alike() -> None:
+    earlier, later = Node(), Node()
+    earlier.push_ids("alice", "m-1", "m-2")
+    later.push_ids("alice", "m-3")
+    later.repeats.adopt_generations(*earlier.repeats.generations())
+    later.push_ids("alice", "m-1", "m-2", "m-3", "m-4")
+    assert later.taken() == [("alice", "m-3"), ("alice", "m-4")]
+
+
+def test_partly_taken_messages_are_told_by_user_with_their_whole_names() -> None:
+    repeats, takers = Repeats(10), frozenset[Connection]({FakeConnection()})
+    name: Name = ("alice", "m-1", "phone", "orders")
+    repeats.adopt_partly_taken(name, takers)
+    repeats.adopt_partly_taken(("bob", "m-1", None, None), takers)
+    assert list(repeats.partly_taken_of({"alice"})) == [(name, takers)]
+    assert repeats.takers(name) == takers

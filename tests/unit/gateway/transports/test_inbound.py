@@ -1,8 +1,11 @@
 """What a WebSocket client sends, put together: messages, fragments, and what ends it."""
 
 import struct
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.transports.inbound import Inbound
 from tests.unit.gateway.transports.test_websocket import (
@@ -287,3 +290,33 @@ def test_it_is_needed_until_the_last_fragment() -> None:
         assert inbound.between_messages is between
     taken(inbound, last)
     assert inbound.between_messages
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> bytes:
+    """Messages of one to four fragments, with Pings between, and lengths of every form."""
+    frames: list[bytes] = []
+    for _ in range(draw(st.integers(1, 3))):
+        opcode = draw(st.sampled_from((TEXT, BINARY)))
+        size = draw(st.sampled_from((0, 1, 125, 126, 127, 300, 2_500)))
+        payload = (MIXED * size)[:size].encode() if opcode == TEXT else b"b" * size
+        cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=3)))
+        sizes = [end - start for start, end in pairwise((0, *cuts))]
+        for each in fragments(payload, *sizes, opcode=opcode):
+            frames += [client_frame(PING, b"p")] * draw(st.integers(0, 1))
+            frames.append(each)
+    return b"".join(frames)
+
+
+@given(conversations(), st.data())
+def test_wherever_a_client_is_cut_another_parser_goes_on(data: bytes, draws: st.DataObject) -> None:
+    whole = taken(made(), data, max_frames=10_000)
+    cut = draws.draw(st.integers(0, len(data)))
+    pieces = sorted(draws.draw(st.lists(st.integers(0, cut), max_size=4)))
+    first, second = made(), made()
+    got = taken(first, *(data[a:b] for a, b in pairwise((0, *pieces, cut))), max_frames=10_000)
+    first.answer()
+    assert taken(second, first.begun()) == []
+    assert second.answer() == b""
+    assert second.between_messages == first.between_messages
+    assert got + taken(second, data[cut:], max_frames=10_000) == whole
