@@ -311,8 +311,9 @@ async def test_when_one_of_the_two_ends_in_the_middle_the_other_is_the_node(
     first = successions.start()
     clients = [Returning(first.port, f"user-{number}") for number in range(CROWD)]
     async with AsyncExitStack() as stack:
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        running = [tasks.create_task(client.run()) for client in clients]
+        for client in clients:
+            running = asyncio.create_task(client.run())
+            stack.callback(running.cancel)
         node = await node_of(first)
         leavers = [f"leaver-{number}" for number in range(LEAVERS)]
         for user in leavers:
@@ -350,8 +351,6 @@ async def test_when_one_of_the_two_ends_in_the_middle_the_other_is_the_node(
             return found.count((node,)) == await here(staying, leavers) == LEAVERS - found.count(())
 
         await eventually(no_phantoms, "who has left is in no entry")
-        for task in running:
-            task.cancel()
     third = successions.make()
     await asyncio.to_thread(third.start)
     assert await asyncio.to_thread(staying.wait, 10.0) == 0
