@@ -5,12 +5,13 @@ on uvloop, as the servers do. The fixtures here are synchronous, so that any sco
 """
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import structlog
@@ -25,8 +26,22 @@ from tests.support.valkey import RedisServer
 # As in servers at their default level: the lines of single connections are not made.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
+#: No test takes a fifth of that. A test that hangs ends its worker, with the tracebacks of all
+#: threads; pytest-xdist says which test it was, and goes on with another worker.
+HANGS_SECONDS: Final = 600.0
+
 # A shell starts background commands with SIGINT ignored, and what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """End a test that hangs."""
+    faulthandler.dump_traceback_later(HANGS_SECONDS, exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(wrapper=True)
