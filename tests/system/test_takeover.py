@@ -270,10 +270,16 @@ class Returning:
         self.got: list[int] = []
         self.reconnects = -1
         self._port = port
+        self._goes_on = True
+
+    def stop(self, running: asyncio.Task[None]) -> None:
+        """End, also where a time-out at the same moment takes the cancellation away."""
+        self._goes_on = False
+        running.cancel()
 
     async def run(self) -> None:
         cursor: str | None = None
-        while True:
+        while self._goes_on:
             with contextlib.suppress(OSError, Ended, AssertionError, TimeoutError):
                 async with connect("ws-v1", self._port, self.user, cursor=cursor) as client:
                     assert isinstance(client, WebSocketClient)
@@ -311,9 +317,10 @@ async def test_when_one_of_the_two_ends_in_the_middle_the_other_is_the_node(
     first = successions.start()
     clients = [Returning(first.port, f"user-{number}") for number in range(CROWD)]
     async with AsyncExitStack() as stack:
-        for client in clients:
-            running = asyncio.create_task(client.run())
-            stack.callback(running.cancel)
+        running = [asyncio.create_task(client.run()) for client in clients]
+        stack.push_async_callback(asyncio.wait, running, timeout=10.0)
+        for client, task in zip(clients, running, strict=True):
+            stack.callback(client.stop, task)
         node = await node_of(first)
         leavers = [f"leaver-{number}" for number in range(LEAVERS)]
         for user in leavers:
