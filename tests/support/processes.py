@@ -58,6 +58,11 @@ def free_port() -> int:
                 return port
 
 
+def inherited() -> dict[str, str]:
+    """Give this process's environment without PUSHGATE_… variables, such as those of CI."""
+    return {name: v for name, v in os.environ.items() if not name.startswith("PUSHGATE_")}
+
+
 def wait_until(
     condition: Callable[[], object], what: str, *, timeout_seconds: float = START_SECONDS
 ) -> None:
@@ -99,11 +104,10 @@ class PushgateProcess:
 
     def start(self, *, until_ready: bool = True) -> Self:
         """Start it; after an end, start it again as it was."""
-        inherited = {name: v for name, v in os.environ.items() if not name.startswith("PUSHGATE_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 tied_to_parent([*self.through, sys.executable, "-m", "pushgate", self.command]),
-                env=inherited | {"PYTHONUNBUFFERED": "1"} | self.env,
+                env=inherited() | {"PYTHONUNBUFFERED": "1"} | self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -21,7 +21,7 @@ from tests.support.certificate import write_certificate
 from tests.support.clients import Client, bearer, connect, head, pusher_to, request
 from tests.support.notify import NotifySocket
 from tests.support.orphans import adopting, children
-from tests.support.processes import INTERNAL_SECRET, STOP_SECONDS, GatewayProcess
+from tests.support.processes import INTERNAL_SECRET, STOP_SECONDS, GatewayProcess, inherited
 from tests.support.valkey import RedisServer
 from tests.support.workers_process import COUNT, WorkersProcess
 
@@ -94,7 +94,7 @@ async def reload(gateway: GatewayProcess, *flags: str, **variables: str) -> tupl
     """Run `pushgate reload` with the gateway's variables and `variables`; status and output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pushgate", "reload", *flags),
-        env={**os.environ, **gateway.env, **variables},
+        env={**inherited(), **gateway.env, **variables},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

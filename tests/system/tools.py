@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pushgate.embedded import tied_to_parent
-from tests.support.processes import INTERNAL_SECRET
+from tests.support.processes import INTERNAL_SECRET, inherited
 
 #: For a tool to end, or to say something.
 SECONDS: Final = 20.0
@@ -102,5 +102,4 @@ def _read_to_end(terminal: int) -> bytes:
 
 def _inherited() -> dict[str, str]:
     # A worker of pytest-xdist has COLUMNS, which programs believe before the terminal.
-    foreign = ("PUSHGATE_", "COLUMNS", "LINES")
-    return {name: v for name, v in os.environ.items() if not name.startswith(foreign)}
+    return {name: v for name, v in inherited().items() if name not in ("COLUMNS", "LINES")}

@@ -15,6 +15,7 @@ from pushgate.reloads import NoReload, Reloads, Renewal, Request, ask, reloads_a
 from pushgate.supervisor import Supervisor
 from tests.support.clients import eventually
 from tests.support.notify import NotifySocket
+from tests.support.processes import inherited
 
 pytestmark = pytest.mark.anyio
 
@@ -276,7 +277,7 @@ async def command(path: str, *flags: str, **variables: str) -> tuple[int, str, s
     """Run `pushgate reload`; give its status, standard output, and standard error."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pushgate", "reload", *flags),
-        env={**os.environ, "PUSHGATE_TAKEOVER_SOCKET": path, **variables},
+        env={**inherited(), "PUSHGATE_TAKEOVER_SOCKET": path, **variables},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
