@@ -65,6 +65,10 @@ _PARTITIONS: Final = 4
 _PROCESSORS: Final = 2
 #: From the start of a take-over: the time of a window, whether calm or not.
 _WINDOW_SECONDS: Final = 8.0
+#: For how long hindered clients are hindered in a calm window.
+_CALM_SECONDS: Final = 3.0
+#: The clients have read what came while hindered clients were made.
+_CAUGHT_UP_SECONDS: Final = 0.5
 _SETTLE_SECONDS: Final = 60.0
 _PATIENCE_SECONDS: Final = 120.0
 _BODY: Final = b"half of a frame"
@@ -78,10 +82,20 @@ class Crowds:
     """Crowds of several kinds that one thread serves."""
 
     def __init__(self, crowds: Sequence[Crowd]) -> None:
-        self._crowds = {crowd.descriptor: crowd for crowd in crowds}
+        self._crowds: dict[int, Crowd] = {}
         self._ready = select.epoll()
-        for descriptor in self._crowds:
-            self._ready.register(descriptor, select.EPOLLIN)
+        for crowd in crowds:
+            self.add(crowd)
+
+    def add(self, crowd: Crowd) -> None:
+        """Serve one more crowd."""
+        self._crowds[crowd.descriptor] = crowd
+        self._ready.register(crowd.descriptor, select.EPOLLIN)
+
+    def remove(self, crowd: Crowd) -> None:
+        """Serve a crowd no more."""
+        self._ready.unregister(crowd.descriptor)
+        del self._crowds[crowd.descriptor]
 
     def until(self, done: Callable[[], object], *, seconds: float = _PATIENCE_SECONDS) -> None:
         """Take inbound bytes until `done` returns true.
@@ -127,16 +141,15 @@ class Slow:
             if answer.json()["results"] != [1] * len(messages):
                 raise LoadtestError(f"slow clients have no room: {answer.text[:200]}")
 
-    def relieve(self) -> None:
-        """Read everything that was pushed.
+    def relieve(self, crowds: Crowds) -> None:
+        """Read everything that was pushed, while the others go on.
 
         Raises:
             LoadtestError: a client did not get each message once and in order.
         """
-        self._crowd.until(
-            lambda: all(len(got) >= len(self._sent) for got in self._received.values()),
-            seconds=_PATIENCE_SECONDS,
-        )
+        crowds.add(self._crowd)
+        crowds.until(lambda: all(len(got) >= len(self._sent) for got in self._received.values()))
+        crowds.remove(self._crowd)
         if any(got != self._sent for got in self._received.values()):
             raise LoadtestError("slow clients did not get each message once and in order")
 
@@ -225,12 +238,18 @@ def _longest_pause(log: str) -> float:
 
 
 @contextmanager
-def hindered(gateway: Gateway) -> Iterator[None]:
-    """Have clients with unsent messages, and in the middle of a frame; at the end all go on."""
+def hindered(gateway: Gateway, crowds: Crowds, began: list[float]) -> Iterator[None]:
+    """Have clients with unsent messages, and in the middle of a frame; at the end all go on.
+
+    The start of the window is added to `began`: until then the others are not served.
+    """
     with closing(Slow(gateway)) as slow, closing(Halted(gateway)) as halted:
+        crowds.rest(_CAUGHT_UP_SECONDS)
+        began.append(time.monotonic())
         yield
         halted.relieve()
-        slow.relieve()
+        slow.relieve(crowds)
+        crowds.rest(began[-1] + _WINDOW_SECONDS - time.monotonic())
 
 
 @contextmanager
@@ -312,17 +331,11 @@ def take_over(
     crowds.rest(_SETTLE_SECONDS)
     account.first_bytes = gateway.memory().anonymous
     for _ in range(arguments.times):
-        began = time.monotonic()
-        account.calm.append(began)
-        with hindered(gateway):
-            crowds.rest(1.0)
-        crowds.rest(began + _WINDOW_SECONDS - time.monotonic())
+        with hindered(gateway, crowds, account.calm):
+            crowds.rest(_CALM_SECONDS)
     for _ in range(arguments.times):
-        began = time.monotonic()
-        account.taken_over.append(began)
-        with hindered(gateway):
+        with hindered(gateway, crowds, account.taken_over):
             renew(gateway, crowds, account, restart=arguments.restart)
-        crowds.rest(began + _WINDOW_SECONDS - time.monotonic())
     crowds.rest(_SETTLE_SECONDS)
     account.last_bytes = gateway.memory().anonymous
     return account
@@ -350,7 +363,7 @@ def longest(ledger: Ledger, acknowledged: array[float], account: Account) -> lis
         waits = [
             arrived - sent
             for sent, arrived in zip(acknowledged, ledger.arrived, strict=True)
-            if any(began - 1 <= sent < began + _WINDOW_SECONDS for began in windows)
+            if any(began <= sent < began + _WINDOW_SECONDS for began in windows)
         ]
         worst.append(max(waits, default=0.0))
     return worst
